@@ -1,0 +1,103 @@
+"""The tensors that travel through one step, and the one place that knows how a pair is laid out.
+
+Legend: B pairs; N = 2B images (all chosen, then all rejected); C,H,W latent; L text tokens; D text width;
+P pooled width; X,Y pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class _MovableTensors:
+    """Gives a dataclass of tensors `to(device)`; what is not a tensor stays as it is."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        moved = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            moved[field.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSamples(_MovableTensors):
+    """What the loader yields: decoded pixels and every random draw of B pairs, on the CPU.
+
+    chosen_pixels, rejected_pixels: (B, 3, X, Y) in [-1, 1]. prompts: B strings, '' where dropped.
+    chosen_time_ids, rejected_time_ids: (B, 6) SDXL micro-conditioning. timesteps: (B,) int64.
+    noise: (B, C, H, W), shared by the pair. chosen_posterior_noise, rejected_posterior_noise: (B, C, H, W)
+    standard normal draws for the VAE posterior. pair_ids: (B,) int64. All floats fp32.
+    """
+
+    chosen_pixels: Tensor
+    rejected_pixels: Tensor
+    prompts: list[str]
+    chosen_time_ids: Tensor
+    rejected_time_ids: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    chosen_posterior_noise: Tensor
+    rejected_posterior_noise: Tensor
+    pair_ids: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning(_MovableTensors):
+    """What a UNet is told beside the noisy latents; pooled and time_ids are None for SD1.5.
+
+    text_states: (N, L, D). pooled: (N, P). time_ids: (N, 6).
+    """
+
+    text_states: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceBatch(_MovableTensors):
+    """One micro-batch as data: the step is a function of it.
+
+    latents: (N, C, H, W) scaled clean latents. noise: (B, C, H, W). timesteps: (B,) int64.
+    text_states: (B, L, D). pooled: (B, P) or None. time_ids: (N, 6) or None. pair_ids: (B,) int64.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    text_states: Tensor
+    pooled: Tensor | None
+    time_ids: Tensor | None
+    pair_ids: Tensor
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.pair_ids)
+
+    def conditioning(self) -> Conditioning:
+        """Return the conditioning of all N images: the prompt is the pair's, the size each image's own."""
+        return Conditioning(
+            text_states=repeat_for_pair(self.text_states),
+            pooled=None if self.pooled is None else repeat_for_pair(self.pooled),
+            time_ids=self.time_ids,
+        )
+
+
+def stack_pair(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Lay (B, ...) and (B, ...) out as (N, ...): all chosen, then all rejected."""
+    return torch.cat([chosen, rejected])
+
+
+def split_pair(stacked: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the chosen and the rejected half of (N, ...), each (B, ...)."""
+    chosen, rejected = stacked.chunk(2)
+    return chosen, rejected
+
+
+def repeat_for_pair(shared: Tensor) -> Tensor:
+    """Give both images of each pair the pair's own value: (B, ...) -> (N, ...)."""
+    return torch.cat([shared, shared])

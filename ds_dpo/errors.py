@@ -1,0 +1,56 @@
+"""Errors that speak to the user: what was asked, what was found, what would work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_STATUS_OF_ERROR = 2
+
+
+class DsDpoError(Exception):
+    """A failure whose message is written for the user; programs print it without a traceback."""
+
+    same_on_all_ranks = False
+
+
+class ConfigError(DsDpoError):
+    """A configuration that cannot run: names the field, its value and what would fit."""
+
+    same_on_all_ranks = True
+
+
+class DataError(DsDpoError):
+    """A dataset, column, row or image that cannot be used."""
+
+
+class ModelError(DsDpoError):
+    """A model folder, weight file or attention backend that cannot be used."""
+
+
+class CheckpointError(DsDpoError):
+    """A checkpoint that is missing, torn, foreign, or cannot be written."""
+
+
+class PreflightError(DsDpoError):
+    """A check before the first update failed; nothing was trained."""
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program's main function; print a DsDpoError as one message and exit with status 2.
+
+    A message that every rank would print alike is printed by rank 0 alone.
+    """
+    try:
+        main()
+    except DsDpoError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not error.same_on_all_ranks:
+            where = f" (rank {rank})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank != "0" else ""
+            print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        sys.exit(EXIT_STATUS_OF_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
