@@ -20,7 +20,9 @@ class _MovableTensors:
         moved = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            moved[field.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            moved[field.name] = (
+                value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            )
         return type(self)(**moved)
 
 
