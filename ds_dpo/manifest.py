@@ -1,0 +1,182 @@
+"""The manifest of a checkpoint: what belongs to it, so that a torn or altered one is never loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ds_dpo.errors import CheckpointError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = 1
+STEP_FOLDER = re.compile(r"step_(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and hexadecimal SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint folder holds and which run state it is; files: relative name -> entry."""
+
+    step: int
+    world_size: int
+    stage: int
+    precision: str
+    fingerprint: str
+    files: dict[str, FileEntry]
+    format: int = MANIFEST_FORMAT
+
+
+def step_folder_name(step: int) -> str:
+    """Name of the checkpoint folder of a step: step_00000200."""
+    return f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """Step that a checkpoint folder's name states, None for any other name."""
+    match = STEP_FOLDER.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, read in pieces. Raises CheckpointError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return FileEntry(size=file.tell(), sha256=digest.hexdigest())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write folder/manifest.json, synced to the disk; the last file of a checkpoint to be written.
+
+    Raises CheckpointError when the disk refuses it.
+    """
+    path = folder / MANIFEST_NAME
+    temporary = folder / f"{MANIFEST_NAME}.tmp"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read folder/manifest.json without looking at the files. Raises CheckpointError naming what is wrong."""
+    path = folder / MANIFEST_NAME
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no {MANIFEST_NAME}, so the checkpoint was never completed") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    with _malformed(path):
+        return _parse(fields)
+
+
+def _parse(fields: dict[str, Any]) -> Manifest:
+    if fields["format"] != MANIFEST_FORMAT:
+        raise ValueError(f"format {fields['format']!r}, this version reads {MANIFEST_FORMAT}")
+    files = {str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in fields["files"].items()}
+    # a manifest is an untrusted file too: it must not send the reader outside of its folder
+    outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise ValueError(f"file {outside[0]!r} lies outside of the checkpoint")
+    return Manifest(
+        step=int(fields["step"]),
+        world_size=int(fields["world_size"]),
+        stage=int(fields["stage"]),
+        precision=str(fields["precision"]),
+        fingerprint=str(fields["fingerprint"]),
+        files=files,
+    )
+
+
+@contextlib.contextmanager
+def _malformed(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a manifest of this project ({error})") from error
+
+
+def verify_manifest(folder: Path, *, names: Iterable[str] | None = None, checksums: bool = True) -> Manifest:
+    """Read the manifest and compare the files with it.
+
+    names: the files to look at (a rank verifies its own); None looks at all, and refuses shards that the
+    manifest does not know. checksums=False compares names and sizes only, which reads no file.
+    Raises CheckpointError naming the first file that is missing, unknown, or of another size or content.
+    """
+    manifest = read_manifest(folder)
+    if names is None:
+        unknown = sorted({path.name for path in folder.glob("*.pt")} - manifest.files.keys())
+        if unknown:
+            raise CheckpointError(f"{folder / unknown[0]}: not in the manifest; left over from another checkpoint?")
+    for name in sorted(manifest.files if names is None else names):
+        if name not in manifest.files:
+            raise CheckpointError(f"{folder / name}: not in the manifest")
+        _verify_file(folder / name, manifest.files[name], checksums=checksums)
+    return manifest
+
+
+def _verify_file(path: Path, expected: FileEntry, *, checksums: bool) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, but listed in the manifest")
+    if path.stat().st_size != expected.size:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, the manifest says {expected.size}")
+    if checksums and hash_file(path).sha256 != expected.sha256:
+        raise CheckpointError(f"{path}: content differs from the manifest's SHA-256; the file is damaged or altered")
+
+
+def checkpoint_folders(checkpoints_dir: Path) -> list[Path]:
+    """Folders named step_N in a run's checkpoints folder, newest first; [] where there is none."""
+    if not checkpoints_dir.is_dir():
+        return []
+    found = [path for path in checkpoints_dir.iterdir() if path.is_dir() and step_of(path) is not None]
+    return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
+
+
+def newest_valid_checkpoint(
+    checkpoints_dir: Path, *, checksums: bool = True
+) -> tuple[Path | None, list[CheckpointError]]:
+    """Newest step folder whose manifest verifies, and why newer ones were passed over.
+
+    (None, []) means that there is no checkpoint at all; (None, reasons) that all are damaged.
+    """
+    reasons: list[CheckpointError] = []
+    for folder in checkpoint_folders(checkpoints_dir):
+        try:
+            verify_manifest(folder, checksums=checksums)
+        except CheckpointError as reason:
+            reasons.append(reason)
+        else:
+            return folder, reasons
+    return None, reasons
