@@ -1,0 +1,72 @@
+"""Which files of a DeepSpeed tag folder hold what, and whether any is missing or too many."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_dpo.errors import CheckpointError
+
+MODEL_STATES = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
+OPTIMIZER_STATES = re.compile(r"(?P<bf16>bf16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
+
+
+@dataclasses.dataclass(frozen=True)
+class TagFiles:
+    """Files of a tag folder in order of rank; optimizer is empty without ZeRO, model has one file below ZeRO 3."""
+
+    folder: Path
+    model: tuple[Path, ...]
+    optimizer: tuple[Path, ...]
+
+
+def is_tag_folder(folder: Path) -> bool:
+    """Tell whether DeepSpeed saved a checkpoint into this folder."""
+    return any(folder.glob("*_model_states.pt"))
+
+
+def find_files(folder: Path) -> TagFiles:
+    """Sort the files of a tag folder by kind and rank.
+
+    Raises CheckpointError for a folder without model states, a missing rank, files of two precisions or two layouts
+    side by side, and for model, pipeline or expert parallel checkpoints, which this project neither makes nor reads.
+    """
+    names = sorted(path.name for path in folder.glob("*_states.pt"))
+    model = [match for name in names if (match := MODEL_STATES.fullmatch(name))]
+    optimizer = [match for name in names if (match := OPTIMIZER_STATES.fullmatch(name))]
+    foreign = sorted(set(names) - {match[0] for match in (*model, *optimizer)})
+    parallel = [match[0] for match in (*model, *optimizer) if int(match["mp"]) != 0]
+    if foreign or parallel:
+        raise CheckpointError(
+            f"{folder / (foreign + parallel)[0]}: not a file of a data-parallel ZeRO checkpoint; "
+            "model, pipeline and expert parallel ones are not supported"
+        )
+    if not model:
+        raise CheckpointError(f"{folder}: no *_model_states.pt, so this is not a DeepSpeed checkpoint folder")
+    if len({match["bf16"] for match in optimizer}) > 1:
+        raise CheckpointError(f"{folder}: optimizer shards with and without bf16_ mixed; two runs were saved into it")
+    if len({match["rank"] is None for match in model}) > 1:
+        raise CheckpointError(f"{folder}: model states of ZeRO 3 and of another stage mixed; two runs were saved into it")
+    return TagFiles(folder, _in_order(folder, model), _in_order(folder, optimizer))
+
+
+def _in_order(folder: Path, matches: Sequence[re.Match[str]]) -> tuple[Path, ...]:
+    by_rank = {int(match["rank"] or 0): match for match in matches}
+    missing = sorted(set(range(max(by_rank, default=-1) + 1)) - by_rank.keys())
+    if missing:
+        example = next(iter(by_rank.values()))
+        name = example[0].replace(f"rank_{example['rank']}_", f"rank_{missing[0]}_", 1)
+        raise CheckpointError(f"{folder / name}: missing, so the checkpoint is incomplete")
+    return tuple(folder / by_rank[rank][0] for rank in sorted(by_rank))
+
+
+def check_number_of_ranks(files: Sequence[Path], *, expected: int) -> None:
+    """Raise CheckpointError unless there is one file for each of the expected ranks."""
+    if len(files) < expected:
+        raise CheckpointError(
+            f"{files[0].parent}: written by {expected} ranks, but only {len(files)} files like {files[0].name} are there"
+        )
+    if len(files) > expected:
+        raise CheckpointError(f"{files[expected]}: left over from a run of more ranks; this one had {expected}")
