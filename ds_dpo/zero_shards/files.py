@@ -48,7 +48,7 @@ def find_files(folder: Path) -> TagFiles:
     if len({match["bf16"] for match in optimizer}) > 1:
         raise CheckpointError(f"{folder}: optimizer shards with and without bf16_ mixed; two runs were saved into it")
     if len({match["rank"] is None for match in model}) > 1:
-        raise CheckpointError(f"{folder}: model states of ZeRO 3 and of another stage mixed; two runs were saved into it")
+        raise CheckpointError(f"{folder}: model states of ZeRO 3 and of another stage; two runs were saved into it")
     return TagFiles(folder, _in_order(folder, model), _in_order(folder, optimizer))
 
 
@@ -66,7 +66,7 @@ def check_number_of_ranks(files: Sequence[Path], *, expected: int) -> None:
     """Raise CheckpointError unless there is one file for each of the expected ranks."""
     if len(files) < expected:
         raise CheckpointError(
-            f"{files[0].parent}: written by {expected} ranks, but only {len(files)} files like {files[0].name} are there"
+            f"{files[0].parent}: written by {expected} ranks, but there are {len(files)} files like {files[0].name}"
         )
     if len(files) > expected:
         raise CheckpointError(f"{files[expected]}: left over from a run of more ranks; this one had {expected}")

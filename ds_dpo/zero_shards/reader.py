@@ -41,9 +41,14 @@ class ZeroCheckpoint:
         if name not in self.parameters:
             raise CheckpointError(f"{self.folder}: no parameter {name!r} among {len(self.parameters)}")
         placement = self.parameters[name]
-        table = self._shards.tables.get("frozen" if placement.is_frozen and quantity == "fp32" else quantity)
-        if table is None or (placement.is_frozen and quantity != "fp32"):
-            why = "the parameter is frozen" if placement.is_frozen else f"stage {self.stage}, no update yet, or none saved"
+        is_saved_weight = placement.is_frozen and quantity == "fp32"
+        table = self._shards.tables.get("frozen" if is_saved_weight else quantity)
+        if table is None or (placement.is_frozen and not is_saved_weight):
+            why = (
+                "the parameter is frozen"
+                if placement.is_frozen
+                else f"ZeRO {self.stage} before any update, or not saved"
+            )
             raise CheckpointError(f"{self.folder}: no {quantity} of {name!r} ({why})")
         tensor = torch.empty(placement.numel, dtype=dtype)
         filled = 0

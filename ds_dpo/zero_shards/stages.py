@@ -132,9 +132,7 @@ def _open_split(folder: Path, model: Sequence[State], optimizer: Sequence[State]
         placements |= place_split_parameters(shapes, group=group, part_sizes=sizes)
     frozen_shapes = model[0].get("frozen_param_shapes") or {}
     for group, (name, shape) in enumerate(frozen_shapes.items()):
-        placements[name] = place_split_parameter(
-            shape, group=group, offset=0, world_size=len(model), is_frozen=True
-        )
+        placements[name] = place_split_parameter(shape, group=group, offset=0, world_size=len(model), is_frozen=True)
     fragments = [[state["frozen_param_fragments"][name] for name in frozen_shapes] for state in model]
     states = [state["optimizer_state_dict"] for state in optimizer]
     return Shards(
@@ -204,9 +202,8 @@ def _check_slices(folder: Path, rank: int, saved: Any, placements: Mapping[str, 
 def _moments(states: Sequence[Any], *, num_groups: int) -> dict[str, Table]:
     """Tables of the AdamW moments, those that every rank has for every group; none before the first update."""
     by_group = [state["state"] if isinstance(state, dict) else dict(enumerate(state)) for state in states]
+    groups = range(num_groups)
     complete = [
-        moment
-        for moment in MOMENTS
-        if all(moment in state.get(group, {}) for state in by_group for group in range(num_groups))
+        moment for moment in MOMENTS if all(moment in state.get(group, {}) for state in by_group for group in groups)
     ]
-    return {moment: [[state[group][moment] for group in range(num_groups)] for state in by_group] for moment in complete}
+    return {moment: [[state[group][moment] for group in groups] for state in by_group] for moment in complete}

@@ -1,0 +1,85 @@
+"""A folder that appears complete or not at all, and that never replaces what is not an earlier export."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.errors import CheckpointError
+
+RECORD_NAME = "export.json"
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, needed_bytes: int, record: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a temporary folder to fill; at the end it is renamed to out, after an error it is removed.
+
+    An earlier export at out is replaced at that moment and not before. record: written as out/export.json beside
+    the list of files, by which a later export knows what it may replace.
+    Raises CheckpointError where out holds anything else, the disk is too small or refuses to be written.
+    """
+    check_replaceable(out)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        check_space(out.parent, needed_bytes=needed_bytes)
+        temporary.mkdir()
+        yield temporary
+        _write_record(temporary, record)
+        _put_in_place(temporary, out)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise CheckpointError unless out is absent, empty, or an earlier export to which nothing was added."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / RECORD_NAME).is_file():
+        raise CheckpointError(f"{out}: exists and is not an earlier export; name another folder, or remove it first")
+    try:
+        own = set(json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{out / RECORD_NAME}: not the record of an export ({error})") from error
+    added = sorted(set(_files(out)) - own - {RECORD_NAME})
+    if added:
+        raise CheckpointError(
+            f"{out}: an earlier export to which {added[0]!r} was added; move that away, or name another folder"
+        )
+
+
+def check_space(folder: Path, *, needed_bytes: int) -> None:
+    """Raise CheckpointError unless the disk of this folder has so many bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise CheckpointError(
+            f"{folder}: {free / 1e9:.2f} GB free, the export needs {needed_bytes / 1e9:.2f} GB; "
+            "free some, or name a folder on another disk"
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    content = {**record, "files": _files(folder)}
+    (folder / RECORD_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _put_in_place(temporary: Path, out: Path) -> None:
+    if not out.exists():
+        temporary.rename(out)
+        return
+    # a folder with files cannot be renamed over, so the former export steps aside first
+    former = out.with_name(f".{out.name}.{os.getpid()}.former")
+    out.rename(former)
+    temporary.rename(out)
+    shutil.rmtree(former)

@@ -1,0 +1,103 @@
+"""Copy the parts of a base pipeline that training leaves as they are, without loading them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from ds_dpo.errors import ModelError
+from ds_dpo.export.hub import fetch_folder
+from ds_dpo.export.source import BaseModel
+
+INDEX_NAME = "model_index.json"
+REPLACED = "unet"
+SETTINGS = (".json", ".txt", ".model", ".jinja")  # of schedulers, tokenizers and models
+WEIGHTS = (".safetensors", ".bin")  # the first that a component has is copied
+
+
+def locate_pipeline(base: BaseModel) -> Path:
+    """Folder of the base pipeline, downloaded without its UNet's weights where it is a hub id.
+
+    Raises ModelError where it is not to be had, or is not a diffusers pipeline with a UNet.
+    """
+    folder = Path(base.name)
+    if not folder.is_dir():
+        patterns = [INDEX_NAME, *(f"*/*{suffix}" for suffix in (*SETTINGS, WEIGHTS[0]))]
+        folder = fetch_folder(base.name, revision=base.revision, patterns=patterns, leave_out=[f"{REPLACED}/*"])
+    if REPLACED not in components(folder):
+        raise ModelError(f"{folder / INDEX_NAME}: names no {REPLACED!r}, so its pipeline cannot take this model")
+    return folder
+
+
+def locate_vae(name: str) -> Path:
+    """Folder with config.json and weights of a VAE: that folder, its subfolder vae, or a hub model's.
+
+    Raises ModelError where there is none.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = fetch_folder(name, revision=None, patterns=["config.json", "*.safetensors"], leave_out=["*/*"])
+    for candidate in (folder, folder / "vae"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ModelError(f"{folder}: neither config.json nor vae/config.json, so no VAE of diffusers")
+
+
+def components(pipeline: Path) -> dict[str, str]:
+    """Components of a pipeline folder and their classes, as model_index.json names them; absent ones left out.
+
+    Raises ModelError where there is no such file.
+    """
+    path = pipeline / INDEX_NAME
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable, so this is no diffusers pipeline ({error})") from error
+    return {name: str(entry[1]) for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+
+
+def list_copies(pipeline: Path, *, variant: str | None, vae: Path | None) -> list[tuple[Path, str]]:
+    """Files of a pipeline to copy, and the names they get: all but the UNet's, with vae in place of its own VAE.
+
+    variant: weights of this variant (model.fp16.safetensors) are taken where there are some, under the plain name.
+    Raises ModelError for a component whose folder is missing or that needs renamed shards.
+    """
+    copies = [(pipeline / INDEX_NAME, INDEX_NAME)]
+    for component in components(pipeline):
+        if component == REPLACED:
+            continue
+        folder = vae if component == "vae" and vae is not None else pipeline / component
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: missing, but {pipeline / INDEX_NAME} names it")
+        copies += [(path, f"{component}/{name}") for path, name in _component_files(folder, variant=variant)]
+    return copies
+
+
+def _component_files(folder: Path, *, variant: str | None) -> list[tuple[Path, str]]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    settings = [path for path in files if path.suffix in SETTINGS and not path.name.endswith(".index.json")]
+    for suffix in WEIGHTS:
+        weights = _weights_of(files, suffix=suffix, variant=variant)
+        if weights:
+            break
+    return [(path, path.name) for path in settings] + weights
+
+
+def _weights_of(files: list[Path], *, suffix: str, variant: str | None) -> list[tuple[Path, str]]:
+    weights = [path for path in files if path.suffix == suffix or path.name.endswith(f"{suffix}.index.json")]
+    of_variant = [path for path in weights if variant is not None and f".{variant}" in path.name]
+    if len(of_variant) > 1:
+        raise ModelError(f"{of_variant[0]}: sharded weights of a variant cannot be renamed; use the plain variant")
+    if of_variant:
+        return [(of_variant[0], of_variant[0].name.replace(f".{variant}", "", 1))]
+    # model.safetensors, or shards with their index; never model.fp16.safetensors
+    plain = [path for path in weights if "." not in path.name.removesuffix(".index.json").removesuffix(suffix)]
+    return [(path, path.name) for path in plain]
+
+
+def copy_files(copies: list[tuple[Path, str]], folder: Path) -> None:
+    """Copy files into a folder under their new names."""
+    for path, name in copies:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)

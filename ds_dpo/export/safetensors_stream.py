@@ -1,0 +1,74 @@
+"""Write a safetensors file tensor by tensor; the library's own writer wants all of them in memory at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+DTYPE_NAMES: dict[torch.dtype, str] = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+HEADER_ALIGNMENT_BYTES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of a tensor that is still to be produced."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def split_into_files(specs: Iterable[TensorSpec], *, max_bytes: int) -> list[list[TensorSpec]]:
+    """Divide tensors, in order, over files of at most max_bytes of data; a larger tensor has a file of its own."""
+    files: list[list[TensorSpec]] = []
+    room = 0
+    for spec in specs:
+        if not files or spec.num_bytes > room:
+            files.append([])
+            room = max_bytes
+        files[-1].append(spec)
+        room -= spec.num_bytes
+    return files
+
+
+def write_safetensors(path: Path, specs: Sequence[TensorSpec], produce: Callable[[TensorSpec], Tensor]) -> None:
+    """Write a file whose tensors are produced, written and let go one after another.
+
+    produce: gives the tensor of a spec, of exactly its shape and dtype.
+    Source: format described in huggingface/safetensors (8-byte length, JSON header, data without gaps).
+    """
+    with path.open("wb") as file:
+        _write_header(file, specs)
+        for spec in specs:
+            tensor = produce(spec)
+            assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), spec.name
+            # as bytes: numpy knows no bfloat16
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _write_header(file: BinaryIO, specs: Sequence[TensorSpec]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for spec in specs:
+        stop = start + spec.num_bytes
+        header[spec.name] = {
+            "dtype": DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT_BYTES)
+    file.write(struct.pack("<Q", len(text)) + text)

@@ -1,0 +1,156 @@
+"""Which checkpoint a path means, and what the run around it says about its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ds_dpo.errors import CheckpointError, ModelError
+from ds_dpo.manifest import (
+    MANIFEST_NAME,
+    checkpoint_folders,
+    newest_valid_checkpoint,
+    step_folder_name,
+    step_of,
+    verify_manifest,
+)
+from ds_dpo.zero_shards.files import is_tag_folder
+
+UNET_CONFIG_NAME = "unet_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint folder whose manifest, if it has one, was verified; run: the run folder around it, if any."""
+
+    folder: Path
+    run: Path | None
+    is_verified: bool
+
+
+def find_source(path: Path, *, step: int | None, say: Callable[[str], None] = print) -> Source:
+    """Choose the checkpoint that path means: a run folder, its checkpoints, a DeepSpeed save_dir, or a checkpoint.
+
+    Of several the newest whose manifest verifies is taken, or that of step. A folder that this project did not
+    write has no manifest and is read unverified. Raises CheckpointError naming what is there instead.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; give a run folder or a checkpoint folder")
+    if is_tag_folder(path):
+        if step is not None:
+            raise CheckpointError(f"{path}: is one checkpoint already; --step is for a run folder")
+        return _verified(path)
+    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if checkpoint_folders(checkpoints):
+        return _of_run(checkpoints, step=step, say=say)
+    return _of_save_dir(checkpoints, step=step)
+
+
+def _of_run(checkpoints: Path, *, step: int | None, say: Callable[[str], None]) -> Source:
+    if step is not None:
+        folder = checkpoints / step_folder_name(step)
+        if not folder.is_dir():
+            steps = sorted(step_of(folder) or 0 for folder in checkpoint_folders(checkpoints))
+            raise CheckpointError(f"{checkpoints}: no checkpoint of step {step}; there are {steps}")
+        return _verified(folder)
+    newest, reasons = newest_valid_checkpoint(checkpoints)
+    for reason in reasons:
+        say(f"passed over: {reason}")
+    if newest is None:
+        raise CheckpointError(f"{checkpoints}: no checkpoint is whole; the newest: {reasons[0]}")
+    return Source(newest, run=_run_around(newest), is_verified=True)
+
+
+def _of_save_dir(save_dir: Path, *, step: int | None) -> Source:
+    latest = save_dir / "latest"
+    if not latest.is_file():
+        raise CheckpointError(f"{save_dir}: no checkpoints/step_N, no *_model_states.pt and no 'latest' in it")
+    tag = latest.read_text(encoding="utf-8").strip() if step is None else f"global_step{step}"
+    # the tag is a file's content: it may name a folder in here only
+    if not tag or Path(tag).name != tag or not is_tag_folder(save_dir / tag):
+        found = sorted(folder.name for folder in save_dir.iterdir() if folder.is_dir() and is_tag_folder(folder))
+        raise CheckpointError(f"{save_dir}: no checkpoint {tag!r}; there are {found}")
+    return _verified(save_dir / tag)
+
+
+def _verified(folder: Path) -> Source:
+    run = _run_around(folder)
+    is_ours = (folder / MANIFEST_NAME).exists() or (run is not None and step_of(folder) is not None)
+    if is_ours:
+        verify_manifest(folder)
+    return Source(folder, run=run, is_verified=is_ours)
+
+
+def _run_around(folder: Path) -> Path | None:
+    run = folder.resolve().parent.parent
+    return run if folder.resolve().parent.name == "checkpoints" and (run / "config.yaml").is_file() else None
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """The pipeline that a run started from: folder or hub id, with revision, weight variant and its own VAE."""
+
+    name: str
+    revision: str | None = None
+    variant: str | None = None
+    vae: str | None = None
+
+
+def base_of_run(run: Path) -> BaseModel:
+    """Read the model section of RUN/config.yaml. Raises CheckpointError where it is not as train.py writes it."""
+    path = run / "config.yaml"
+    try:
+        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        return BaseModel(model["pretrained"], model.get("revision"), model.get("variant"), model.get("vae"))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: no model.pretrained in it ({error}); name the base with --base") from error
+
+
+def choose_base(source: Source, base: str | None) -> BaseModel | None:
+    """The base that the user names, else that of the run, else None."""
+    if base is not None:
+        return BaseModel(base)
+    return None if source.run is None else base_of_run(source.run)
+
+
+def unet_config(source: Source, base: BaseModel | None) -> dict[str, Any]:
+    """The UNet's diffusers configuration: saved with the checkpoint, else that of the base.
+
+    Raises CheckpointError where neither is known and ModelError where the base cannot be read.
+    """
+    own = source.folder / UNET_CONFIG_NAME
+    if own.is_file():
+        return _read_json(own)
+    if base is None:
+        raise CheckpointError(
+            f"{source.folder}: neither {UNET_CONFIG_NAME} nor a run's config.yaml tells the model; "
+            "name the one it was trained from with --base"
+        )
+    return _read_json(_config_of_base(base))
+
+
+def _config_of_base(base: BaseModel) -> Path:
+    folder = Path(base.name)
+    if not folder.is_dir():
+        from ds_dpo.export.hub import fetch_file
+
+        return fetch_file(base.name, "unet/config.json", revision=base.revision)
+    for path in (folder / "unet" / "config.json", folder / "config.json"):
+        if path.is_file():
+            return path
+    raise ModelError(f"{folder}: neither unet/config.json nor config.json, so not a diffusers folder")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a model configuration")
+    return content
