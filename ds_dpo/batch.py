@@ -6,7 +6,7 @@ P pooled width; X,Y pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -20,9 +20,7 @@ class _MovableTensors:
         moved = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            moved[field.name] = (
-                value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-            )
+            moved[field.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
         return type(self)(**moved)
 
 
@@ -66,6 +64,7 @@ class PreferenceBatch(_MovableTensors):
 
     latents: (N, C, H, W) scaled clean latents. noise: (B, C, H, W). timesteps: (B,) int64.
     text_states: (B, L, D). pooled: (B, P) or None. time_ids: (N, 6) or None. pair_ids: (B,) int64.
+    N is 2B, or B once chosen_only() has left the rejected images out.
     """
 
     latents: Tensor
@@ -80,13 +79,30 @@ class PreferenceBatch(_MovableTensors):
     def num_pairs(self) -> int:
         return len(self.pair_ids)
 
+    def chosen_only(self) -> PreferenceBatch:
+        """Return the same pairs without their rejected images: N = B."""
+        chosen = slice(None, self.num_pairs)
+        time_ids = None if self.time_ids is None else self.time_ids[chosen]
+        return replace(self, latents=self.latents[chosen], time_ids=time_ids)
+
+    def image_noise(self) -> Tensor:
+        """Return the noise of all N images, (N, C, H, W): a pair's images share theirs."""
+        return self._per_image(self.noise)
+
+    def image_timesteps(self) -> Tensor:
+        """Return the timesteps of all N images, (N,): a pair's images share theirs."""
+        return self._per_image(self.timesteps)
+
     def conditioning(self) -> Conditioning:
         """Return the conditioning of all N images: the prompt is the pair's, the size each image's own."""
         return Conditioning(
-            text_states=repeat_for_pair(self.text_states),
-            pooled=None if self.pooled is None else repeat_for_pair(self.pooled),
+            text_states=self._per_image(self.text_states),
+            pooled=None if self.pooled is None else self._per_image(self.pooled),
             time_ids=self.time_ids,
         )
+
+    def _per_image(self, shared: Tensor) -> Tensor:
+        return shared if len(self.latents) == self.num_pairs else repeat_for_pair(shared)
 
 
 def stack_pair(chosen: Tensor, rejected: Tensor) -> Tensor:

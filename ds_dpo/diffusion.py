@@ -29,9 +29,7 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
-        return NoiseSchedule(
-            alphas_cumprod=self.alphas_cumprod.to(device), prediction_type=self.prediction_type
-        )
+        return NoiseSchedule(alphas_cumprod=self.alphas_cumprod.to(device), prediction_type=self.prediction_type)
 
     def signal_and_noise_scale(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) as (N, 1, 1, 1) for timesteps (N,)."""

@@ -69,9 +69,7 @@ def _from_launcher(environ: dict[str, str]) -> RankEnvironment:
 def _from_slurm_step(environ: dict[str, str]) -> RankEnvironment:
     world_size = int(environ["SLURM_STEP_NUM_TASKS"])
     tasks_of_nodes = environ.get("SLURM_STEP_TASKS_PER_NODE", str(world_size))  # such as 8(x2) or 8,4
-    master_addr = environ.get("MASTER_ADDR") or _first_slurm_host(
-        environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
-    )
+    master_addr = environ.get("MASTER_ADDR") or _first_slurm_host(environ.get("SLURM_STEP_NODELIST", "127.0.0.1"))
     return RankEnvironment(
         rank=int(environ["SLURM_PROCID"]),
         world_size=world_size,

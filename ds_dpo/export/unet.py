@@ -91,7 +91,9 @@ def write_unet(
         placed = {spec.name: name for name, content in zip(names, files, strict=True) for spec in content}
         index = {"metadata": {"total_size": num_bytes}, "weight_map": placed}
         _write_json(folder / f"{WEIGHTS_STEM}.safetensors.index.json", index)
-    _write_json(folder / "config.json", {**config, "_class_name": "UNet2DConditionModel"})
+    # _name_or_path tells where the base lay on the machine that trained
+    published = {key: value for key, value in config.items() if key != "_name_or_path"}
+    _write_json(folder / "config.json", {**published, "_class_name": "UNet2DConditionModel"})
     _check_written(folder, names, specs)
     return WrittenUnet(num_tensors=len(specs), num_bytes=num_bytes, files=tuple(names))
 

@@ -1,0 +1,203 @@
+"""The policy UNet inside a DeepSpeed engine: updates, master weights, and DeepSpeed's own checkpoint calls."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds_dpo.config import OptimizerConfig, ScheduleConfig
+from ds_dpo.errors import CheckpointError, ConfigError
+from ds_dpo.quiet import quiet_output
+
+with quiet_output():  # DeepSpeed probes compilers and drivers aloud when imported
+    import deepspeed
+    from deepspeed.utils import safe_get_local_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Engine:
+    """A thin face of deepspeed.DeepSpeedEngine: what the trainer needs, in the project's words."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    @property
+    def policy(self) -> nn.Module:
+        """The callable that predicts; forward passes go through it so that ZeRO's hooks run."""
+        return self._raw
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped UNet itself, for its configuration and for sampling."""
+        return self._raw.module
+
+    @property
+    def device(self) -> torch.device:
+        return self._raw.device
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that the next update will use."""
+        return float(self._raw.optimizer.param_groups[0]["lr"])
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The 2-norm over all gradients of the last update, before clipping; None where there is none."""
+        norm = self._raw.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many updates were left out since the start because a gradient was not finite."""
+        return int(self._raw.skipped_steps)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The fp16 loss scale; None in other precisions."""
+        if not self._raw.fp16_enabled():
+            return None
+        return float(self._raw.optimizer.loss_scale)
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient; at the last of an accumulation DeepSpeed also updates the weights.
+
+        loss: scalar, the mean over the micro-batch; DeepSpeed divides by the number of accumulations.
+        """
+        self._raw.backward(loss)
+        self._raw.step()
+
+    def set_master_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Start the fp32 master weights from the file's own values, not from their 16-bit rounding.
+
+        DeepSpeed copies the master from the already rounded module. Only this rank's part of each tensor is
+        written, one tensor at a time, so a mapping that reads lazily from files costs no memory.
+        """
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            value = weights[name].to(device=self.device, dtype=torch.float32)
+            if hasattr(parameter, "ds_tensor"):
+                # ZeRO-3 splits into equal parts, the last ones padded; safe_set_full_fp32_param fails on those
+                part = parameter.ds_tensor.numel()
+                start = self._raw.global_rank * part
+                padded = torch.zeros(part, dtype=torch.float32, device=self.device)
+                own = value.flatten()[start : start + part]
+                padded[: own.numel()] = own
+                safe_set_local_fp32_param(parameter, padded)
+            else:
+                safe_set_full_fp32_param(parameter, value)
+
+    def local_master_weights(self) -> dict[str, Tensor]:
+        """Return this rank's part of each fp32 master weight by name, flat; empty parts are left out."""
+        parts = {}
+        for name, parameter in self.module.named_parameters():
+            part = safe_get_local_fp32_param(parameter)
+            if part is not None and part.numel():
+                parts[name] = part
+        return parts
+
+    def write_checkpoint(self, folder: Path, *, client_state: Mapping[str, Any]) -> None:
+        """Write DeepSpeed's files of all ranks into a folder that does not exist yet; every rank must call.
+
+        client_state: plain values that read_checkpoint gives back.
+        """
+        with quiet_output():
+            self._raw.save_checkpoint(
+                str(folder.parent), tag=folder.name, client_state={"ds_dpo": dict(client_state)}, save_latest=False
+            )
+
+    def read_checkpoint(self, folder: Path) -> dict[str, Any]:
+        """Load weights, optimizer, schedule and counters from such a folder and return its client_state.
+
+        Raises CheckpointError where DeepSpeed finds nothing to load.
+        """
+        with quiet_output():
+            path, client_state = self._raw.load_checkpoint(str(folder.parent), tag=folder.name)
+        if path is None:
+            raise CheckpointError(f"DeepSpeed found no checkpoint in {folder}")
+        return dict(client_state["ds_dpo"])
+
+
+def build_engine(
+    unet: nn.Module,
+    *,
+    settings: dict[str, Any],
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    max_train_steps: int,
+) -> Engine:
+    """Wrap the policy UNet with DeepSpeed, torch's AdamW and a learning-rate schedule of diffusers.
+
+    settings: the complete DeepSpeed dict. The rate follows applied updates only: a skipped one does not advance it.
+    Raises ConfigError where the device cannot do the precision asked for.
+    """
+    from diffusers.optimization import get_scheduler
+
+    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    offloads = "offload_optimizer" in settings.get("zero_optimization", {})
+    adamw = torch.optim.AdamW(
+        trainable,
+        lr=optimizer.learning_rate,
+        betas=(optimizer.adam_beta1, optimizer.adam_beta2),
+        weight_decay=optimizer.weight_decay,
+        eps=optimizer.epsilon,
+        # one kernel for all parameters; needs no compiler, unlike DeepSpeed's own optimizers
+        fused=torch.cuda.is_available() and not offloads,
+    )
+
+    def build_schedule(wrapped: torch.optim.Optimizer) -> Any:
+        return get_scheduler(
+            schedule.name,
+            optimizer=wrapped,
+            num_warmup_steps=schedule.warmup_steps,
+            num_training_steps=schedule.decay_steps or max_train_steps,
+        )
+
+    try:
+        with quiet_output():
+            raw, *_ = deepspeed.initialize(
+                model=unet,
+                model_parameters=trainable,
+                optimizer=adamw,
+                lr_scheduler=build_schedule,
+                config=settings,
+                dist_init_required=False,
+            )
+    except ValueError as error:
+        if "not supported" not in str(error):
+            raise
+        raise ConfigError(f"the precision of deepspeed_config does not run on this device: {error}") from error
+    return Engine(raw)
+
+
+def start_communication(*, timeout_minutes: float, device: torch.device) -> None:
+    """Join all ranks in one process group: NCCL on GPUs, gloo on CPUs; the environment names the ranks."""
+    from datetime import timedelta
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with quiet_output():
+        deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+
+
+def pick_device(local_rank: int) -> torch.device:
+    """Return this rank's device: its GPU where DeepSpeed's accelerator is CUDA, else the CPU."""
+    from deepspeed.accelerator import get_accelerator
+
+    name = get_accelerator().device_name()
+    return torch.device("cpu") if name == "cpu" else torch.device(name, local_rank)
+
+
+def silence_deepspeed() -> None:
+    """Let DeepSpeed speak only of errors; the run's own log says what a user needs."""
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    os.environ.setdefault("DS_LOG_LEVEL", "error")

@@ -1,0 +1,131 @@
+"""One micro-batch, from tensors to loss: the policy, the reference, their errors, the objective.
+
+Legend: B pairs; N = 2B images (all chosen, then all rejected), or N = B where the objective looks at chosen images
+alone; C,H,W latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ds_dpo.batch import Conditioning, PreferenceBatch, split_pair
+from ds_dpo.diffusion import NoiseSchedule, paired_error_difference, squared_error
+from ds_dpo.models.denoiser import predict
+from ds_dpo.models.reference import Reference
+from ds_dpo.objectives import Objective, PairErrors
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """loss: scalar with gradient, the mean over B pairs. pair_quantities: detached (B,) tensors by metric name."""
+
+    loss: Tensor
+    pair_quantities: dict[str, Tensor]
+
+
+class PreferenceStep:
+    """A function of a PreferenceBatch; it knows no DeepSpeed, no rank and no cadence."""
+
+    def __init__(
+        self,
+        *,
+        policy: nn.Module,
+        reference: Reference | None,
+        schedule: NoiseSchedule,
+        objective: Objective,
+        loss: Callable[[PairErrors], Tensor],
+    ) -> None:
+        """Join the parts. loss: the objective's function with its options bound; reference: None if unused."""
+        assert (reference is not None) or not objective.uses_reference
+        self._policy = policy
+        self._reference = reference
+        self._schedule = schedule
+        self._objective = objective
+        self._loss = loss
+
+    @property
+    def compares_with_reference(self) -> bool:
+        return self._objective.uses_reference
+
+    def __call__(self, batch: PreferenceBatch) -> StepOutput:
+        """Predict, compare and judge one micro-batch."""
+        errors = self.errors(batch)
+        pair_losses = self._loss(errors)
+        return StepOutput(
+            loss=pair_losses.mean(),
+            pair_quantities={"loss": pair_losses.detach(), **_pair_quantities(errors)},
+        )
+
+    def errors(self, batch: PreferenceBatch) -> PairErrors:
+        """Return the errors of the pairs of a batch, in fp32, with the policy's gradient attached."""
+        inputs = _noisy_inputs(batch, self._schedule, with_rejected=self._objective.uses_rejected)
+        prediction = predict(self._policy, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+        policy_error = squared_error(prediction, inputs.target)
+        if not self._objective.uses_rejected:
+            return PairErrors(policy_chosen_error=policy_error)
+        policy_chosen_error, policy_rejected_error = split_pair(policy_error)
+        if self._reference is None:
+            return PairErrors(policy_chosen_error=policy_chosen_error, policy_rejected_error=policy_rejected_error)
+        reference = self._reference.predict(inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+        difference = paired_error_difference(prediction, reference, inputs.target)
+        chosen_difference, rejected_difference = split_pair(difference)
+        return PairErrors(
+            policy_chosen_error=policy_chosen_error,
+            policy_rejected_error=policy_rejected_error,
+            chosen_difference=chosen_difference,
+            rejected_difference=rejected_difference,
+        )
+
+    @torch.no_grad()
+    def largest_difference(self, batch: PreferenceBatch) -> float:
+        """Return the largest |policy error - reference error| over a batch: 0 while both hold the same weights."""
+        errors = self.errors(batch)
+        assert errors.chosen_difference is not None
+        assert errors.rejected_difference is not None
+        return float(torch.cat([errors.chosen_difference, errors.rejected_difference]).abs().max())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NoisyInputs:
+    """noisy_latents, target: (N, C, H, W) fp32. timesteps: (N,) int64."""
+
+    noisy_latents: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+    target: Tensor
+
+
+def _noisy_inputs(batch: PreferenceBatch, schedule: NoiseSchedule, *, with_rejected: bool) -> _NoisyInputs:
+    """Noise a batch's latents; both images of a pair get the same noise at the same timestep."""
+    images = batch if with_rejected else batch.chosen_only()
+    noise, timesteps = images.image_noise(), images.image_timesteps()
+    return _NoisyInputs(
+        noisy_latents=schedule.add_noise(images.latents, noise, timesteps),
+        timesteps=timesteps,
+        conditioning=images.conditioning(),
+        target=schedule.target(images.latents, noise, timesteps),
+    )
+
+
+def _pair_quantities(errors: PairErrors) -> dict[str, Tensor]:
+    """Return what a log shows of each pair, detached, (B,) each; the names are rows of metrics.METRICS."""
+    quantities = {"policy_chosen_error": errors.policy_chosen_error}
+    if errors.policy_rejected_error is not None:
+        quantities["policy_rejected_error"] = errors.policy_rejected_error
+    if errors.chosen_difference is not None and errors.rejected_difference is not None:
+        assert errors.policy_rejected_error is not None
+        gap = errors.difference_gap
+        quantities |= {
+            "reference_chosen_error": errors.policy_chosen_error - errors.chosen_difference,
+            "reference_rejected_error": errors.policy_rejected_error - errors.rejected_difference,
+            "chosen_difference": errors.chosen_difference,
+            "rejected_difference": errors.rejected_difference,
+            "implicit_margin": -gap,
+            # a pair that policy and reference judge alike counts half, as in the authors' code
+            "implicit_accuracy": (gap < 0).float() + 0.5 * (gap == 0).float(),
+        }
+    return {name: values.detach() for name, values in quantities.items()}

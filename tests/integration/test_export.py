@@ -1,0 +1,98 @@
+"""A run's shards become what diffusers loads, and that is what the live engine held."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+import ds_dpo
+
+sys.path.insert(0, str(Path(__file__).parent))
+from export_worker import CASES, DTYPES, unet_inputs
+
+pytestmark = pytest.mark.launch
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+MINIATURE = Path(ds_dpo.__file__).parent / "assets" / "miniature" / "model"
+ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One launch for all cases."""
+    out = tmp_path_factory.mktemp("runs")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(HERE / "export_worker.py"), str(out), str(MINIATURE)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+def consolidate(*arguments, cwd):
+    """Run the program as a user does, from anywhere, with the package not on the path."""
+    command = [sys.executable, str(ROOT / "scripts" / "consolidate.py"), *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_unet_is_that_of_the_engine(runs, tmp_path, case):
+    precision = CASES[case]["precision"]
+    done = consolidate(runs / case, tmp_path / "out", "--dtype", precision, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for said in (f"step 2, ZeRO stage {CASES[case]['stage']}, 2 ranks", "manifest verified", 'subfolder="unet"'):
+        assert said in done.stdout
+    dtype = DTYPES[precision]
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet", torch_dtype=dtype).eval()
+    live = torch.load(runs / f"{case}.pt")
+    weights = unet.state_dict()
+    assert weights.keys() == live["module"].keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in live["module"].items())
+    base = UNet2DConditionModel.from_pretrained(MINIATURE, subfolder="unet", torch_dtype=dtype).state_dict()
+    assert not all(torch.equal(weights[name], weight) for name, weight in base.items())
+    with torch.no_grad():
+        prediction = unet(**unet_inputs(unet.config, dtype, seed=99)).sample
+    assert (prediction - live["prediction"]).abs().max() <= 1e-6
+
+
+def test_pipeline_is_the_base_with_another_unet(runs, tmp_path):
+    done = consolidate(runs / "zero3_bf16", tmp_path / "out", "--format", "pipeline", "--dtype", "fp32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tuned = StableDiffusionXLPipeline.from_pretrained(tmp_path / "out")
+    base = StableDiffusionXLPipeline.from_pretrained(MINIATURE)
+    for component in ("vae", "text_encoder", "text_encoder_2"):
+        found, expected = (getattr(pipeline, component).state_dict() for pipeline in (tuned, base))
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    live = torch.load(runs / "zero3_bf16.pt")["module"]
+    assert all(torch.equal(tuned.unet.state_dict()[name].bfloat16(), weight) for name, weight in live.items())
+
+
+def test_deepspeed_is_not_needed(runs, tmp_path):
+    script = ROOT / "scripts" / "consolidate.py"
+    (tmp_path / "deepspeed.py").write_text("raise ImportError('imported')")
+    command = [sys.executable, str(script), str(runs / "zero3_bf16"), str(tmp_path / "out")]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["dtype"] == "fp16"
+
+
+def test_a_damaged_shard_leaves_nothing(runs, tmp_path):
+    folder = runs / "zero1_bf16" / "checkpoints" / "step_00000002"
+    shard = folder / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    try:
+        done = consolidate(runs / "zero1_bf16", tmp_path / "out", cwd=tmp_path)
+    finally:
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    assert done.returncode == 2
+    assert shard.name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
