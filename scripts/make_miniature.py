@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Make the miniature: train its base model on drawings, then sample preference pairs from that model.
+
+    python scripts/make_miniature.py --work runs/miniature [--output ds_dpo/assets/miniature]
+
+About an hour and a half on one core. Interrupted, the same command goes on from its last saved state.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from ds_dpo.miniature.models import save_pipeline
+from ds_dpo.miniature.pairs import write_pairs
+from ds_dpo.miniature.pretrain import describe_quality, pretrain_unet, pretrain_vae
+from ds_dpo.quiet import quiet_libraries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/miniature"), help="folder for training states")
+    parser.add_argument("--output", type=Path, default=Path("ds_dpo/assets/miniature"), help="gets model/ and pairs/")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    quiet_libraries()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+
+    def report(line: str) -> None:
+        print(line, flush=True)
+
+    vae = pretrain_vae(arguments.work, report=report)
+    text, unet = pretrain_unet(arguments.work, vae, report=report)
+    report(describe_quality(text, unet, vae, per_prompt=8))
+    save_pipeline(arguments.output / "model", text=text, vae=vae, unet=unet)
+    write_pairs(arguments.output / "model", arguments.output / "pairs", work=arguments.work, report=report)
+
+
+if __name__ == "__main__":
+    main()
