@@ -103,6 +103,13 @@ class Engine:
                 parts[name] = part
         return parts
 
+    def checkpoint_bytes(self) -> int:
+        """Return about how much a checkpoint of all ranks takes: fp32 master and two moments, and the module's weights."""
+        parameters = list(self.module.parameters())
+        weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
+        return weights + 12 * trained
+
     def write_checkpoint(self, folder: Path, *, client_state: Mapping[str, Any]) -> None:
         """Write DeepSpeed's files of all ranks into a folder that does not exist yet; every rank must call.
 

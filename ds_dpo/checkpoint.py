@@ -1,0 +1,187 @@
+"""Checkpoints that exist or do not: written aside, synced, hashed, agreed on, renamed; read only when they verify."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ds_dpo import manifest
+from ds_dpo.distributed import broadcast_object, gather_objects, is_main, raise_together, rank
+from ds_dpo.engine import Engine
+from ds_dpo.errors import CheckpointError
+from ds_dpo.manifest import FileEntry, Manifest
+
+LATEST = "latest"
+PARTIAL_PREFIX = "partial_"
+UNET_CONFIG = "unet_config.json"
+_RANK_OF_FILE = re.compile(r"zero_pp_rank_(\d+)_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What a checkpoint belongs to: the ranks and ZeRO stage it was cut for, and the run's identity as a hash."""
+
+    world_size: int
+    stage: int
+    precision: str
+    fingerprint: str
+
+
+class CheckpointStore:
+    """The checkpoints folder of one run; every method is called by all ranks together."""
+
+    def __init__(self, folder: Path, *, engine: Engine, identity: RunIdentity, keep: int) -> None:
+        """keep: how many checkpoints stay; older ones are deleted once a newer one is complete."""
+        self._folder = folder
+        self._engine = engine
+        self._identity = identity
+        self._keep = keep
+
+    def save(self, *, step: int, client_state: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of a step and return its folder. Raises CheckpointError on all ranks together.
+
+        A kill at any moment leaves the earlier checkpoints and `latest` as they were.
+        """
+        final = self._folder / manifest.step_folder_name(step)
+        partial = self._folder / (PARTIAL_PREFIX + final.name)
+        _together(lambda: self._prepare(partial), when=is_main())
+        _together(lambda: self._engine.write_checkpoint(partial, client_state=client_state))
+        _together(lambda: self._write_unet_config(partial), when=is_main())
+        entries = _together(lambda: _sync_and_hash(_own_files(partial)))
+        files = {name: entry for part in gather_objects(entries) for name, entry in dict(part or {}).items()}  # type: ignore[call-overload]
+        _together(lambda: self._complete(partial, final, step=step, files=files), when=is_main())
+        return final
+
+    def load_newest(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint that verifies and return its client_state; None where none was ever saved.
+
+        Raises CheckpointError where there are checkpoints or a `latest` and none can be used: training never starts
+        over in silence.
+        """
+        found = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
+        names = [str(name) for name in found]  # type: ignore[attr-defined]
+        reasons: list[str] = []
+        for name in names:
+            errors = [error for error in gather_objects(self._verify(self._folder / name)) if error is not None]
+            if not errors:
+                return self._engine.read_checkpoint(self._folder / name)
+            reasons.append(str(errors[0]))
+        latest = self._folder / LATEST
+        if reasons:
+            raise CheckpointError(f"no checkpoint in {self._folder} can be used: " + "; ".join(reasons))
+        if broadcast_object(latest.exists()):
+            raise CheckpointError(
+                f"{latest} names {latest.read_text(encoding='utf-8').strip()!r}, but {self._folder} holds no checkpoint; "
+                "restore it, or give another output_dir to start anew"
+            )
+        return None
+
+    def _verify(self, folder: Path) -> CheckpointError | None:
+        """Check the manifest against this run and this rank's files against the manifest."""
+        try:
+            found = manifest.read_manifest(folder)
+            self._require_same_layout(folder, found)
+            manifest.verify_manifest(folder, names=[name for name in found.files if _rank_of(name) == rank()])
+        except CheckpointError as error:
+            return error
+        return None
+
+    def _require_same_layout(self, folder: Path, found: Manifest) -> None:
+        for field in ("world_size", "stage", "precision"):
+            old, new = getattr(found, field), getattr(self._identity, field)
+            if old != new:
+                raise CheckpointError(
+                    f"{folder} was saved with {field} {old} and this start has {new}; its shards fit {old} only"
+                )
+
+    def _prepare(self, partial: Path) -> None:
+        """Clear what a killed save left, and refuse before writing where the disk is too full."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(PARTIAL_PREFIX + "*"):
+            shutil.rmtree(leftover)
+        needed = self._engine.checkpoint_bytes()
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise CheckpointError(
+                f"no space for {partial.name.removeprefix(PARTIAL_PREFIX)} in {self._folder}: a checkpoint of this run takes about "
+                f"{needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free; free some, or lower cadence.keep_checkpoints"
+            )
+
+    def _write_unet_config(self, partial: Path) -> None:
+        config = {name: value for name, value in self._engine.module.config.items() if not name.startswith("_name")}  # type: ignore[union-attr, operator]
+        (partial / UNET_CONFIG).write_text(json.dumps(config, indent=2, default=list), encoding="utf-8")
+
+    def _complete(self, partial: Path, final: Path, *, step: int, files: dict[str, FileEntry]) -> None:
+        """Make the checkpoint exist: manifest, rename, `latest`; only then delete older ones."""
+        manifest.write_manifest(
+            partial,
+            Manifest(
+                step=step,
+                world_size=self._identity.world_size,
+                stage=self._identity.stage,
+                precision=self._identity.precision,
+                fingerprint=self._identity.fingerprint,
+                files=files,
+            ),
+        )
+        if final.exists():  # a damaged one of the same step: kept aside for whoever wants to look
+            os.replace(final, _unused_name(final.with_name(final.name + ".damaged")))
+        os.replace(partial, final)
+        temporary = self._folder / f"{LATEST}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(final.name + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._folder / LATEST)
+        manifest.sync_folder(self._folder)
+        for old in manifest.checkpoint_folders(self._folder)[self._keep :]:
+            shutil.rmtree(old)
+
+
+Result = TypeVar("Result")
+
+
+def _together(action: Callable[[], Result], *, when: bool = True) -> Result | None:
+    """Do a rank's part, then let every rank know if one of them failed; a refusing disk is a CheckpointError."""
+    result, error = None, None
+    if when:
+        try:
+            result = action()
+        except CheckpointError as caught:
+            error = caught
+        except OSError as caught:
+            error = CheckpointError(f"the checkpoint could not be written: {caught}")
+    raise_together(error)
+    return result
+
+
+def _rank_of(name: str) -> int:
+    """The rank that wrote a file: the shards name theirs, all else is rank 0's."""
+    match = _RANK_OF_FILE.search(name)
+    return int(match[1]) if match else 0
+
+
+def _own_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and _rank_of(path.name) == rank()]
+
+
+def _sync_and_hash(paths: Iterable[Path]) -> dict[str, FileEntry]:
+    """Put files on the disk for good, then read them back for their checksums."""
+    entries = {}
+    for path in paths:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        entries[path.name] = manifest.hash_file(path)
+    return entries
+
+
+def _unused_name(path: Path) -> Path:
+    tries = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(other for other in tries if not other.exists())

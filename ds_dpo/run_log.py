@@ -1,0 +1,62 @@
+"""What a person reads while a run goes on: lines in log.txt and on standard output, and a bar on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+# What the line of a step shows: label, metric, format.
+STEP_COLUMNS = (
+    ("loss", "loss", "{:.4f}"),
+    ("accuracy", "implicit_accuracy", "{:.2f}"),
+    ("margin", "implicit_margin", "{:+.5f}"),
+    ("gradient", "gradient_norm", "{:.3g}"),
+    ("lr", "learning_rate", "{:.2e}"),
+    ("pairs/s", "pairs_per_second", "{:.3g}"),
+    ("GiB", "peak_memory_gib", "{:.3g}"),
+    ("skipped", "skipped_steps", "{:.0f}"),
+)
+
+
+class RunLog:
+    """Rank 0's voice; on other ranks every call does nothing."""
+
+    def __init__(self, path: Path | None, *, last_step: int = 0, max_train_steps: int = 0) -> None:
+        """path: log.txt, which is appended to; None on ranks that stay silent."""
+        self._file = None if path is None else path.open("a", encoding="utf-8", buffering=1)
+        self._max_train_steps = max_train_steps
+        self._bar: tqdm | None = None
+        if path is not None and sys.stdout.isatty():
+            self._bar = tqdm(total=max_train_steps, initial=last_step, unit="step", file=sys.stdout, dynamic_ncols=True)
+
+    def line(self, text: str) -> None:
+        """Say one thing."""
+        if self._file is None:
+            return
+        self._file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text, file=sys.stdout)
+
+    def step(self, metrics: Mapping[str, float], *, due: bool) -> None:
+        """Show a step: the bar moves at each, a line is written where one is due."""
+        if self._file is None:
+            return
+        columns = [f"{label} {form.format(metrics[name])}" for label, name, form in STEP_COLUMNS if name in metrics]
+        if self._bar is not None:
+            self._bar.update(int(metrics["step"]) - self._bar.n)
+            self._bar.set_postfix_str("  ".join(columns[:2]))
+        if due:
+            width = len(str(self._max_train_steps))
+            self.line(f"step {metrics['step']:>{width}}/{self._max_train_steps}  " + "  ".join(columns))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,176 @@
+"""The loop: micro-batches into updates, and after each what is due: metrics, a checkpoint, pictures, an end."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from ds_dpo.batch import PairSamples, PreferenceBatch
+from ds_dpo.checkpoint import CheckpointStore
+from ds_dpo.config import CadenceConfig
+from ds_dpo.distributed import gather_objects, is_main
+from ds_dpo.engine import Engine
+from ds_dpo.errors import PreflightError
+from ds_dpo.metrics import MetricsWriter, StepSums
+from ds_dpo.preference_step import PreferenceStep
+from ds_dpo.run_log import RunLog
+from ds_dpo.stop import StopRequest
+
+
+@dataclass
+class Progress:
+    """How far a run is; this and the engine's own state are all that a checkpoint holds."""
+
+    step: int = 0
+    pairs_seen: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cadence:
+    """When things are due, in optimizer steps."""
+
+    max_train_steps: int
+    accumulation_steps: int
+    pairs_per_step: int
+    every: CadenceConfig
+
+    def is_due(self, step: int, every: int | None) -> bool:
+        """True at each multiple, and at the end of the run."""
+        return every is not None and (step % every == 0 or step == self.max_train_steps)
+
+
+class Trainer:
+    """Knows when, not what: the objective is the step's, the numbers are the metrics'."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        step: PreferenceStep,
+        batches: Iterable[PairSamples],
+        encode: Callable[[PairSamples], PreferenceBatch],
+        count_bad_rows: Callable[[], int],
+        cadence: Cadence,
+        progress: Progress,
+        store: CheckpointStore,
+        stop: StopRequest,
+        log: RunLog,
+        writer: MetricsWriter | None,
+        sample: Callable[[], Tensor] | None,
+        save_samples: Callable[[Tensor, int], None],
+    ) -> None:
+        """Join the parts. writer: rank 0's, None elsewhere. sample: draws validation pictures, called by all ranks."""
+        self._engine, self._step, self._encode = engine, step, encode
+        self._batches: Iterator[PairSamples] = iter(batches)
+        self._count_bad_rows = count_bad_rows
+        self._cadence, self._progress = cadence, progress
+        self._store, self._stop = store, stop
+        self._log, self._writer = log, writer
+        self._sample, self._save_samples = sample, save_samples
+        self._saved_step: int | None = progress.step or None
+
+    def preflight(self) -> None:
+        """Check on the first micro-batch that policy and reference predict exactly alike; it is still trained on.
+
+        Raises PreflightError on all ranks where the largest difference of their errors is not 0.
+        """
+        first = next(self._batches)
+        self._batches = chain([first], self._batches)
+        difference = self._step.largest_difference(self._encode(first))
+        largest = max(float(str(value)) for value in gather_objects(difference))
+        # written so that NaN fails as well
+        if not largest == 0:
+            raise PreflightError(
+                f"policy and reference come from the same weights, yet their errors differ by up to {largest:g} before the first "
+                "update; the attention backend, a dtype or the weights are not the same on both sides"
+            )
+        self._log.line("preflight: policy and reference predict exactly alike (largest difference 0)")
+
+    def run(self) -> bool:
+        """Train to max_train_steps; returns False where a request to stop came first. The last state is saved."""
+        cadence = self._cadence
+        stopped = False
+        while self._progress.step < cadence.max_train_steps and not stopped:
+            metrics, stopped = self._train_step()
+            due = cadence.is_due(self._progress.step, cadence.every.log_every_steps)
+            self._log.step(metrics, due=due or stopped)
+            if self._writer is not None:
+                self._writer.write(metrics)
+            if stopped or cadence.is_due(self._progress.step, cadence.every.save_every_steps):
+                self._save()
+            if not stopped and cadence.is_due(self._progress.step, cadence.every.sample_every_steps):
+                self._draw_samples()
+        if stopped:
+            if is_main():
+                self._stop.clear_file()
+            self._log.line(f"stopped at step {self._progress.step} as asked; the same command goes on from there")
+        return not stopped
+
+    def _train_step(self) -> tuple[dict[str, float], bool]:
+        """Do one optimizer step; returns its metrics, the same on all ranks, and whether any rank was asked to stop."""
+        start, data_seconds = time.perf_counter(), 0.0
+        learning_rate, skipped_before = self._engine.learning_rate, self._engine.skipped_steps
+        sums = StepSums()
+        for _ in range(self._cadence.accumulation_steps):
+            wait = time.perf_counter()
+            samples = next(self._batches)
+            data_seconds += time.perf_counter() - wait
+            output = self._step(self._encode(samples))
+            sums.add(output.pair_quantities)
+            self._engine.backward_and_step(output.loss)
+        self._progress.step += 1
+        self._progress.pairs_seen += self._cadence.pairs_per_step
+        asked = self._stop.is_asked(look_for_file=is_main())
+        means, totals = sums.reduce(counters={"asked": float(asked), "bad_rows": float(self._count_bad_rows())})
+        seconds = time.perf_counter() - start
+        metrics = {"step": self._progress.step, **means}
+        norm = self._engine.gradient_norm
+        if norm is not None and self._engine.skipped_steps == skipped_before:
+            metrics["gradient_norm"] = norm
+        metrics |= {
+            "learning_rate": learning_rate,
+            "pairs_seen": self._progress.pairs_seen,
+            "pairs_per_second": self._cadence.pairs_per_step / seconds,
+            "step_seconds": seconds,
+            "data_seconds": data_seconds,
+            "peak_memory_gib": peak_memory_gib(self._engine.device),
+            "skipped_steps": self._engine.skipped_steps,
+            "bad_rows": totals["bad_rows"],
+        }
+        if self._engine.loss_scale is not None:
+            metrics["loss_scale"] = self._engine.loss_scale
+        return metrics, totals["asked"] > 0
+
+    def _save(self) -> None:
+        """Save unless this step is saved already. """
+        step = self._progress.step
+        if self._saved_step == step:
+            return
+        if self._writer is not None:
+            self._writer.flush()
+        start = time.perf_counter()
+        folder = self._store.save(step=step, client_state={"step": step, "pairs_seen": self._progress.pairs_seen})
+        self._saved_step = step
+        self._log.line(f"saved {folder} in {time.perf_counter() - start:.1f} s")
+
+    def _draw_samples(self) -> None:
+        if self._sample is None:
+            return
+        self._engine.module.eval()
+        images = self._sample()
+        self._engine.module.train()
+        if is_main():
+            self._save_samples(images, self._progress.step)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory held so far, in GiB: allocated on a GPU, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
