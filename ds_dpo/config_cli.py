@@ -1,0 +1,174 @@
+"""The command line: one option for each field, under its flat and its dotted name.
+
+tyro and pydantic-settings were tried on this schema. tyro turns the objective's union into positional subcommands
+and cannot take defaults from a preset that another option names; pydantic-settings has no suggestions and hides
+a name given twice. Both would still need a table of aliases. argparse over the table of fields is shorter.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ds_dpo.config_fields import ALIASES, FIELDS, FLAT_NAMES, FieldSpec, did_you_mean, field_path
+from ds_dpo.errors import ConfigError
+
+DEFAULT_CONFIG = "sdxl_pickapic"
+PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help")
+SECTION_TITLES = {
+    "": "common options",
+    "model": "model: what is trained",
+    "data": "data: preference pairs",
+    "objective": "objective: the loss",
+    "reference": "reference: the frozen copy",
+    "batch": "batch",
+    "optimizer": "optimizer: AdamW",
+    "schedule": "schedule: learning rate over steps",
+    "cadence": "cadence: when things are due",
+    "validation": "validation: images drawn as training goes on",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """What was asked: program options, and fields by dotted name, as text or lists of text."""
+
+    config: str
+    dry_run: bool
+    world_size: int | None
+    values: dict[str, Any]
+
+
+def config_name(argv: Sequence[str]) -> str:
+    """Return what --config names, before all else is read: --help shows that configuration's values."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    found, _ = parser.parse_known_args(_canonical(argv, strict=False))
+    if len(set(found.config)) > 1:
+        raise ConfigError(f"--config is given twice: {' and '.join(found.config)}; a file may name a `base` instead")
+    return found.config[0] if found.config else DEFAULT_CONFIG
+
+
+def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> CommandLine:
+    """Read all options; --help prints and exits with 0. shown: values that --help gives as present ones.
+
+    Raises ConfigError for an unknown option, a missing value, or a field given twice with different values.
+    """
+    namespace = _build_parser(shown).parse_args(_canonical(argv, strict=True))
+    values = {}
+    for path in FIELDS:
+        given = getattr(namespace, path)
+        if given is None:
+            continue
+        if any(not same_value(given[0], other) for other in given[1:]):
+            raise ConfigError(f"{path} is set twice with different values: {' and '.join(map(_shown, given))}")
+        values[path] = _with_none(FIELDS[path], given[0])
+    if namespace.world_size is not None and not namespace.dry_run:
+        field_path("world_size")  # says what to give instead
+    return CommandLine(
+        config=config_name(argv), dry_run=namespace.dry_run, world_size=namespace.world_size, values=values
+    )
+
+
+def same_value(first: Any, second: Any) -> bool:
+    """True where both mean the same: 1e-5 and 0.00001, 'true' and True."""
+    return _comparable(first) == _comparable(second)
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_comparable(part) for part in value]
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value).lower() if str(value).lower() in ("true", "false", "none", "null") else value
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _with_none(spec: FieldSpec, value: Any) -> Any:
+    is_none = spec.is_optional and isinstance(value, str) and value.lower() in ("none", "null")
+    return None if is_none else value
+
+
+def _canonical(argv: Sequence[str], *, strict: bool) -> list[str]:
+    """Spell each option by its dotted name; `strict` refuses unknown ones."""
+    spelled = []
+    for argument in argv:
+        if not argument.startswith("--") or argument == "--":
+            spelled.append(argument)
+            continue
+        name, equals, value = argument[2:].partition("=")
+        plain = name.replace("-", "_")
+        if plain not in PROGRAM_OPTIONS:
+            plain = _option_path(name) if strict else f"{plain}."  # a dot at the end is no option's name
+        spelled.append(f"--{plain}{equals}{value}")
+    return spelled
+
+
+def _option_path(name: str) -> str:
+    try:
+        return field_path(name)
+    except ConfigError as error:
+        hint = did_you_mean(name, PROGRAM_OPTIONS) if "; --help" in str(error) else None
+        raise ConfigError(f"option --{name} is not known{hint}" if hint else f"option --{error}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises ConfigError where it would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}")
+
+
+def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="train.py",
+        usage="deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]",
+        description="Align a text-to-image diffusion model to preferences with Diffusion-DPO on DeepSpeed. "
+        "In brackets: the value in the chosen configuration; * marks fields that make a run the run it is.",
+        epilog="names of other trainers that mean the same: "
+        + ", ".join(f"--{alias} (--{path})" for alias, path in ALIASES.items()),
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
+    )
+    groups = {section: parser.add_argument_group(title) for section, title in SECTION_TITLES.items()}
+    common = groups[""]
+    common.add_argument("--config", metavar="NAME_OR_FILE", help=f"preset or YAML file [{DEFAULT_CONFIG}]")
+    common.add_argument("--dry_run", action="store_true", help="print the resolved configuration and end")
+    common.add_argument("--world_size", type=int, metavar="RANKS", help="ranks that --dry_run reckons with")
+    common.add_argument("--local_rank", help="set by some launchers; ignored")
+    for spec in FIELDS.values():
+        flat = [name for name, path in FLAT_NAMES.items() if path == spec.path]
+        group = common if flat else groups[spec.section]
+        group.add_argument(
+            *(f"--{name}" for name in [*flat, spec.path]),
+            dest=spec.path,
+            action="append",
+            metavar=_metavar(spec),
+            help=_help(spec, shown),
+            **_number_of_values(spec),
+        )
+    return parser
+
+
+def _number_of_values(spec: FieldSpec) -> dict[str, Any]:
+    if spec.is_list:
+        return {"nargs": "*"}
+    return {"nargs": "?", "const": "true"} if spec.kind is bool else {}
+
+
+def _metavar(spec: FieldSpec) -> str:
+    if spec.choices:
+        return "{" + ",".join(spec.choices) + "}"
+    return {int: "N", float: "X", bool: "true|false"}.get(spec.kind, "TEXT")
+
+
+def _help(spec: FieldSpec, shown: Mapping[str, Any]) -> str:
+    mark = " *" if spec.is_identity else ""
+    present = f" [{_shown(shown[spec.path])}]" if spec.path in shown and shown[spec.path] is not None else ""
+    return (spec.description + present + mark).replace("%", "%%")

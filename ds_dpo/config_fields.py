@@ -1,0 +1,195 @@
+"""The table of all fields by dotted name, and every name under which a field may be given."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from ds_dpo.config_sections import RunConfig
+from ds_dpo.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec:
+    """One field: its dotted name, what it may hold and what it means."""
+
+    path: str
+    description: str
+    is_identity: bool
+    kind: type
+    choices: tuple[str, ...]
+    is_optional: bool
+    is_list: bool
+
+    @property
+    def section(self) -> str:
+        return self.path.rpartition(".")[0]
+
+
+# Names without a section, shown first in --help.
+FLAT_NAMES = {
+    "pairs_per_step": "batch.pairs_per_step",
+    "micro_batch_pairs": "batch.micro_batch_pairs",
+    "learning_rate": "optimizer.learning_rate",
+    "beta": "objective.beta",
+    "warmup_steps": "schedule.warmup_steps",
+    "resolution": "data.resolution",
+    "dataset": "data.dataset",
+    "pretrained": "model.pretrained",
+}
+
+# Names of diffusers', the authors' and transformers' training scripts, only where the meaning is the same.
+ALIASES = {
+    "pretrained_model_name_or_path": "model.pretrained",
+    "pretrained_vae_model_name_or_path": "model.vae",
+    "revision": "model.revision",
+    "variant": "model.variant",
+    "gradient_checkpointing": "model.gradient_checkpointing",
+    "dataset_name": "data.dataset",
+    "dataset_split_name": "data.split",
+    "split": "data.split",
+    "cache_dir": "data.cache_dir",
+    "proportion_empty_prompts": "data.prompt_dropout",
+    "dataloader_num_workers": "data.workers",
+    "beta_dpo": "objective.beta",
+    "label_smoothing": "objective.label_smoothing",
+    "per_device_train_batch_size": "batch.micro_batch_pairs",
+    "lr": "optimizer.learning_rate",
+    "adam_beta1": "optimizer.adam_beta1",
+    "adam_beta2": "optimizer.adam_beta2",
+    "adam_weight_decay": "optimizer.weight_decay",
+    "weight_decay": "optimizer.weight_decay",
+    "adam_epsilon": "optimizer.epsilon",
+    "max_grad_norm": "optimizer.max_grad_norm",
+    "lr_scheduler": "schedule.name",
+    "lr_scheduler_type": "schedule.name",
+    "lr_warmup_steps": "schedule.warmup_steps",
+    "logging_steps": "cadence.log_every_steps",
+    "checkpointing_steps": "cadence.save_every_steps",
+    "save_steps": "cadence.save_every_steps",
+    "checkpoints_total_limit": "cadence.keep_checkpoints",
+    "save_total_limit": "cadence.keep_checkpoints",
+    "validation_steps": "cadence.sample_every_steps",
+    "validation_prompts": "validation.prompts",
+    "num_inference_steps": "validation.num_inference_steps",
+    "guidance_scale": "validation.guidance_scale",
+    "max_steps": "max_train_steps",
+    "deepspeed": "deepspeed_config",
+}
+
+# Names that users of those scripts will try, where nothing here means the same.
+_PRECISION = "precision is set in the file of --deepspeed_config, such as zero2_bf16 or zero2_fp16"
+_ADAMW_ONLY = "the optimizer is torch's AdamW; ZeRO shares its state among ranks"
+EXPLAINED = {
+    "scale_lr": "the rate is never scaled: give the effective one as --learning_rate (the authors' sdxl.sh: "
+    "1e-8 x 2048 = 2.048e-5)",
+    "train_batch_size": "it counts one rank's pairs in diffusers and all ranks' in DeepSpeed: give --micro_batch_pairs "
+    "(a rank, at once) or --pairs_per_step (all ranks, an optimizer step)",
+    "gradient_accumulation_steps": "it follows from --pairs_per_step, --micro_batch_pairs and the number of ranks",
+    "num_train_epochs": "give --max_train_steps; an epoch has (number of pairs / pairs_per_step) of them",
+    "mixed_precision": _PRECISION,
+    "bf16": _PRECISION,
+    "fp16": _PRECISION,
+    "use_adafactor": _ADAMW_ONLY,
+    "use_8bit_adam": _ADAMW_ONLY,
+    "sft": "give --objective.type sft",
+    "train_method": "give --objective.type dpo or --objective.type sft",
+    "sdxl": "give --model.family sdxl",
+    "enable_xformers_memory_efficient_attention": "give --model.attention xformers",
+    "resume_from_checkpoint": "the same command with the same --output_dir resumes its newest valid checkpoint",
+    "random_crop": "give --data.crop random",
+    "random_flip": "give --data.flip shared (or independent, as the authors' code)",
+    "no_hflip": "give --data.flip off",
+    "train_data_dir": "give the folder or parquet file as --data.dataset",
+    "validation_prompt": "give --validation.prompts, one or more",
+    "report_to": "a run always writes metrics.jsonl and TensorBoard logs",
+    "logging_dir": "logs lie in --output_dir",
+    "world_size": "the launcher says how many ranks there are; use it with --dry_run, or give --expected_world_size",
+    "num_processes": "the launcher says how many ranks there are, as in deepspeed --num_gpus 8 ds_dpo/train.py",
+}
+
+
+def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted names and pydantic fields; the classes of a union one after another."""
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        if get_origin(annotation) is Annotated:
+            annotation = get_args(annotation)[0]
+        sections = [part for part in (annotation, *get_args(annotation)) if _is_section(part)]
+        if not sections:
+            yield prefix + name, info
+        for section in sections:
+            yield from _walk(section, f"{prefix}{name}.")
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _spec(path: str, info: FieldInfo) -> FieldSpec:
+    annotation = info.annotation
+    is_optional = get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
+    if is_optional:
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    is_list = get_origin(annotation) is list
+    if is_list:
+        annotation = get_args(annotation)[0]
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    extra = info.json_schema_extra
+    assert isinstance(extra, dict), f"{path} is made with identity_field or free_field"
+    return FieldSpec(
+        path=path,
+        description=info.description or "",
+        is_identity=bool(extra["identity"]),
+        kind=str if choices else annotation if isinstance(annotation, type) else str,
+        choices=choices,
+        is_optional=is_optional,
+        is_list=is_list,
+    )
+
+
+def _all_fields() -> dict[str, FieldSpec]:
+    fields: dict[str, FieldSpec] = {}
+    for path, info in _walk(RunConfig):
+        spec = _spec(path, info)
+        if path in fields:  # the `type` of a union's next class
+            spec = FieldSpec(**{**vars(spec), "choices": fields[path].choices + spec.choices})
+        fields[path] = spec
+    return fields
+
+
+FIELDS = _all_fields()
+SECTIONS = tuple(dict.fromkeys(spec.section for spec in FIELDS.values() if spec.section))
+
+
+def field_path(name: str) -> str:
+    """Return the dotted name of a field given by any of its names, with - or _. Raises ConfigError."""
+    plain = name.replace("-", "_")
+    path = FLAT_NAMES.get(plain) or ALIASES.get(plain) or plain
+    if path in FIELDS:
+        return path
+    if plain in EXPLAINED:
+        raise ConfigError(f"{name} is not taken: {EXPLAINED[plain]}")
+    if plain in SECTIONS:
+        inside = ", ".join(spec.path for spec in FIELDS.values() if spec.section == plain)
+        raise ConfigError(f"{name} is a section; its fields are {inside}")
+    raise ConfigError(f"{name} is not known{did_you_mean(plain, [*FIELDS, *FLAT_NAMES, *ALIASES])}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return '; did you mean A or B?', or the way to the list where nothing is near.
+
+    A name without its section is compared with last parts too.
+    """
+    known = list(known)
+    by_last_part = {option.rpartition(".")[2]: option for option in reversed(known)}
+    near = get_close_matches(name, known, n=2, cutoff=0.7) or [
+        by_last_part[part] for part in get_close_matches(name.rpartition(".")[2], by_last_part, n=2, cutoff=0.6)
+    ]
+    return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else "; --help lists all"
