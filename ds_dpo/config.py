@@ -115,8 +115,9 @@ def read_layer(name: str) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
         return _read_file(path, below=())
     presets = preset_names()
-    near = did_you_mean(name, presets).replace("; --help lists all", "")
-    raise ConfigError(f"--config {name} is no preset{near} Presets: {', '.join(presets)}; or give a YAML file")
+    raise ConfigError(
+        f"--config {name} is neither a preset ({', '.join(presets)}) nor a file{did_you_mean(name, presets)}"
+    )
 
 
 def _read_file(path: Path, *, below: tuple[Path, ...]) -> dict[str, Any]:

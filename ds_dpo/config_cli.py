@@ -1,8 +1,9 @@
 """The command line: one option for each field, under its flat and its dotted name.
 
-tyro and pydantic-settings were tried on this schema. tyro turns the objective's union into positional subcommands
-and cannot take defaults from a preset that another option names; pydantic-settings has no suggestions and hides
-a name given twice. Both would still need a table of aliases. argparse over the table of fields is shorter.
+tyro 1.0 and pydantic-settings 2.16 were tried on this schema. With tyro the objective is a positional subcommand, and
+--objective.beta is refused without it; pydantic-settings suggests nothing for a mistyped name, cannot change the
+objective over a preset, and its help shows the schema's defaults instead of the preset's. In both the last of two
+contradicting values wins silently. argparse over the table of fields does all of it in less code.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ds_dpo.config_fields import ALIASES, FIELDS, FLAT_NAMES, FieldSpec, did_you_mean, field_path
+from ds_dpo.config_fields import ALIASES, FIELDS, FLAT_NAMES, FieldSpec, field_path
 from ds_dpo.errors import ConfigError
 
 DEFAULT_CONFIG = "sdxl_pickapic"
@@ -66,7 +67,7 @@ def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> Comm
             raise ConfigError(f"{path} is set twice with different values: {' and '.join(map(_shown, given))}")
         values[path] = _with_none(FIELDS[path], given[0])
     if namespace.world_size is not None and not namespace.dry_run:
-        field_path("world_size")  # says what to give instead
+        _option_path("world_size")  # says what to give instead
     return CommandLine(
         config=config_name(argv), dry_run=namespace.dry_run, world_size=namespace.world_size, values=values
     )
@@ -87,6 +88,8 @@ def _comparable(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -112,10 +115,9 @@ def _canonical(argv: Sequence[str], *, strict: bool) -> list[str]:
 
 def _option_path(name: str) -> str:
     try:
-        return field_path(name)
+        return field_path(name, other_names=PROGRAM_OPTIONS)
     except ConfigError as error:
-        hint = did_you_mean(name, PROGRAM_OPTIONS) if "; --help" in str(error) else None
-        raise ConfigError(f"option --{name} is not known{hint}" if hint else f"option --{error}") from None
+        raise ConfigError(f"option --{error}") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,5 +172,8 @@ def _metavar(spec: FieldSpec) -> str:
 
 def _help(spec: FieldSpec, shown: Mapping[str, Any]) -> str:
     mark = " *" if spec.is_identity else ""
-    present = f" [{_shown(shown[spec.path])}]" if spec.path in shown and shown[spec.path] is not None else ""
+    value = shown.get(spec.path)
+    if isinstance(value, list) and len(value) > 2:
+        value = f"{len(value)} of them"
+    present = f" [{_shown(value)}]" if value is not None else ""
     return (spec.description + present + mark).replace("%", "%%")

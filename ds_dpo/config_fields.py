@@ -17,7 +17,7 @@ from ds_dpo.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:
-    """One field: its dotted name, what it may hold and what it means."""
+    """One field: its dotted name, what it may hold and what it means. kind: of one element, where it is a list."""
 
     path: str
     description: str
@@ -168,8 +168,11 @@ FIELDS = _all_fields()
 SECTIONS = tuple(dict.fromkeys(spec.section for spec in FIELDS.values() if spec.section))
 
 
-def field_path(name: str) -> str:
-    """Return the dotted name of a field given by any of its names, with - or _. Raises ConfigError."""
+def field_path(name: str, *, other_names: Iterable[str] = ()) -> str:
+    """Return the dotted name of a field given by any of its names, with - or _.
+
+    other_names: what else may be suggested. Raises ConfigError saying what was likely meant.
+    """
     plain = name.replace("-", "_")
     path = FLAT_NAMES.get(plain) or ALIASES.get(plain) or plain
     if path in FIELDS:
@@ -179,17 +182,15 @@ def field_path(name: str) -> str:
     if plain in SECTIONS:
         inside = ", ".join(spec.path for spec in FIELDS.values() if spec.section == plain)
         raise ConfigError(f"{name} is a section; its fields are {inside}")
-    raise ConfigError(f"{name} is not known{did_you_mean(plain, [*FIELDS, *FLAT_NAMES, *ALIASES])}")
+    near = did_you_mean(plain, [*FIELDS, *FLAT_NAMES, *ALIASES, *other_names])
+    raise ConfigError(f"{name} is not known{near or '; --help lists all'}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return '; did you mean A or B?', or the way to the list where nothing is near.
-
-    A name without its section is compared with last parts too.
-    """
+    """Return '; did you mean A or B?', or '' where nothing is near; a name without its section is compared too."""
     known = list(known)
     by_last_part = {option.rpartition(".")[2]: option for option in reversed(known)}
     near = get_close_matches(name, known, n=2, cutoff=0.7) or [
         by_last_part[part] for part in get_close_matches(name.rpartition(".")[2], by_last_part, n=2, cutoff=0.6)
     ]
-    return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else "; --help lists all"
+    return f"; did you mean {' or '.join(near)}?" if near else ""

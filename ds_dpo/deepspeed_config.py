@@ -1,0 +1,141 @@
+"""One DeepSpeed dict out of the JSON in ds_configs/ and the run configuration, and what it amounts to in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ds_dpo.config import DpoConfig, RunConfig
+from ds_dpo.deepspeed_file import deepspeed_config_path, ignored_options, precision_of_file, read_deepspeed_file
+from ds_dpo.deepspeed_schema import Precision
+from ds_dpo.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedDeepSpeed:
+    """What the engine gets, and what of it the rest of a run must know."""
+
+    settings: dict[str, Any]
+    stage: int
+    precision: Precision
+    accumulation_precision: Precision
+    accumulation_steps: int
+    world_size: int
+    offloads_optimizer: bool
+    offloads_parameters: bool
+
+
+def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpeed:
+    """Return the complete DeepSpeed settings of a run on so many ranks.
+
+    Raises ConfigError for a missing file, unknown keys, "auto" out of place, options that the stage ignores, values
+    that contradict the run configuration, and a batch that does not divide.
+    """
+    if config.expected_world_size not in (None, world_size):
+        raise ConfigError(
+            f"expected_world_size is {config.expected_world_size}, but there is {_ranks(world_size)}; check the "
+            "launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` takes a missing hostfile for this one host)"
+        )
+    path = deepspeed_config_path(config.deepspeed_config)
+    file = read_deepspeed_file(path)
+    ignored = list(ignored_options(file, world_size=world_size))
+    if ignored:
+        raise ConfigError("\n  ".join([f"{path} does not fit:", *ignored]))
+    accumulation_steps = accumulation(config, world_size=world_size)
+    owned_by_run: dict[str, int | float] = {
+        "train_batch_size": config.batch.pairs_per_step,
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_pairs,
+        "gradient_accumulation_steps": accumulation_steps,
+        # stated always: DeepSpeed clips to 1.0 where nothing is said
+        "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
+    }
+    for key, value in owned_by_run.items():
+        stated = getattr(file, key)
+        if stated not in (None, value):
+            raise ConfigError(
+                f'{path}: {key} is {stated}, but the run configuration makes it {value}; write "auto" or leave it out'
+            )
+    settings = {
+        **file.model_dump(exclude_unset=True, exclude_none=True),
+        **owned_by_run,
+        # a client's torch AdamW is refused with offload unless this is said
+        "zero_force_ds_cpu_optimizer": False,
+        # ranks that would save under different tags fail instead of warning
+        "checkpoint": {"tag_validation": "Fail"},
+    }
+    precision = precision_of_file(file)
+    return ResolvedDeepSpeed(
+        settings=settings,
+        stage=file.zero_optimization.stage,
+        precision=precision,
+        accumulation_precision=file.data_types.grad_accum_dtype if file.data_types else precision,
+        accumulation_steps=accumulation_steps,
+        world_size=world_size,
+        offloads_optimizer="offload_optimizer" in file.zero_optimization.model_fields_set,
+        offloads_parameters="offload_param" in file.zero_optimization.model_fields_set,
+    )
+
+
+def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
+    """Return lines that say in words what the numbers of a run amount to."""
+    batch, optimizer, schedule = config.batch, config.optimizer, config.schedule
+    clipping = f"gradient norm clipped to {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "no clipping"
+    offloads = {"optimizer": resolved.offloads_optimizer, "weights": resolved.offloads_parameters}
+    offloaded = " and ".join(name for name, is_offloaded in offloads.items() if is_offloaded)
+    return [
+        f"pairs per step: {batch.pairs_per_step} = {_ranks(resolved.world_size)} x {batch.micro_batch_pairs} at once x "
+        f"{resolved.accumulation_steps} accumulated",
+        f"learning rate: peak {optimizer.learning_rate:g}, as given (not scaled by batch or ranks); {_shape(config)}",
+        f"optimizer: AdamW, weight decay {optimizer.weight_decay:g}, {clipping}",
+        f"objective: {_objective(config)}",
+        f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "
+        f"{resolved.accumulation_precision}, offloaded to the CPU: {offloaded or 'nothing'} "
+        f"({config.deepspeed_config})",
+        f"pairs of the whole run: {batch.pairs_per_step * config.max_train_steps} in {config.max_train_steps} steps; "
+        f"warm-up {100 * min(1.0, schedule.warmup_steps / config.max_train_steps):.0f} % of them",
+    ]
+
+
+def _shape(config: RunConfig) -> str:
+    schedule = config.schedule
+    if schedule.name == "constant":
+        return "constant"
+    warmup = f"{schedule.warmup_steps} steps of warm-up, then "
+    if schedule.name == "constant_with_warmup":
+        return warmup + "constant"
+    return warmup + f"{schedule.name} to 0 at step {schedule.decay_steps or config.max_train_steps}"
+
+
+def _objective(config: RunConfig) -> str:
+    objective = config.objective
+    if not isinstance(objective, DpoConfig):
+        return f"{objective.type}, mean squared error of the chosen images"
+    smoothing = f", {objective.label_smoothing:g} of labels taken to be wrong" if objective.label_smoothing else ""
+    return (
+        f"dpo, beta {objective.beta:g}: loss = -log sigmoid(-{objective.beta / 2:g} x difference){smoothing}, where "
+        "difference = (policy - reference) error of the chosen image minus that of the rejected; an error is the mean of "
+        "squares over the latent's elements"
+    )
+
+
+def accumulation(config: RunConfig, *, world_size: int) -> int:
+    """Return how many micro-batches make a rank's part of a step. Raises ConfigError naming what would divide."""
+    pairs, micro = config.batch.pairs_per_step, config.batch.micro_batch_pairs
+    at_once = micro * world_size
+    if pairs % at_once == 0:
+        return pairs // at_once
+    below = pairs // at_once * at_once
+    nearest = [str(number) for number in (below, below + at_once) if number]
+    message = (
+        f"batch.pairs_per_step {pairs} is not a multiple of micro_batch_pairs {micro} x {_ranks(world_size)} = "
+        f"{at_once}; the nearest that {'fit are' if below else 'fits is'} {' and '.join(nearest)}"
+    )
+    if pairs % world_size == 0:
+        share = pairs // world_size
+        fitting = max(number for number in range(1, min(micro, share) + 1) if share % number == 0)
+        message += f", or keep {pairs} with micro_batch_pairs {fitting}"
+    raise ConfigError(message)
+
+
+def _ranks(world_size: int) -> str:
+    return "1 rank" if world_size == 1 else f"{world_size} ranks"
