@@ -132,9 +132,8 @@ def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
         prog="train.py",
         usage="deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]",
         description="Align a text-to-image diffusion model to preferences with Diffusion-DPO on DeepSpeed. "
-        "In brackets: the value in the chosen configuration; * marks fields that make a run the run it is.",
-        epilog="names of other trainers that mean the same: "
-        + ", ".join(f"--{alias} (--{path})" for alias, path in ALIASES.items()),
+        "In brackets: the value in the chosen configuration. *: a change makes it another run, which needs another "
+        "output_dir. Names take - or _; --name=value and --name value are the same. After `also`: other names.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
     )
@@ -172,8 +171,10 @@ def _metavar(spec: FieldSpec) -> str:
 
 def _help(spec: FieldSpec, shown: Mapping[str, Any]) -> str:
     mark = " *" if spec.is_identity else ""
-    value = shown.get(spec.path)
+    value = shown.get(spec.path, spec.default)
     if isinstance(value, list) and len(value) > 2:
         value = f"{len(value)} of them"
     present = f" [{_shown(value)}]" if value is not None else ""
-    return (spec.description + present + mark).replace("%", "%%")
+    aliases = [f"--{alias}" for alias, path in ALIASES.items() if path == spec.path]
+    also = f"; also {', '.join(aliases)}" if aliases else ""
+    return (spec.description + present + mark + also).replace("%", "%%")

@@ -26,6 +26,7 @@ class FieldSpec:
     choices: tuple[str, ...]
     is_optional: bool
     is_list: bool
+    default: Any
 
     @property
     def section(self) -> str:
@@ -151,6 +152,7 @@ def _spec(path: str, info: FieldInfo) -> FieldSpec:
         choices=choices,
         is_optional=is_optional,
         is_list=is_list,
+        default=None if info.is_required() else info.default,
     )
 
 

@@ -34,7 +34,7 @@ def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpee
     if config.expected_world_size not in (None, world_size):
         raise ConfigError(
             f"expected_world_size is {config.expected_world_size}, but there is {_ranks(world_size)}; check the "
-            "launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` takes a missing hostfile for this one host)"
+            "launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` takes a missing hostfile for this host)"
         )
     path = deepspeed_config_path(config.deepspeed_config)
     file = read_deepspeed_file(path)
@@ -113,7 +113,7 @@ def _objective(config: RunConfig) -> str:
     smoothing = f", {objective.label_smoothing:g} of labels taken to be wrong" if objective.label_smoothing else ""
     return (
         f"dpo, beta {objective.beta:g}: loss = -log sigmoid(-{objective.beta / 2:g} x difference){smoothing}, where "
-        "difference = (policy - reference) error of the chosen image minus that of the rejected; an error is the mean of "
+        "difference = (policy - reference) error of the chosen image minus that of the rejected; an error is a mean of "
         "squares over the latent's elements"
     )
 
@@ -127,8 +127,8 @@ def accumulation(config: RunConfig, *, world_size: int) -> int:
     below = pairs // at_once * at_once
     nearest = [str(number) for number in (below, below + at_once) if number]
     message = (
-        f"batch.pairs_per_step {pairs} is not a multiple of micro_batch_pairs {micro} x {_ranks(world_size)} = "
-        f"{at_once}; the nearest that {'fit are' if below else 'fits is'} {' and '.join(nearest)}"
+        f"batch.pairs_per_step {pairs} is not a multiple of micro_batch_pairs {micro} x {_ranks(world_size)} "
+        f"= {at_once}; the nearest that {'fit are' if below else 'fits is'} {' and '.join(nearest)}"
     )
     if pairs % world_size == 0:
         share = pairs // world_size

@@ -45,9 +45,7 @@ def read_deepspeed_file(path: Path) -> DeepSpeedFile:
     for key, value in _flat(document):
         _check_key(key, path)
         if value == "auto" and key not in AUTO_KEYS:
-            raise ConfigError(
-                f'{path}: "auto" may not stand at {key}, only at {", ".join(AUTO_KEYS)}; state a value'
-            )
+            raise ConfigError(f'{path}: "auto" may not stand at {key}, only at {", ".join(AUTO_KEYS)}; state a value')
     stated = {key: value for key, value in document.items() if value != "auto"}
     try:
         return DeepSpeedFile.model_validate(stated)
@@ -124,7 +122,7 @@ def ignored_options(file: DeepSpeedFile, *, world_size: int) -> Iterator[str]:
                 f"{' and '.join(BF16_OPTIMIZER_OPTIONS)}; leave it out"
             )
     if file.zero_force_ds_cpu_optimizer:
-        yield "zero_force_ds_cpu_optimizer true asks for an optimizer of DeepSpeed, but the run has torch's; leave it out"
+        yield "zero_force_ds_cpu_optimizer true refuses torch's AdamW, which every run has; leave it out"
     group = file.zero_optimization.zero_hpz_partition_size
     if group is not None and world_size % group:
         yield (

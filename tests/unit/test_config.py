@@ -1,0 +1,201 @@
+"""The run configuration: presets, files, bounds, identity and the way through YAML."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ds_dpo import config as config_module
+from ds_dpo.config import (
+    DpoConfig,
+    compare_identity,
+    config_from_yaml,
+    config_to_yaml,
+    identity,
+    load_config,
+    preset_names,
+    resolve_asset,
+)
+from ds_dpo.config_fields import ALIASES, EXPLAINED, FIELDS, FLAT_NAMES
+from ds_dpo.config_sections import RunConfig
+from ds_dpo.errors import ConfigError
+
+
+def load(*argv: str) -> RunConfig:
+    return load_config(list(argv)).config
+
+
+def file_with(folder: Path, text: str) -> str:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_default_is_the_authors_sdxl_recipe() -> None:
+    config = load()
+    assert (config.model.pretrained, config.model.vae) == (
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "madebyollin/sdxl-vae-fp16-fix",
+    )
+    assert (config.data.dataset, config.data.expected_pairs) == ("yuvalkirstain/pickapic_v2", 851293)
+    assert (config.data.resolution, config.data.prompt_dropout) == (1024, 0.2)
+    assert config.objective == DpoConfig(beta=5000, label_smoothing=0)
+    assert config.batch.pairs_per_step == 2048
+    assert (config.optimizer.type, config.optimizer.learning_rate) == ("adamw", 1e-5)
+    assert (config.schedule.name, config.schedule.warmup_steps) == ("constant_with_warmup", 200)
+    assert config.deepspeed_config == "zero2_bf16"
+
+
+def test_every_preset_is_complete_and_survives_yaml(tmp_path: Path) -> None:
+    assert preset_names() == ["miniature", "sd15_pickapic", "sdxl_pickapic", "sdxl_pickascore"]
+    for name in preset_names():
+        config = load("--config", name)
+        assert config_from_yaml(file_with(tmp_path, config_to_yaml(config))) == config, name
+
+
+def test_a_file_stands_on_its_base_and_the_command_line_on_the_file(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "base: miniature\nlearning_rate: 3e-4\nschedule: {warmup_steps: 5}\ndata: {flip: off}\n")
+    config = load("--config", path, "--warmup_steps", "7")
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.data.flip == "off"
+    assert config.schedule.warmup_steps == 7
+    assert config.objective == DpoConfig(beta=500)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "base: miniature\noptimizer: {epsilon: 1e-8, weight_decay: 1E-2}\n")
+    config = load("--config", path)
+    assert (config.optimizer.epsilon, config.optimizer.weight_decay) == (1e-8, 0.01)
+
+
+def test_another_objective_inherits_nothing_of_the_presets() -> None:
+    config = load("--config", "miniature", "--objective.type", "sft")
+    assert config.objective.model_dump() == {"type": "sft"}
+    with pytest.raises(ConfigError, match=r"objective\.beta = 3: objective\.type sft has no such field"):
+        load("--config", "miniature", "--objective.type", "sft", "--beta", "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: miniature\noptimizer: {lerning_rate: 1}\n", "did you mean optimizer.learning_rate"),
+        ("base: miniature\ntrane_steps: 1\nmax_train_stps: 3\n", "trane_steps is not known"),
+        ("base: miniature\nseed: 1\nseed: 2\n", "seed is given twice"),
+        ("base: miniature\nlearning_rate: 1\noptimizer: {learning_rate: 2}\n", "optimizer.learning_rate is set twice"),
+        ("base: miniature\nseed: true\n", "seed = true: true and false fit only a switch"),
+        ("base: miniature\nbatch: 16\n", "batch is a section"),
+        ("base: run.yaml\n", "leads back to itself"),
+        ("base: nowhere\n", "nowhere"),
+        ("[1, 2]\n", "must hold names and values"),
+        ("a: {b\n", "is not YAML"),
+        ("base: miniature\nobject: !!python/object:os.system {}\n", "is not YAML"),
+        ("max_train_steps: 3\n", "model.pretrained must be given"),
+    ],
+)
+def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("--config", file_with(tmp_path, text))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rate", "0"], "optimizer.learning_rate = 0: Input should be greater than 0"),
+        (["--resolution", "1020"], "data.resolution = 1020"),
+        (["--data.flip", "maybe"], "'off', 'shared' or 'independent'"),
+        (["--objective.type", "kto"], "objective.type = kto: one of dpo, sft would fit"),
+        (["--schedule.name", "constant"], "constant ignores warmup_steps 200; take constant_with_warmup"),
+        (["--schedule.decay_steps", "9"], "constant_with_warmup ignores decay_steps 9"),
+        (["--validation.prompts"], "give validation.prompts, or sample_every_steps none"),
+        (["--model.family", "sd15", "--data.size_conditioning", "true"], "no effect on model.family sd15"),
+        (["--objective.label_smoothing", "nan"], "objective.label_smoothing = nan"),
+    ],
+)
+def test_values_out_of_bounds_name_field_value_and_what_fits(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(*argv)
+    assert message in str(caught.value)
+
+
+def test_identity_holds_what_decides_the_result_and_nothing_else() -> None:
+    old = identity(load("--config", "miniature"), "bf16")
+    free = load(
+        *(
+            "--config",
+            "miniature",
+            "--micro_batch_pairs",
+            "2",
+            "--data.workers",
+            "3",
+            "--deepspeed_config",
+            "zero3_bf16",
+        ),
+        *(
+            "--model.attention",
+            "auto",
+            "--cadence.save_every_steps",
+            "5",
+            "--output_dir",
+            "elsewhere",
+            "--schedule.decay_steps",
+            "500",
+        ),
+        *("--max_train_steps", "900"),
+    )
+    assert compare_identity(old, identity(free, "bf16")) == []
+    other = load("--config", "miniature", "--learning_rate", "1e-4", "--pairs_per_step", "8", "--seed", "1")
+    changes = [str(change) for change in compare_identity(old, identity(other, "fp32"))]
+    assert changes == [
+        "seed: 0 -> 1",
+        "batch.pairs_per_step: 16 -> 8",
+        "optimizer.learning_rate: 0.0002 -> 0.0001",
+        "precision: bf16 -> fp32",
+    ]
+
+
+def test_a_decaying_schedule_ties_the_run_to_its_length_and_a_constant_one_does_not() -> None:
+    linear = [identity(load("--config", "miniature", "--max_train_steps", steps), "bf16") for steps in ("500", "600")]
+    assert [str(change) for change in compare_identity(*linear)] == ["schedule.decay_steps: 500 -> 600"]
+    constant = [identity(load("--max_train_steps", steps), "bf16") for steps in ("500", "600")]
+    assert compare_identity(*constant) == []
+
+
+def test_another_objective_is_another_run() -> None:
+    dpo, sft = (identity(load("--config", "miniature", "--objective.type", kind), "bf16") for kind in ("dpo", "sft"))
+    assert [str(change) for change in compare_identity(dpo, sft)] == [
+        "objective.type: dpo -> sft",
+        "objective.beta: 500.0 -> (not set)",
+        "objective.label_smoothing: 0.0 -> (not set)",
+    ]
+
+
+def test_objective_classes_are_the_arguments_of_the_objectives() -> None:
+    from ds_dpo.objectives import OBJECTIVES
+
+    assert set(FIELDS["objective.type"].choices) == set(OBJECTIVES)
+    for section in (config_module.DpoConfig, config_module.SftConfig):
+        loss = OBJECTIVES[section.model_fields["type"].default].loss
+        settings = [name for name, one in inspect.signature(loss).parameters.items() if one.kind is one.KEYWORD_ONLY]
+        assert set(section.model_fields) == {"type", *settings}
+
+
+def test_every_other_name_leads_to_a_field_or_a_reason() -> None:
+    assert set(FLAT_NAMES.values()) | set(ALIASES.values()) <= set(FIELDS)
+    assert not set(EXPLAINED) & (set(FIELDS) | set(FLAT_NAMES) | set(ALIASES))
+    assert all(spec.description for spec in FIELDS.values())
+
+
+def test_assets_lie_inside_the_package() -> None:
+    package = Path(config_module.__file__).parent
+    assert resolve_asset("ds_dpo://assets/miniature/model") == str(package / "assets" / "miniature" / "model")
+    assert resolve_asset("stabilityai/sdxl") == "stabilityai/sdxl"
+    with pytest.raises(ConfigError, match="leads out of the package"):
+        resolve_asset("ds_dpo://../secrets")
+
+
+def test_configuration_needs_neither_torch_nor_deepspeed() -> None:
+    code = "import sys, ds_dpo.deepspeed_config; sys.exit(bool({'torch', 'deepspeed'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
