@@ -81,7 +81,6 @@ ALIASES = {
     "num_inference_steps": "validation.num_inference_steps",
     "guidance_scale": "validation.guidance_scale",
     "max_steps": "max_train_steps",
-    "deepspeed": "deepspeed_config",
 }
 
 # Names that users of those scripts will try, where nothing here means the same.
@@ -94,6 +93,7 @@ EXPLAINED = {
     "(a rank, at once) or --pairs_per_step (all ranks, an optimizer step)",
     "gradient_accumulation_steps": "it follows from --pairs_per_step, --micro_batch_pairs and the number of ranks",
     "num_train_epochs": "give --max_train_steps; an epoch has (number of pairs / pairs_per_step) of them",
+    "deepspeed": "give --deepspeed_config NAME",
     "mixed_precision": _PRECISION,
     "bf16": _PRECISION,
     "fp16": _PRECISION,
