@@ -176,8 +176,8 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     """Validate values by dotted name. Raises ConfigError naming each field, its value and what would fit."""
     nested: dict[str, Any] = {section: {} for section in SECTIONS}
     for path, value in values.items():
-        if isinstance(value, bool) and FIELDS[path].kind is not bool:  # pydantic would take it for 1 or 0
-            raise ConfigError(f"{path} = {str(value).lower()}: true and false fit only a switch")
+        if isinstance(value, bool) and FIELDS[path].kind is not bool:
+            value = _word(path, value)
         section, _, name = path.rpartition(".")
         (nested[section] if section else nested)[name] = value
     try:
@@ -185,6 +185,14 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         problems = [_problem(one, values) for one in error.errors()]
         raise ConfigError("\n  ".join(["the configuration does not fit:", *problems])) from None
+
+
+def _word(path: str, switch: bool) -> str:
+    """Return YAML's true as the word that a field may take; pydantic would take it for 1 in a number's place."""
+    word = str(switch).lower()
+    if word not in FIELDS[path].choices:
+        raise ConfigError(f"{path} = {word}: true and false fit only a switch")
+    return word
 
 
 def _problem(error: Any, values: Mapping[str, Any]) -> str:
