@@ -58,7 +58,8 @@ def test_every_preset_is_complete_and_survives_yaml(tmp_path: Path) -> None:
 def test_a_file_stands_on_its_base_and_the_command_line_on_the_file(tmp_path: Path) -> None:
     path = file_with(
         tmp_path,
-        "base: miniature\nlearning_rate: 3e-4\nschedule: {warmup_steps: 5}\ndata: {flip: off, size_conditioning: true}\n",
+        "base: miniature\nlearning_rate: 3e-4\n"
+        "schedule: {warmup_steps: 5}\ndata: {flip: off, size_conditioning: true}\n",
     )
     config = load("--config", path, "--warmup_steps", "7")
     assert config.optimizer.learning_rate == 3e-4
