@@ -37,7 +37,7 @@ def main() -> None:
     text, unet = pretrain_unet(arguments.work, vae, report=report)
     report(describe_quality(text, unet, vae, per_prompt=8))
     save_pipeline(arguments.output / "model", text=text, vae=vae, unet=unet)
-    write_pairs(arguments.output / "model", arguments.output / "pairs", work=arguments.work, report=report)
+    write_pairs(arguments.output / "model", arguments.output / "pairs", report=report)
 
 
 if __name__ == "__main__":
