@@ -37,9 +37,15 @@ class RunIdentity:
 class CheckpointStore:
     """The checkpoints folder of one run; every method is called by all ranks together."""
 
-    def __init__(self, folder: Path, *, engine: Engine, identity: RunIdentity, keep: int) -> None:
-        """keep: how many checkpoints stay; older ones are deleted once a newer one is complete."""
+    def __init__(
+        self, folder: Path, *, engine: Engine, identity: RunIdentity, keep: int, report: Callable[[str], None]
+    ) -> None:
+        """keep: how many checkpoints stay; older ones are deleted once a newer one is complete.
+
+        report: says what was found amiss and how it was dealt with.
+        """
         self._folder = folder
+        self._report = report
         self._engine = engine
         self._identity = identity
         self._keep = keep
@@ -51,7 +57,8 @@ class CheckpointStore:
         """
         final = self._folder / manifest.step_folder_name(step)
         partial = self._folder / (PARTIAL_PREFIX + final.name)
-        _together(lambda: self._prepare(partial), when=is_main())
+        _together(lambda: self._clear_leftovers(), when=is_main())
+        self.require_space()
         _together(lambda: self._engine.write_checkpoint(partial, client_state=client_state))
         _together(lambda: self._write_unet_config(partial), when=is_main())
         entries = _together(lambda: _sync_and_hash(_own_files(partial)))
@@ -73,6 +80,7 @@ class CheckpointStore:
             if not errors:
                 return self._engine.read_checkpoint(self._folder / name)
             reasons.append(str(errors[0]))
+            self._report(f"passed over: {errors[0]}")
         latest = self._folder / LATEST
         if reasons:
             raise CheckpointError(f"no checkpoint in {self._folder} can be used: " + "; ".join(reasons))
@@ -101,18 +109,23 @@ class CheckpointStore:
                     f"{folder} was saved with {field} {old} and this start has {new}; its shards fit {old} only"
                 )
 
-    def _prepare(self, partial: Path) -> None:
-        """Clear what a killed save left, and refuse before writing where the disk is too full."""
+    def require_space(self) -> None:
+        """Raise CheckpointError on all ranks together where the disk has no room for one more checkpoint."""
+        _together(self._check_space, when=is_main())
+
+    def _check_space(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob(PARTIAL_PREFIX + "*"):
-            shutil.rmtree(leftover)
-        needed = self._engine.checkpoint_bytes()
-        free = shutil.disk_usage(self._folder).free
+        needed, free = self._engine.checkpoint_bytes(), shutil.disk_usage(self._folder).free
         if free < needed:
             raise CheckpointError(
-                f"no space for {partial.name.removeprefix(PARTIAL_PREFIX)} in {self._folder}: a checkpoint of this run takes about "
-                f"{needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free; free some, or lower cadence.keep_checkpoints"
+                f"no space for a checkpoint in {self._folder}: one of this run takes about {needed / 2**30:.3g} GiB and "
+                f"{free / 2**30:.3g} GiB are free; free some, lower cadence.keep_checkpoints, or give another output_dir"
             )
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a killed save left."""
+        for leftover in self._folder.glob(PARTIAL_PREFIX + "*"):
+            shutil.rmtree(leftover)
 
     def _write_unet_config(self, partial: Path) -> None:
         config = {name: value for name, value in self._engine.module.config.items() if not name.startswith("_name")}  # type: ignore[union-attr, operator]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -25,19 +26,34 @@ STEP_COLUMNS = (
 class RunLog:
     """Rank 0's voice; on other ranks every call does nothing."""
 
-    def __init__(self, path: Path | None, *, last_step: int = 0, max_train_steps: int = 0) -> None:
-        """path: log.txt, which is appended to; None on ranks that stay silent."""
-        self._file = None if path is None else path.open("a", encoding="utf-8", buffering=1)
-        self._max_train_steps = max_train_steps
+    def __init__(self, *, speaks: bool) -> None:
+        """speaks: True on rank 0. Lines are printed at once, and kept until there is a file for them."""
+        self._speaks = speaks
+        self._kept: list[str] = []
+        self._file: TextIO | None = None
+        self._max_train_steps = 0
         self._bar: tqdm | None = None
-        if path is not None and sys.stdout.isatty():
+
+    def open(self, path: Path, *, last_step: int, max_train_steps: int) -> None:
+        """Append what was said so far, and all that follows, to log.txt; steps go from last_step to max_train_steps."""
+        if not self._speaks:
+            return
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file.writelines(self._kept)
+        self._kept.clear()
+        self._max_train_steps = max_train_steps
+        if sys.stdout.isatty():
             self._bar = tqdm(total=max_train_steps, initial=last_step, unit="step", file=sys.stdout, dynamic_ncols=True)
 
     def line(self, text: str) -> None:
         """Say one thing."""
-        if self._file is None:
+        if not self._speaks:
             return
-        self._file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+        stamped = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
+        if self._file is None:
+            self._kept.append(stamped)
+        else:
+            self._file.write(stamped)
         if self._bar is None:
             print(text, flush=True)
         else:
@@ -45,7 +61,7 @@ class RunLog:
 
     def step(self, metrics: Mapping[str, float], *, due: bool) -> None:
         """Show a step: the bar moves at each, a line is written where one is due."""
-        if self._file is None:
+        if not self._speaks:
             return
         columns = [f"{label} {form.format(metrics[name])}" for label, name, form in STEP_COLUMNS if name in metrics]
         if self._bar is not None:
