@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, DsDpoError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,14 +168,20 @@ def broadcast_object(value: object) -> object:
 def raise_together(error: Exception | None) -> None:
     """Raise on every rank if any rank failed, so that none is left waiting in a later collective.
 
-    A rank that failed raises its own error; the others raise the first failed rank's.
+    A rank that failed raises its own error, the others the first failed rank's. Only that rank and rank 0 are to print
+    it, so the others' is marked as said elsewhere.
     """
-    failures = gather_objects(error)
-    if error is not None:
-        raise error
-    for failure in failures:
-        if isinstance(failure, Exception):
-            raise failure
+    # an error of another library may not survive pickling
+    told = error if error is None or isinstance(error, DsDpoError) else RuntimeError(f"{type(error).__name__}: {error}")
+    failures = gather_objects(told)
+    failed = [number for number, failure in enumerate(failures) if failure is not None]
+    if not failed:
+        return
+    raised = failures[failed[0]] if error is None else error
+    assert isinstance(raised, Exception)
+    if isinstance(raised, DsDpoError):
+        raised.is_said_elsewhere = rank() not in (0, failed[0])
+    raise raised
 
 
 @contextmanager

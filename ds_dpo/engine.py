@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -184,14 +185,12 @@ def build_engine(
     return Engine(raw)
 
 
-def start_communication(*, timeout_minutes: float, device: torch.device) -> None:
+def start_communication(*, timeout: timedelta, device: torch.device) -> None:
     """Join all ranks in one process group: NCCL on GPUs, gloo on CPUs; the environment names the ranks."""
-    from datetime import timedelta
-
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with quiet_output():
-        deepspeed.init_distributed(timeout=timedelta(minutes=timeout_minutes), verbose=False)
+        deepspeed.init_distributed(timeout=timeout, verbose=False)
 
 
 def pick_device(local_rank: int) -> torch.device:

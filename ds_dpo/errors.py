@@ -13,6 +13,7 @@ class DsDpoError(Exception):
     """A failure whose message is written for the user; programs print it without a traceback."""
 
     same_on_all_ranks = False
+    is_said_elsewhere = False
 
 
 class ConfigError(DsDpoError):
@@ -40,13 +41,13 @@ class PreflightError(DsDpoError):
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's main function; print a DsDpoError as one message and exit with status 2.
 
-    A message that every rank would print alike is printed by rank 0 alone.
+    A message that every rank would print alike, or that another rank prints, is left to that one.
     """
     try:
         main()
     except DsDpoError as error:
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or not error.same_on_all_ranks:
+        if not error.is_said_elsewhere and (rank == "0" or not error.same_on_all_ranks):
             where = f" (rank {rank})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank != "0" else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
