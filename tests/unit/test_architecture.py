@@ -1,0 +1,57 @@
+"""What the layers in pyproject.toml (checked by lint-imports) cannot say."""
+
+import ast
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "ds_dpo"
+
+
+def own_top_level_names() -> set[str]:
+    """What stands first on sys.path when the launcher runs ds_dpo/train.py."""
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    return files | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_package_init_files_are_empty() -> None:
+    filled = [
+        str(path.relative_to(ROOT))
+        for path in PACKAGE.rglob("__init__.py")
+        if ast.parse(path.read_text(encoding="utf-8")).body
+    ]
+    assert filled == []
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """A folder without __init__.py is left out by the layers' check and by the wheel."""
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_no_module_hides_one_of_the_standard_library_or_of_a_dependency() -> None:
+    others = set(sys.stdlib_module_names) | (set(packages_distributions()) - {"ds_dpo"})
+    assert own_top_level_names() & others == set()
+
+
+def test_every_module_without_torch_is_in_the_list_that_says_so() -> None:
+    """A new config_*.py joins the forbidden-torch contract."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    (torchless,) = (contract for contract in contracts if "torch" in contract.get("forbidden_modules", []))
+    expected = {f"ds_dpo.{path.stem}" for path in PACKAGE.glob("config*.py")} | {"ds_dpo.errors"}
+    assert expected <= set(torchless["source_modules"])
+
+
+def test_the_evaluation_s_arithmetic_stands_alone() -> None:
+    """evaluation is a high layer; its win rate is a pure function that a lower one may use."""
+    path = PACKAGE / "evaluation" / "win_rate.py"
+    if not path.exists():
+        return
+    imported = {
+        node.module
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ds_dpo")
+    }
+    assert imported <= {"ds_dpo.errors"}
