@@ -1,0 +1,61 @@
+"""Decoded pairs into the tensors of a step; anything PairSamples -> PreferenceBatch can stand in its place."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ds_dpo.batch import PairSamples, PreferenceBatch, split_pair, stack_pair
+from ds_dpo.errors import DataError
+from ds_dpo.models.text import TextEncoder
+from ds_dpo.models.vae import encode_images
+
+
+class OnlineEncoder:
+    """Encodes each micro-batch when it is due, with the VAE and text encoders on the training device."""
+
+    def __init__(self, *, vae: AutoencoderKL, text: TextEncoder, device: torch.device | str) -> None:
+        """Take frozen encoders and move them to the device."""
+        self._device = torch.device(device)
+        self._vae = vae.to(self._device)
+        self._text = text.to(self._device)
+
+    @torch.no_grad()
+    def __call__(self, samples: PairSamples) -> PreferenceBatch:
+        """Return the micro-batch on the device; every draw in it comes from the samples.
+
+        Raises DataError naming the pairs whose latents are not finite.
+        """
+        pair = samples.to(self._device, non_blocking=True)
+        latents = encode_images(
+            self._vae,
+            stack_pair(pair.chosen_pixels, pair.rejected_pixels),
+            stack_pair(pair.chosen_posterior_noise, pair.rejected_posterior_noise),
+        )
+        self._refuse_not_finite(latents, samples.pair_ids)
+        prompts = self._text.encode(pair.prompts)
+        # the pooled text marks a family that is told sizes
+        time_ids = None if prompts.pooled is None else stack_pair(pair.chosen_time_ids, pair.rejected_time_ids)
+        return PreferenceBatch(
+            latents=latents,
+            noise=pair.noise,
+            timesteps=pair.timesteps,
+            text_states=prompts.text_states,
+            pooled=prompts.pooled,
+            time_ids=time_ids,
+            pair_ids=pair.pair_ids,
+        )
+
+    def _refuse_not_finite(self, latents: Tensor, pair_ids: Tensor) -> None:
+        # Waits for the device once a micro-batch: a NaN found later would already be in the optimizer's moments.
+        image_is_finite = latents.isfinite().all(dim=(1, 2, 3)).cpu()
+        if image_is_finite.all():
+            return
+        chosen_is_finite, rejected_is_finite = split_pair(image_is_finite)
+        bad = pair_ids[~(chosen_is_finite & rejected_is_finite)].tolist()
+        raise DataError(
+            f"the VAE gave NaN or infinite latents for pairs {', '.join(map(str, bad))} in {self._vae.dtype}; "
+            "SDXL's own VAE overflows in fp16: take model.vae_dtype fp32 or bf16, or model.vae "
+            "madebyollin/sdxl-vae-fp16-fix"
+        )

@@ -1,0 +1,94 @@
+"""Prompts into what a UNet is told of them, as the pipelines of diffusers do it.
+
+Legend: B prompts; L text tokens; D text width; P pooled width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompts:
+    """text_states: (B, L, D). pooled: (B, P), None for SD1.5. Both in the dtype of the text encoders."""
+
+    text_states: Tensor
+    pooled: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """A tokenizer and its text encoder, both of transformers."""
+
+    tokenizer: Any
+    encoder: nn.Module
+
+    def __call__(self, prompts: Sequence[str]) -> Any:
+        """Return the encoder's output for prompts padded and cut to the length that it was made for."""
+        config: Any = self.encoder.config
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            # a tokenizer saved without its length says 1e30
+            max_length=min(self.tokenizer.model_max_length, config.max_position_embeddings),
+            truncation=True,
+            return_tensors="pt",
+        )
+        device = next(self.encoder.parameters()).device
+        mask = tokens.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
+        return self.encoder(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=True)
+
+
+def encode_sdxl(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedPrompts:
+    """Return both encoders' last states but one, side by side, and the second one's pooled text.
+
+    Source: arXiv:2307.01952, section 2.1; StableDiffusionXLPipeline.encode_prompt.
+    """
+    outputs = [tower(prompts) for tower in towers]
+    return EncodedPrompts(
+        text_states=torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
+        pooled=outputs[-1].text_embeds,
+    )
+
+
+def encode_sd15(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedPrompts:
+    """Return the encoder's last states after its final layer norm. Source: StableDiffusionPipeline.encode_prompt."""
+    (tower,) = towers
+    return EncodedPrompts(text_states=tower(prompts).last_hidden_state, pooled=None)
+
+
+class TextEncoder:
+    """The frozen text encoders of a pipeline, and its family's way to read them."""
+
+    def __init__(
+        self,
+        towers: Sequence[TextTower],
+        *,
+        encode: Callable[[Sequence[TextTower], Sequence[str]], EncodedPrompts],
+    ) -> None:
+        """Join the towers of a family with its `encode`, such as encode_sdxl."""
+        self.towers = tuple(towers)
+        self._encode = encode
+
+    def to(self, device: torch.device | str) -> TextEncoder:
+        """Move the encoders and return this object, as a module would."""
+        for tower in self.towers:
+            tower.encoder.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> EncodedPrompts:
+        """Encode B prompts, each distinct one once; '' is encoded like any other, as the authors do, not zeroed."""
+        distinct = {prompt: position for position, prompt in enumerate(dict.fromkeys(prompts))}
+        encoded = self._encode(self.towers, list(distinct))
+        if len(distinct) == len(prompts):
+            return encoded
+        rows = torch.tensor([distinct[prompt] for prompt in prompts], device=encoded.text_states.device)
+        return EncodedPrompts(
+            text_states=encoded.text_states[rows], pooled=None if encoded.pooled is None else encoded.pooled[rows]
+        )
