@@ -1,0 +1,170 @@
+"""Images drawn with diffusers' own pipelines, each from noise of its own seed.
+
+N images, C latent channels, X = Y = resolution in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+PIXELS_AT_ONCE = 2**20  # one image of 1024 x 1024: a VAE in fp32 needs some GB for each
+MAX_IMAGES_AT_ONCE = 24
+
+
+def ddim_from(config: Mapping[str, Any]) -> DDIMScheduler:
+    """DDIM over the noise schedule of a scheduler's configuration, as this project draws everywhere.
+
+    Trailing spacing starts from the last trained timestep, where the noise is purest.
+    """
+    return DDIMScheduler.from_config(
+        dict(config), timestep_spacing="trailing", set_alpha_to_one=False, clip_sample=False
+    )
+
+
+def build_pipeline(
+    *,
+    unet: nn.Module,
+    vae: nn.Module,
+    tokenizers: Sequence[Any],
+    text_encoders: Sequence[nn.Module],
+    scheduler: DDIMScheduler,
+) -> DiffusionPipeline:
+    """Join live parts, of which none is copied or moved: two text encoders make SDXL, one makes Stable Diffusion 1.
+
+    Raises ValueError for another number of text encoders or tokenizers.
+    """
+    if len(text_encoders) not in (1, 2) or len(tokenizers) != len(text_encoders):
+        raise ValueError(
+            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: 1 of each (Stable Diffusion 1) "
+            "or 2 (SDXL) make a pipeline"
+        )
+    # a scheduler counts its own steps, so two samplers must not share one
+    shared = {"unet": unet, "vae": vae, "scheduler": DDIMScheduler.from_config(scheduler.config)}
+    if len(text_encoders) == 1:
+        return StableDiffusionPipeline(
+            **shared,
+            tokenizer=tokenizers[0],
+            text_encoder=text_encoders[0],
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    return StableDiffusionXLPipeline(
+        **shared,
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        text_encoder=text_encoders[0],
+        text_encoder_2=text_encoders[1],
+        add_watermarker=False,
+    )
+
+
+@torch.no_grad()
+def draw_images(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    resolution: int,
+    images_at_once: int | None = None,
+) -> Tensor:
+    """Draw an image for each prompt from the noise of the seed at its place: (N, 3, X, Y) in 0..1, fp32, on the CPU.
+
+    An image depends on its prompt and seed, not on those drawn beside it. images_at_once: none: as many as make one
+    image of 1024 x 1024, at most 24. The VAE decodes in its own dtype, which may differ from the UNet's.
+    Raises ValueError for unequal lengths, no image, a resolution that the VAE cannot make, or text encoders in
+    another dtype than the UNet.
+    """
+    at_once = images_at_once or min(MAX_IMAGES_AT_ONCE, max(1, PIXELS_AT_ONCE // resolution**2))
+    _check_request(pipeline, prompts, seeds, resolution)
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    for start in range(0, len(prompts), at_once):
+        part = slice(start, start + at_once)
+        latents = pipeline(
+            prompt=list(prompts[part]),
+            latents=_noise(pipeline, seeds[part], resolution),
+            height=resolution,
+            width=resolution,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            output_type="latent",  # the pipeline would decode in the UNet's dtype, or convert the VAE for good
+        ).images
+        images.append(_decode(pipeline.vae, latents))
+    return torch.cat(images)
+
+
+def _check_request(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], resolution: int) -> None:
+    if not prompts or len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: one seed for each of at least one prompt")
+    if resolution % 8 or resolution % pipeline.vae_scale_factor:
+        raise ValueError(
+            f"resolution {resolution}: must be a multiple of 8 and of the VAE's {pipeline.vae_scale_factor}"
+        )
+    text_dtype, unet_dtype = pipeline.text_encoder.dtype, pipeline.unet.dtype
+    if text_dtype != unet_dtype:
+        raise ValueError(f"text encoders in {text_dtype}, UNet in {unet_dtype}: the pipeline needs one dtype for both")
+
+
+def _noise(pipeline: DiffusionPipeline, seeds: Sequence[int], resolution: int) -> Tensor:
+    """Starting latents (N, C, X / factor, Y / factor) in the UNet's dtype.
+
+    Drawn in fp32 on the CPU, so that they are the same noise on every device and in every dtype.
+    """
+    side = resolution // pipeline.vae_scale_factor
+    shape = (pipeline.unet.config.in_channels, side, side)
+    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return noise.to(pipeline.device, pipeline.unet.dtype)
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    """Images (N, 3, X, Y) in 0..1, fp32, on the CPU; computed in the VAE's own dtype, as SDXL's overflows in fp16."""
+    scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    return (vae.decode(scaled).sample.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+class ValidationSampler:
+    """Draws each prompt with each seed, always from the same noise, with modules that go on training.
+
+    Nothing of them is changed; the caller sets eval mode. Under ZeRO-3 every rank must call, with the same inputs, as
+    a forward pass gathers the weights: pass the engine's module as unet.
+    """
+
+    def __init__(
+        self,
+        *,
+        unet: nn.Module,
+        vae: nn.Module,
+        tokenizers: Sequence[Any],
+        text_encoders: Sequence[nn.Module],
+        scheduler: DDIMScheduler,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        num_inference_steps: int,
+        guidance_scale: float,
+        resolution: int,
+    ) -> None:
+        self._pipeline = build_pipeline(
+            unet=unet, vae=vae, tokenizers=tokenizers, text_encoders=text_encoders, scheduler=scheduler
+        )
+        self.prompts, self.seeds = tuple(prompts), tuple(seeds)
+        self._num_inference_steps, self._guidance_scale = num_inference_steps, guidance_scale
+        self._resolution = resolution
+
+    def __call__(self) -> Tensor:
+        """Images (prompts * seeds, 3, X, Y) in 0..1, all seeds of the first prompt first."""
+        return draw_images(
+            self._pipeline,
+            [prompt for prompt in self.prompts for _ in self.seeds],
+            [seed for _ in self.prompts for seed in self.seeds],
+            num_inference_steps=self._num_inference_steps,
+            guidance_scale=self._guidance_scale,
+            resolution=self._resolution,
+        )
