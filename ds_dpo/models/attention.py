@@ -1,0 +1,100 @@
+"""The one place that picks attention kernels, tries them on the real device, and says which it took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ds_dpo.errors import ModelError
+
+_PROBE_TOKENS = (64, 77)  # of an image and of a prompt
+_PROBE_TOLERANCE = 0.05  # of the largest value; bf16 rounding of SDPA itself leaves up to 0.011
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionChoice:
+    """Attention kernels, and the sentence for the log."""
+
+    name: Literal["xformers", "sdpa"]
+    sentence: str
+
+
+def choose_attention(
+    unet: UNet2DConditionModel,
+    asked: Literal["auto", "xformers", "sdpa"],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> AttentionChoice:
+    """Return the kernels for policy and reference alike; auto takes xformers where a real call of it succeeds.
+
+    unet: whose head widths are tried. Raises ModelError where xformers is asked for and not usable.
+    """
+    if asked == "sdpa":
+        return AttentionChoice(name="sdpa", sentence="attention: sdpa (as asked)")
+    problem = _problem_of_xformers(_head_widths(unet), torch.device(device), dtype)
+    if problem is None:
+        return AttentionChoice(name="xformers", sentence=f"attention: xformers (tried on {device} in {dtype})")
+    if asked == "xformers":
+        raise ModelError(
+            f"model.attention xformers is not usable on {device} in {dtype}: {problem}; auto or sdpa would fit, or the "
+            "xformers that was built for this torch"
+        )
+    return AttentionChoice(name="sdpa", sentence=f"attention: sdpa (xformers not usable: {problem})")
+
+
+def set_attention(unet: UNet2DConditionModel, choice: AttentionChoice) -> None:
+    """Give every attention layer of a UNet the chosen kernels."""
+    unet.set_attn_processor(XFormersAttnProcessor() if choice.name == "xformers" else AttnProcessor2_0())
+
+
+def _head_widths(unet: UNet2DConditionModel) -> list[int]:
+    return sorted({layer.inner_dim // layer.heads for layer in unet.modules() if isinstance(layer, Attention)})
+
+
+def _problem_of_xformers(head_widths: list[int], device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why xformers cannot train heads of these widths here, in one line; None where it can.
+
+    It may import and yet hold no operator for this device, dtype or width: only a call tells.
+    """
+    try:
+        for head_width in head_widths:
+            error = _largest_error_of_xformers(head_width, device, dtype)
+            if not error <= _PROBE_TOLERANCE:  # written so that NaN fails as well
+                return f"it differs from sdpa by {error:.2g} of the largest value at head width {head_width}"
+    except Exception as error:  # whatever a wheel built for another torch or driver may raise, at import or in a kernel
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0].rstrip(' :')}" if lines else type(error).__name__
+    return None
+
+
+def _largest_error_of_xformers(head_width: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Return how far it is from SDPA in a cross-attention's outputs and gradients, as a share of their largest values."""
+    import xformers.ops
+
+    image_tokens, text_tokens = _PROBE_TOKENS
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, tokens, head_width, generator=generator).to(device, dtype)
+        for tokens in (image_tokens, text_tokens, text_tokens)
+    )
+    found, expected = (
+        _outputs_and_gradients(attend, query, key, value)
+        for attend in (xformers.ops.memory_efficient_attention, scaled_dot_product_attention)
+    )
+    # reading the number waits for the device, so that a kernel that fails there fails here
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, expected, strict=True))
+
+
+def _outputs_and_gradients(attend: object, *inputs: Tensor) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    assert callable(attend)
+    output = attend(*leaves)
+    output.float().square().sum().backward()
+    return [output.detach().float(), *(leaf.grad.float() for leaf in leaves if leaf.grad is not None)]
