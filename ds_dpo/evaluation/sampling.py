@@ -14,16 +14,13 @@ from torch import Tensor, nn
 
 PIXELS_AT_ONCE = 2**20  # one image of 1024 x 1024: a VAE in fp32 needs some GB for each
 MAX_IMAGES_AT_ONCE = 24
+# trailing: starts at the last trained timestep, where the noise is purest
+DDIM_SETTINGS: dict[str, Any] = {"timestep_spacing": "trailing", "set_alpha_to_one": False, "clip_sample": False}
 
 
 def ddim_from(config: Mapping[str, Any]) -> DDIMScheduler:
-    """DDIM over the noise schedule of a scheduler's configuration, as this project draws everywhere.
-
-    Trailing spacing starts from the last trained timestep, where the noise is purest.
-    """
-    return DDIMScheduler.from_config(
-        dict(config), timestep_spacing="trailing", set_alpha_to_one=False, clip_sample=False
-    )
+    """DDIM over the noise schedule of a scheduler's configuration, as this project draws everywhere."""
+    return DDIMScheduler.from_config(dict(config), **DDIM_SETTINGS)
 
 
 def build_pipeline(

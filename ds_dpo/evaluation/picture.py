@@ -1,0 +1,173 @@
+"""Labelled grids of images: a row a prompt, so that a stranger can read what was drawn and how it was judged."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ds_dpo.errors import ConfigError
+
+Mark = Literal["win", "loss"]
+MARK_COLOURS: dict[Mark | None, str] = {"win": "#15803d", "loss": "#c2410c", None: "#444444"}
+MIN_TILE_PIXELS, MAX_TILE_PIXELS = 96, 512
+MARGIN, TILE_GAP, GROUP_GAP, FRAME = 16, 6, 24, 4
+LABEL_WIDTH = 190
+TITLE_SIZE, TEXT_SIZE = 20, 14
+LINE = TEXT_SIZE + 5
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image (3, X, Y) in 0..1, a short text below it, and a mark that frames it."""
+
+    image: Tensor
+    text: str = ""
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring columns under a common heading."""
+
+    heading: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A label, usually the prompt, and one tile for each column of all groups."""
+
+    label: str
+    tiles: tuple[Tile, ...]
+
+
+def image_grid(
+    rows: Sequence[Row],
+    groups: Sequence[Group],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    tile_pixels: int | None = None,
+) -> Image.Image:
+    """Lay out tiles under their headings, with the title and the notes above.
+
+    tile_pixels: side of a tile; none: that of the images, but 96 to 512. Smaller images are enlarged without
+    smoothing. A pixel that is not finite is black. Raises ValueError where a row has not one tile for each column.
+    """
+    columns = [name for group in groups for name in group.columns]
+    for row in rows:
+        if len(row.tiles) != len(columns):
+            raise ValueError(f"row {row.label!r} has {len(row.tiles)} tiles for {len(columns)} columns")
+    largest = max(max(tile.image.shape[1:]) for row in rows for tile in row.tiles)
+    side = tile_pixels or min(MAX_TILE_PIXELS, max(MIN_TILE_PIXELS, largest))
+    lefts = _column_lefts(groups, side)
+    width = max(lefts[-1] + side + MARGIN, 640)
+    notes = [line for note in notes for line in _wrap(note, width - 2 * MARGIN)]
+    top = MARGIN + TITLE_SIZE + 12 + len(notes) * LINE + 10
+    row_height = side + 2 * FRAME + LINE + 10
+    page = Image.new("RGB", (width, top + 2 * LINE + 8 + len(rows) * row_height + MARGIN), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((MARGIN, MARGIN), title, fill="black", font=_font(TITLE_SIZE))
+    for place, note in enumerate(notes):
+        draw.text((MARGIN, MARGIN + TITLE_SIZE + 12 + place * LINE), note, fill="#444444", font=_font(TEXT_SIZE))
+    _draw_headings(draw, groups, lefts, top=top, side=side)
+    for place, row in enumerate(rows):
+        _draw_row(page, row, lefts, top=top + 2 * LINE + 8 + place * row_height, side=side)
+    return page
+
+
+def validation_grid(images: Tensor, prompts: Sequence[str], seeds: Sequence[int], *, title: str) -> Image.Image:
+    """The grid of a ValidationSampler's images (prompts * seeds, 3, X, Y): a row a prompt, a column a seed."""
+    columns = Group("", tuple(f"seed {seed}" for seed in seeds))
+    of_prompts = images.split(len(seeds))
+    rows = [Row(prompt, tuple(map(Tile, own))) for prompt, own in zip(prompts, of_prompts, strict=True)]
+    return image_grid(rows, [columns], title=title)
+
+
+def save_png(page: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all. Raises ConfigError where it cannot be written."""
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG", optimize=True)
+    replace_file(path, buffer.getvalue())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put a file in place of another in one step. Raises ConfigError where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
+
+
+def _column_lefts(groups: Sequence[Group], side: int) -> list[int]:
+    lefts, left = [], MARGIN + LABEL_WIDTH
+    for group in groups:
+        for _ in group.columns:
+            lefts.append(left)
+            left += side + 2 * FRAME + TILE_GAP
+        left += GROUP_GAP
+    return lefts
+
+
+def _draw_headings(
+    draw: ImageDraw.ImageDraw, groups: Sequence[Group], lefts: Sequence[int], *, top: int, side: int
+) -> None:
+    font, first = _font(TEXT_SIZE), 0
+    for group in groups:
+        last = first + len(group.columns) - 1
+        middle = (lefts[first] + lefts[last] + side) // 2
+        if group.heading:
+            draw.text((middle, top), group.heading, fill="#444444", font=font, anchor="ma")
+            line = top + LINE - 1
+            draw.line((lefts[first], line, lefts[last] + side, line), fill="#999999")
+        for left, name in zip(lefts[first : last + 1], group.columns, strict=True):
+            draw.text((left + side // 2, top + LINE + 2), name, fill="black", font=font, anchor="ma", stroke_width=0.3)
+        first = last + 1
+
+
+def _draw_row(page: Image.Image, row: Row, lefts: Sequence[int], *, top: int, side: int) -> None:
+    draw, font = ImageDraw.Draw(page), _font(TEXT_SIZE)
+    lines = _wrap(row.label, LABEL_WIDTH - 20)
+    room = max(1, side // LINE)
+    if len(lines) > room:
+        lines = [*lines[: room - 1], lines[room - 1] + " ..."]
+    first = top + FRAME + (side - len(lines) * LINE) // 2
+    for place, line in enumerate(lines):
+        draw.text((MARGIN, first + place * LINE), line, fill="black", font=font)
+    for left, tile in zip(lefts, row.tiles, strict=True):
+        if tile.mark is not None:
+            frame = (left - FRAME, top, left + side + FRAME - 1, top + side + 2 * FRAME - 1)
+            draw.rectangle(frame, fill=MARK_COLOURS[tile.mark])
+        page.paste(_enlarge(tile.image, side), (left, top + FRAME))
+        below = (left + side // 2, top + side + 2 * FRAME + 2)
+        draw.text(below, tile.text, fill=MARK_COLOURS[tile.mark], font=font, anchor="ma")
+
+
+def _enlarge(image: Tensor, side: int) -> Image.Image:
+    """An image (3, X, Y) as a square of side pixels; drawn larger it keeps its pixels as they are."""
+    pixels = (image.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    picture = Image.fromarray(pixels)
+    resampling = Image.Resampling.NEAREST if max(picture.size) <= side else Image.Resampling.LANCZOS
+    return picture if picture.size == (side, side) else picture.resize((side, side), resampling)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most so many pixels, reckoned with a mean width of the font's letters."""
+    letter = _font(TEXT_SIZE).getlength("the quick brown fox jumps over") / 30
+    return textwrap.wrap(text, max(8, math.floor(width / letter))) or [""]
