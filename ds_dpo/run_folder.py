@@ -66,20 +66,26 @@ class RunFolder:
         if changes:
             listed = "\n  ".join(str(change) for change in changes)
             raise ConfigError(
-                f"{self.path} holds a run of another identity:\n  {listed}\nset these back to go on with it, or give another output_dir"
+                f"{self.path} holds a run of another identity:\n  {listed}\n"
+                "set these back to go on with it, or give another output_dir"
             )
         old, new = flatten(saved.model_dump()), flatten(config.model_dump())
-        return [f"changed since the last start: {name} {old.get(name)!r} -> {new[name]!r}" for name in new if old.get(name) != new[name]]
+        return [
+            f"changed since the last start: {name} {old.get(name)!r} -> {new[name]!r}"
+            for name in new
+            if old.get(name) != new[name]
+        ]
 
     def write_start(self, config: RunConfig, settings: Mapping[str, Any], *, world_size: int) -> None:
         """Save what this start was made with; each file is replaced whole or not at all. Raises ConfigError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _replace(self.config, config_to_yaml(config))
             _replace(self.deepspeed, json.dumps(settings, indent=2) + "\n")
             starts = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.exists() else []
             starts.append(describe_environment(world_size))
             _replace(self.environment, json.dumps(starts, indent=2) + "\n")
+            # last: where this file is, the others are, whenever a start was killed
+            _replace(self.config, config_to_yaml(config))
         except OSError as error:
             raise ConfigError(f"output_dir {str(self.path)!r} cannot be written: {error.strerror}") from error
 
