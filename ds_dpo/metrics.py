@@ -102,6 +102,7 @@ class MetricsWriter:
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Write one step; metrics["step"] is its number. A value that is not finite becomes null in the file."""
+        assert metrics.keys() <= METRICS.keys(), f"not in METRICS: {metrics.keys() - METRICS.keys()}"
         readable = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._lines.write(json.dumps(readable) + "\n")
         step = int(metrics["step"])
@@ -109,9 +110,9 @@ class MetricsWriter:
             if name != "step":
                 self._events.add_scalar(f"train/{name}", value, step)
 
-    def write_image(self, name: str, image: Tensor, *, step: int) -> None:
-        """Write a picture (3, X, Y) in 0..1 to TensorBoard."""
-        self._events.add_image(name, image, step)
+    def write_images(self, name: str, images: Tensor, *, step: int) -> None:
+        """Write pictures (N, 3, X, Y) in 0..1 to TensorBoard, side by side."""
+        self._events.add_images(name, images, step)
 
     def flush(self) -> None:
         """Put all that was written on the disk, so that a checkpoint is never ahead of its metrics."""

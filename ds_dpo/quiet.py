@@ -22,7 +22,7 @@ def quiet_output() -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
-    except Exception:
+    except BaseException:
         sys.stderr.write(held.getvalue())
         raise
 

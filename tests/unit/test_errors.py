@@ -1,0 +1,77 @@
+"""A program that fails says why in the user's words, once, and leaves with status 2."""
+
+import pytest
+
+from ds_dpo.errors import CheckpointError, ConfigError, DataError, DsDpoError, run_program
+
+
+def fail_with(error: BaseException) -> object:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_program(main)
+    return ended.value.code
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int = 4) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+
+
+@pytest.mark.parametrize("kind", DsDpoError.__subclasses__())
+def test_one_message_no_traceback_status_2(kind: type[DsDpoError], capsys: pytest.CaptureFixture[str]) -> None:
+    status = fail_with(kind("data.split = 'trian': no such split; train would fit"))
+    assert status == 2
+    assert capsys.readouterr() == ("", "error: data.split = 'trian': no such split; train would fit\n")
+
+
+def test_a_success_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    run_program(lambda: None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_program(main)
+
+
+def test_ctrl_c_is_no_failure_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    status = fail_with(KeyboardInterrupt())
+    assert (status, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "said"),
+    [
+        (ConfigError("x"), 0, "error: x\n"),
+        (ConfigError("x"), 2, ""),  # rank 0 finds the same
+        (DataError("x"), 0, "error: x\n"),
+        (DataError("x"), 2, "error (rank 2): x\n"),
+    ],
+)
+def test_ranks_do_not_repeat_one_another(
+    error: DsDpoError, rank: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_rank(monkeypatch, rank)
+    assert fail_with(error) == 2, "silent or not"
+    assert capsys.readouterr().err == said
+
+
+def test_an_error_said_elsewhere_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_rank(monkeypatch, 2)
+    error = CheckpointError("x")
+    error.is_said_elsewhere = True
+    assert fail_with(error) == 2
+    assert capsys.readouterr().err == ""
