@@ -74,7 +74,7 @@ def make_tokenizer(*, pad_token: str) -> CLIPTokenizer:
 
 
 def make_text_parts() -> TextParts:
-    """Untrained text encoders; wider embeddings than CLIP's 0.02, or so small a pooled vector hardly sees the caption."""
+    """Untrained text encoders; embeddings wider than CLIP's 0.02, or so small a pooled vector hardly sees the words."""
     tokenizer, tokenizer_2 = make_tokenizer(pad_token="<|endoftext|>"), make_tokenizer(pad_token="!")
     encoder = CLIPTextModel(_text_config(tokenizer, hidden_act="quick_gelu"))
     encoder_2 = CLIPTextModelWithProjection(_text_config(tokenizer_2, hidden_act="gelu"))

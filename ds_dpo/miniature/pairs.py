@@ -5,6 +5,7 @@ import io
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _row(prompt: str, files: list[bytes], rewards: list[float], *, ranking_id: i
     """One Pick-a-Pic row: the best against the worst image, or for a tie the two of nearest reward."""
     ranked = sorted(range(len(files)), key=lambda index: rewards[index])
     if tie:
-        worse, better = min(zip(ranked, ranked[1:], strict=False), key=lambda pair: rewards[pair[1]] - rewards[pair[0]])
+        worse, better = min(pairwise(ranked), key=lambda pair: rewards[pair[1]] - rewards[pair[0]])
     else:
         worse, better = ranked[0], ranked[-1]
     first_is_better = hashlib.blake2b(f"{prompt} {ranking_id}".encode()).digest()[0] % 2 == 0

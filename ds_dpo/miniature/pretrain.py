@@ -27,7 +27,9 @@ REPORT_EVERY, MEASURE_EVERY = 200, 1500
 class Training:
     """Modules, optimizer, EMA and random state of one pre-training run, in one file."""
 
-    def __init__(self, file: Path, modules: list[nn.Module], optimizer: torch.optim.Optimizer, generator: torch.Generator):
+    def __init__(
+        self, file: Path, modules: list[nn.Module], optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ):
         self.file, self.modules, self.optimizer, self.generator = file, modules, optimizer, generator
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
@@ -119,7 +121,9 @@ def pretrain_vae(folder: Path, *, report: Callable[[str], None]) -> AutoencoderK
     return vae
 
 
-def pretrain_unet(folder: Path, vae: AutoencoderKL, *, report: Callable[[str], None]) -> tuple[TextParts, UNet2DConditionModel]:
+def pretrain_unet(
+    folder: Path, vae: AutoencoderKL, *, report: Callable[[str], None]
+) -> tuple[TextParts, UNet2DConditionModel]:
     """Train UNet and text encoders together on the latents of drawings; returns their averaged weights."""
     torch.manual_seed(4)
     text, unet = make_text_parts(), make_unet()
@@ -185,7 +189,9 @@ def _warm_up_text(text: TextParts) -> float:
     for _ in range(TEXT_STEPS):
         states, pooled = text.encode(list(PROMPTS))
         heads = [(head, pooled) for head in pooled_heads] + [(head, states[:, end]) for head in state_heads]
-        loss = sum((F.cross_entropy(head(x), y) for (head, x), y in zip(heads, targets * 2, strict=True)), torch.zeros(()))
+        loss = sum(
+            (F.cross_entropy(head(x), y) for (head, x), y in zip(heads, targets * 2, strict=True)), torch.zeros(())
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -210,7 +216,9 @@ def describe_quality(text: TextParts, unet: UNet2DConditionModel, vae: Autoencod
     """One line of what the base can do, over all prompts."""
     prompts = [prompt for prompt in PROMPTS for _ in range(per_prompt)]
     was_training = unet.training
-    images = torch.cat([sample(text, unet.eval(), vae, prompts[i : i + 72], seed=i) for i in range(0, len(prompts), 72)])
+    images = torch.cat(
+        [sample(text, unet.eval(), vae, prompts[i : i + 72], seed=i) for i in range(0, len(prompts), 72)]
+    )
     unet.train(was_training)
     found: dict[str, Any] = vars(measure(images, prompts))
     return "quality: " + ", ".join(f"{name} {_share(values)}" for name, values in found.items())

@@ -1,8 +1,8 @@
 """The miniature's world: one coloured shape on a plain background, drawn at 32 x 32 pixels from a caption of words.
 
-A caption names colour, shape and background. What it does not name (size, place, how vivid the colour is) varies, and the
-colour is the caption's only in a given share of the drawings: so a model that learns this world has something left
-to be preferred for.
+A caption names colour, shape and background. What it does not name (size, place, how vivid the colour is) varies, and
+the colour is the caption's only in a given share of the drawings: so a model that learns this world has something
+left to be preferred for.
 """
 
 import math
@@ -41,7 +41,9 @@ class Caption:
         return f"a {colour} {SHAPES[self.shape]} on a {background} background"
 
 
-CAPTIONS = tuple(Caption(c, s, b) for c in range(len(COLOURS)) for s in range(len(SHAPES)) for b in range(len(BACKGROUNDS)))
+CAPTIONS = tuple(
+    Caption(c, s, b) for c in range(len(COLOURS)) for s in range(len(SHAPES)) for b in range(len(BACKGROUNDS))
+)
 CAPTION_OF_PROMPT = {str(caption): caption for caption in CAPTIONS}
 
 

@@ -38,7 +38,9 @@ def test_no_module_hides_one_of_the_standard_library_or_of_a_dependency() -> Non
 
 def test_every_module_without_torch_is_in_the_list_that_says_so() -> None:
     """A new config_*.py joins the forbidden-torch contract."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     (torchless,) = (contract for contract in contracts if "torch" in contract.get("forbidden_modules", []))
     expected = {f"ds_dpo.{path.stem}" for path in PACKAGE.glob("config*.py")} | {"ds_dpo.errors"}
     assert expected <= set(torchless["source_modules"])
