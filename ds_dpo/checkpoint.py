@@ -59,10 +59,13 @@ class CheckpointStore:
         partial = self._folder / (PARTIAL_PREFIX + final.name)
         _together(lambda: self._clear_leftovers(), when=is_main())
         self.require_space()
-        _together(lambda: self._engine.write_checkpoint(partial, client_state=client_state))
+        _together(lambda: self._write_shards(partial, client_state))
         _together(lambda: self._write_unet_config(partial), when=is_main())
         entries = _together(lambda: _sync_and_hash(_own_files(partial)))
-        files = {name: entry for part in gather_objects(entries) for name, entry in dict(part or {}).items()}  # type: ignore[call-overload]
+        files: dict[str, FileEntry] = {}
+        for part in gather_objects(entries):
+            assert isinstance(part, dict)
+            files |= part
         _together(lambda: self._complete(partial, final, step=step, files=files), when=is_main())
         return final
 
@@ -85,9 +88,10 @@ class CheckpointStore:
         if reasons:
             raise CheckpointError(f"no checkpoint in {self._folder} can be used: " + "; ".join(reasons))
         if broadcast_object(latest.exists()):
+            named = latest.read_text(encoding="utf-8").strip()
             raise CheckpointError(
-                f"{latest} names {latest.read_text(encoding='utf-8').strip()!r}, but {self._folder} holds no checkpoint; "
-                "restore it, or give another output_dir to start anew"
+                f"{latest} names {named!r}, but {self._folder} holds no checkpoint; restore it, or give another "
+                "output_dir to start anew"
             )
         return None
 
@@ -114,21 +118,38 @@ class CheckpointStore:
         _together(self._check_space, when=is_main())
 
     def _check_space(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        needed, free = self._engine.checkpoint_bytes(), shutil.disk_usage(self._folder).free
+        # a start that is refused here leaves no folder behind
+        existing = next(path for path in (self._folder.absolute(), *self._folder.absolute().parents) if path.exists())
+        needed, free = self._engine.checkpoint_bytes(), shutil.disk_usage(existing).free
         if free < needed:
             raise CheckpointError(
-                f"no space for a checkpoint in {self._folder}: one of this run takes about {needed / 2**30:.3g} GiB and "
-                f"{free / 2**30:.3g} GiB are free; free some, lower cadence.keep_checkpoints, or give another output_dir"
+                f"no space for a checkpoint in {self._folder}: one of this run takes about {needed / 2**30:.3g} GiB "
+                f"and {free / 2**30:.3g} GiB are free; free some, lower cadence.keep_checkpoints, or give another "
+                "output_dir"
             )
 
     def _clear_leftovers(self) -> None:
         """Remove what a killed save left."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         for leftover in self._folder.glob(PARTIAL_PREFIX + "*"):
             shutil.rmtree(leftover)
 
+    def _write_shards(self, partial: Path, client_state: Mapping[str, Any]) -> None:
+        try:
+            self._engine.write_checkpoint(partial, client_state=client_state)
+        except RuntimeError as error:
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            # torch says this, and no OSError, where the disk takes only part of a file
+            free = shutil.disk_usage(self._folder).free
+            raise CheckpointError(
+                f"the checkpoint could not be written in {self._folder}: a file was cut short, {free / 2**30:.3g} GiB "
+                f"are free; earlier checkpoints are as they were ({error})"
+            ) from error
+
     def _write_unet_config(self, partial: Path) -> None:
-        config = {name: value for name, value in self._engine.module.config.items() if not name.startswith("_name")}  # type: ignore[union-attr, operator]
+        module: Any = self._engine.module  # a diffusers model, whose config torch's Module does not know
+        config = {name: value for name, value in module.config.items() if not name.startswith("_name")}
         (partial / UNET_CONFIG).write_text(json.dumps(config, indent=2, default=list), encoding="utf-8")
 
     def _complete(self, partial: Path, final: Path, *, step: int, files: dict[str, FileEntry]) -> None:
@@ -154,7 +175,12 @@ class CheckpointStore:
             os.fsync(file.fileno())
         os.replace(temporary, self._folder / LATEST)
         manifest.sync_folder(self._folder)
-        for old in manifest.checkpoint_folders(self._folder)[self._keep :]:
+        self._prune(newest=step)
+
+    def _prune(self, *, newest: int) -> None:
+        """Delete all but the newest `keep`; a later one that was passed over at the start does not count as newer."""
+        steps = [(manifest.step_of(folder) or 0, folder) for folder in manifest.checkpoint_folders(self._folder)]
+        for old in [folder for step, folder in steps if step <= newest][self._keep :]:
             shutil.rmtree(old)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -54,31 +55,53 @@ def _from_launcher(environ: dict[str, str]) -> RankEnvironment:
             f"the environment has RANK or WORLD_SIZE but not {', '.join(missing)}; start with `deepspeed`, torchrun or "
             "srun, or unset them to run on one rank"
         )
-    world_size = int(environ["WORLD_SIZE"])
+    world_size = _number(environ, "WORLD_SIZE")
+    # `deepspeed` says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE
+    local_size = "LOCAL_SIZE" if environ.get("LOCAL_SIZE") else "LOCAL_WORLD_SIZE"
     return RankEnvironment(
-        rank=int(environ["RANK"]),
+        rank=_number(environ, "RANK"),
         world_size=world_size,
-        local_rank=int(environ["LOCAL_RANK"]),
-        # `deepspeed` says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE
-        local_world_size=int(environ.get("LOCAL_SIZE") or environ.get("LOCAL_WORLD_SIZE") or world_size),
+        local_rank=_number(environ, "LOCAL_RANK"),
+        local_world_size=_number(environ, local_size, default=world_size),
         master_addr=environ.get("MASTER_ADDR", "127.0.0.1"),
-        master_port=int(environ.get("MASTER_PORT", "29500")),
+        master_port=_number(environ, "MASTER_PORT", default=29500),
     )
 
 
 def _from_slurm_step(environ: dict[str, str]) -> RankEnvironment:
-    world_size = int(environ["SLURM_STEP_NUM_TASKS"])
-    tasks_of_nodes = environ.get("SLURM_STEP_TASKS_PER_NODE", str(world_size))  # such as 8(x2) or 8,4
+    world_size = _number(environ, "SLURM_STEP_NUM_TASKS")
+    tasks_of_nodes = _tasks_of_nodes(environ.get("SLURM_STEP_TASKS_PER_NODE") or str(world_size))
+    # every task of a job must arrive at the same port, and two jobs on a node at different ones
+    own_port = 20000 + _number(environ, "SLURM_JOB_ID", default=0) % 20000
     master_addr = environ.get("MASTER_ADDR") or _first_slurm_host(environ.get("SLURM_STEP_NODELIST", "127.0.0.1"))
     return RankEnvironment(
-        rank=int(environ["SLURM_PROCID"]),
+        rank=_number(environ, "SLURM_PROCID"),
         world_size=world_size,
-        local_rank=int(environ.get("SLURM_LOCALID", "0")),
-        local_world_size=int(tasks_of_nodes.split(",")[0].split("(")[0]),
+        local_rank=_number(environ, "SLURM_LOCALID", default=0),
+        local_world_size=tasks_of_nodes[_number(environ, "SLURM_NODEID", default=0)],
         master_addr=master_addr,
-        # every task of a job must arrive at the same port, and two jobs on a node at different ones
-        master_port=int(environ.get("MASTER_PORT") or 20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000),
+        master_port=_number(environ, "MASTER_PORT", default=own_port),
     )
+
+
+def _tasks_of_nodes(text: str) -> list[int]:
+    """Return the tasks of each node from SLURM's short form: 8(x2),4 is 8, 8, 4."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={text!r} cannot be read; such as 8(x2),4 would fit")
+        numbers += [int(match[1])] * int(match[2] or 1)
+    return numbers
+
+
+def _number(environ: dict[str, str], name: str, *, default: int | None = None) -> int:
+    value = environ.get(name, "")
+    if value == "" and default is not None:
+        return default
+    if not value.isdecimal():
+        raise ConfigError(f"the environment has {name}={value!r}; a whole number would fit")
+    return int(value)
 
 
 def _first_slurm_host(nodelist: str) -> str:

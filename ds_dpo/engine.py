@@ -189,6 +189,9 @@ def start_communication(*, timeout: timedelta, device: torch.device) -> None:
     """Join all ranks in one process group: NCCL on GPUs, gloo on CPUs; the environment names the ranks."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        # its shared-memory collectives for CPUs want a C++ compiler and minutes of compiling; gloo is there anyway
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with quiet_output():
         deepspeed.init_distributed(timeout=timeout, verbose=False)
 

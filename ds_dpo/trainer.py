@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from ds_dpo.checkpoint import CheckpointStore
 from ds_dpo.config import CadenceConfig
 from ds_dpo.distributed import gather_objects, is_main
 from ds_dpo.engine import Engine
-from ds_dpo.errors import PreflightError
+from ds_dpo.errors import DataError
 from ds_dpo.metrics import MetricsWriter, StepSums
 from ds_dpo.preference_step import PreferenceStep
 from ds_dpo.run_log import RunLog
@@ -53,9 +52,9 @@ class Trainer:
         *,
         engine: Engine,
         step: PreferenceStep,
-        batches: Iterable[PairSamples],
+        batches: Iterator[PairSamples],
+        bad_rows: Callable[[], Sequence[object]],
         encode: Callable[[PairSamples], PreferenceBatch],
-        count_bad_rows: Callable[[], int],
         cadence: Cadence,
         progress: Progress,
         store: CheckpointStore,
@@ -64,38 +63,28 @@ class Trainer:
         writer: MetricsWriter | None,
         sample: Callable[[], Tensor] | None,
         save_samples: Callable[[Tensor, int], None],
+        max_bad_rows: int,
     ) -> None:
-        """Join the parts. writer: rank 0's, None elsewhere. sample: draws validation pictures, called by all ranks."""
+        """Join the parts.
+
+        batches: this rank's micro-batches, without end. bad_rows: the rows that it could not read so far.
+        writer: rank 0's, None elsewhere. sample: draws validation images (N, 3, X, Y), called by all ranks;
+        save_samples: writes them and the step, on rank 0.
+        """
         self._engine, self._step, self._encode = engine, step, encode
-        self._batches: Iterator[PairSamples] = iter(batches)
-        self._count_bad_rows = count_bad_rows
+        self._batches, self._bad_rows, self._max_bad_rows = batches, bad_rows, max_bad_rows
         self._cadence, self._progress = cadence, progress
         self._store, self._stop = store, stop
         self._log, self._writer = log, writer
         self._sample, self._save_samples = sample, save_samples
         self._saved_step: int | None = progress.step or None
 
-    def preflight(self) -> None:
-        """Check on the first micro-batch that policy and reference predict exactly alike; it is still trained on.
-
-        Raises PreflightError on all ranks where the largest difference of their errors is not 0.
-        """
-        first = next(self._batches)
-        self._batches = chain([first], self._batches)
-        difference = self._step.largest_difference(self._encode(first))
-        largest = max(float(str(value)) for value in gather_objects(difference))
-        # written so that NaN fails as well
-        if not largest == 0:
-            raise PreflightError(
-                f"policy and reference come from the same weights, yet their errors differ by up to {largest:g} before the first "
-                "update; the attention backend, a dtype or the weights are not the same on both sides"
-            )
-        self._log.line("preflight: policy and reference predict exactly alike (largest difference 0)")
-
     def run(self) -> bool:
         """Train to max_train_steps; returns False where a request to stop came first. The last state is saved."""
         cadence = self._cadence
         stopped = False
+        if self._progress.step == 0 and cadence.every.sample_every_steps is not None:
+            self._draw_samples()  # what training starts from, to compare with
         while self._progress.step < cadence.max_train_steps and not stopped:
             metrics, stopped = self._train_step()
             due = cadence.is_due(self._progress.step, cadence.every.log_every_steps)
@@ -127,7 +116,8 @@ class Trainer:
         self._progress.step += 1
         self._progress.pairs_seen += self._cadence.pairs_per_step
         asked = self._stop.is_asked(look_for_file=is_main())
-        means, totals = sums.reduce(counters={"asked": float(asked), "bad_rows": float(self._count_bad_rows())})
+        means, totals = sums.reduce(counters={"asked": float(asked), "bad_rows": float(len(self._bad_rows()))})
+        self._require_readable_rows(int(totals["bad_rows"]))
         seconds = time.perf_counter() - start
         metrics = {"step": self._progress.step, **means}
         norm = self._engine.gradient_norm
@@ -147,8 +137,20 @@ class Trainer:
             metrics["loss_scale"] = self._engine.loss_scale
         return metrics, totals["asked"] > 0
 
+    def _require_readable_rows(self, num_bad_rows: int) -> None:
+        """Raise DataError on all ranks, naming the rows, once there are more unreadable ones than allowed."""
+        if num_bad_rows <= self._max_bad_rows:
+            return
+        own_rows = "\n  ".join(str(row) for row in self._bad_rows())
+        rows = "\n  ".join(str(part) for part in gather_objects(own_rows) if part)
+        error = DataError(
+            f"{num_bad_rows} rows could not be read, and data.max_bad_rows allows {self._max_bad_rows}:\n  {rows}"
+        )
+        error.is_said_elsewhere = not is_main()
+        raise error
+
     def _save(self) -> None:
-        """Save unless this step is saved already. """
+        """Save unless this step is saved already."""
         step = self._progress.step
         if self._saved_step == step:
             return

@@ -35,8 +35,6 @@ setup_venv() {
 
 # Two ranks on two cores: a thread each, and no spinning while one waits for the other.
 export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
-# DeepSpeed compiles a small operation for collectives on a CPU, once; kept with the rest
-export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}
 export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 PATH="$PWD/.venv/bin:$PATH"
 
 setup_venv "$1"
