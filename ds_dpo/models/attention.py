@@ -75,7 +75,7 @@ def _problem_of_xformers(head_widths: list[int], device: torch.device, dtype: to
 
 
 def _largest_error_of_xformers(head_width: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Return how far it is from SDPA in a cross-attention's outputs and gradients, as a share of their largest values."""
+    """Return how far outputs and gradients of a cross-attention are from SDPA's, as a share of the largest value."""
     import xformers.ops
 
     image_tokens, text_tokens = _PROBE_TOKENS

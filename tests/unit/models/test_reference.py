@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+
+from ds_dpo.batch import Conditioning
+from ds_dpo.config import ModelConfig
+from ds_dpo.models.denoiser import predict
+from ds_dpo.models.loading import load_unet
+from ds_dpo.models.reference import FrozenCopy, assert_own_storage, weights_hash
+
+Inputs = tuple[Tensor, Tensor, Conditioning]
+
+
+@pytest.fixture
+def policy(sdxl: ModelConfig) -> UNet2DConditionModel:
+    return load_unet(sdxl, dtype=torch.float32)
+
+
+@pytest.fixture
+def inputs() -> Inputs:
+    generator = torch.Generator().manual_seed(3)
+    conditioning = Conditioning(
+        text_states=torch.randn(2, 16, 96, generator=generator),
+        pooled=torch.randn(2, 48, generator=generator),
+        time_ids=torch.full((2, 6), 32.0),
+    )
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([5, 700]), conditioning
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_copy_predicts_exactly_as_the_policy_in_its_dtype(
+    sdxl: ModelConfig, inputs: Inputs, dtype: torch.dtype
+) -> None:
+    policy = load_unet(sdxl, dtype=dtype)
+    policy.enable_gradient_checkpointing()
+    reference = FrozenCopy(policy, dtype=dtype, device="cpu")
+    prediction = reference.predict(*inputs)
+    assert prediction.dtype == dtype
+    assert torch.equal(prediction, predict(policy, *inputs))
+
+
+def test_a_frozen_copy_has_no_gradient_and_is_in_evaluation_mode(policy: UNet2DConditionModel, inputs: Inputs) -> None:
+    reference = FrozenCopy(policy, dtype=torch.bfloat16, device="cpu")
+    assert not reference.predict(*inputs).requires_grad
+    assert not any(parameter.requires_grad for parameter in reference.module.parameters())
+    assert not any(module.training for module in reference.module.modules())
+    assert {parameter.dtype for parameter in reference.module.parameters()} == {torch.bfloat16}
+
+
+def test_copying_leaves_the_policy_as_it_was(policy: UNet2DConditionModel) -> None:
+    before = weights_hash(policy)
+    FrozenCopy(policy, dtype=torch.bfloat16, device="cpu")
+    assert weights_hash(policy) == before
+    assert policy.training
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_an_update_of_the_policy_does_not_reach_the_reference(policy: UNet2DConditionModel, inputs: Inputs) -> None:
+    reference = FrozenCopy(policy, dtype=torch.float32, device="cpu")
+    hash_before, prediction_before = weights_hash(reference.module), reference.predict(*inputs)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.01)
+    assert weights_hash(reference.module) == hash_before
+    assert torch.equal(reference.predict(*inputs), prediction_before)
+    assert not torch.equal(predict(policy, *inputs), prediction_before)
+
+
+def test_a_frozen_copy_keeps_attention_kernels_and_memory_layout(policy: UNet2DConditionModel) -> None:
+    policy.set_attn_processor(AttnProcessor())
+    policy.to(memory_format=torch.channels_last)
+    module = FrozenCopy(policy, dtype=torch.float32, device="cpu").module
+    assert isinstance(module, UNet2DConditionModel)
+    assert {type(processor) for processor in module.attn_processors.values()} == {AttnProcessor}
+    assert module.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_policy_that_is_partitioned_already_is_refused() -> None:
+    policy = nn.Linear(2, 2)
+    policy.weight.ds_id = 0
+    with pytest.raises(AssertionError, match="before DeepSpeed partitions"):
+        FrozenCopy(policy, dtype=torch.float32, device="cpu")
+
+
+def test_shared_storage_is_found_by_name_also_behind_a_view() -> None:
+    policy, reference = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert_own_storage(policy, reference)
+    reference.weight = nn.Parameter(policy.weight.detach().view(2, 3))
+    with pytest.raises(AssertionError, match="shares storage with the policy: weight"):
+        assert_own_storage(policy, reference)
+
+
+def test_shared_storage_is_found_in_a_part_of_zero_3() -> None:
+    policy, reference = nn.Linear(3, 2), nn.Linear(3, 2)
+    policy.weight.ds_tensor = reference.weight.detach()
+    policy.weight.data = torch.empty(0)
+    with pytest.raises(AssertionError, match="shares storage"):
+        assert_own_storage(policy, reference)
+
+
+def test_released_parameters_of_zero_3_share_nothing() -> None:
+    policy, reference = nn.Linear(3, 2), nn.Linear(3, 2)
+    for module in (policy, reference):
+        module.weight.data = torch.empty(0)
+    assert_own_storage(policy, reference)
+
+
+def test_weights_hash_is_the_sha256_of_names_and_bytes() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    module.weight.data = torch.tensor([[1.0]])
+    # 1.0 in fp32, little endian
+    expected = hashlib.sha256(b"weight torch.float32 (1, 1)\n" + bytes([0, 0, 0x80, 0x3F])).hexdigest()
+    assert weights_hash(module) == expected
+
+
+def test_weights_hash_sees_one_changed_bit_and_the_dtype() -> None:
+    module = nn.Linear(4, 4).bfloat16()
+    before = weights_hash(module)
+    assert weights_hash(module) == before
+    module.weight.data[0, 0] = torch.nextafter(module.weight.data[0, 0], torch.tensor(9.0, dtype=torch.bfloat16))
+    assert weights_hash(module) != before
+    zeros = nn.Linear(4, 4)
+    for parameter in zeros.parameters():
+        parameter.data.zero_()
+    assert weights_hash(zeros) != weights_hash(zeros.bfloat16())
