@@ -133,7 +133,7 @@ def _require_miniature(model: ModelFolder, pipeline: DiffusionPipeline) -> None:
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     if side != IMAGE_SIZE:
         raise ModelError(
-            f"{model.name}: draws {side} x {side} pixels; the miniature's reward judges {IMAGE_SIZE} x {IMAGE_SIZE} only"
+            f"{model.name}: draws images of {side} px; the miniature's reward judges images of {IMAGE_SIZE} px only"
         )
 
 

@@ -38,7 +38,9 @@ def comparison_picture(judged: Mapping[str, Judged], summary: Mapping[str, Any],
         f"shape). Green 'won', orange 'lost': more than {MARGIN} above or below base's image of the same noise.",
         f"Over all {summary['n']} images a model: {_results(summary, names)}",
     ]
-    return image_grid(rows, groups, title=" | ".join(columns) + ": the same prompts and noise", notes=notes)
+    return image_grid(
+        rows, groups, title=f"{', '.join(columns)}: what each model draws from the same prompts and noise", notes=notes
+    )
 
 
 def _tile(judged: Mapping[str, Judged], name: str, image: int) -> Tile:

@@ -115,12 +115,19 @@ def table(summary: Mapping[str, Any]) -> str:
     """The summary for a terminal: a line a figure, a column a model."""
     names = [name for name in (BASE, SFT, TUNED) if name in summary["models"]]
     models = [summary["models"][name] for name in names]
-    against_base = [summary["comparisons"].get(f"{name}_against_{BASE}") for name in names]
+    compared = summary["comparisons"]
+    against_base = [compared.get(f"{name}_against_{BASE}") for name in names]
+    against_sft = [compared.get(f"{name}_against_{SFT}") for name in names]
     lines: list[tuple[str, list[str]]] = [
         (f"reward, of {summary['reward_max']:g}", [_with_interval(m, "reward", "{:.3f}") for m in models]),
         ("wins against base", [_with_interval(c, "win_rate", "{:.1%}") for c in against_base]),
         (f"better by > {summary['margin']}", [_value(c, "win_by_margin", "{:.1%}") for c in against_base]),
         (f"worse by > {summary['margin']}", [_value(c, "loss_by_margin", "{:.1%}") for c in against_base]),
+        *(
+            [("wins against sft", [_with_interval(c, "win_rate", "{:.1%}") for c in against_sft])]
+            if SFT in names
+            else []
+        ),
         *((name.replace("_", " "), [_value(m, name, "{:.1%}") for m in models]) for name in SHARES),
         ("diversity", [_value(m, "diversity", "{:.3f}") for m in models]),
     ]
