@@ -1,0 +1,180 @@
+"""One micro-batch by hand: a UNet that multiplies its input, so that every error can be worked out on paper.
+
+The policy multiplies by 1, the reference by 1/2. Each image is one number in all its elements:
+
+            signal noise | latent noise noisy | policy error  reference error  difference
+chosen   0    0.6   0.8  |    1     1    1.4  |     0.16           0.09            0.07
+rejected 0    0.6   0.8  |   -1     1    0.2  |     0.64           0.81           -0.17
+chosen   1    0.8   0.6  |    1     2    2.0  |     0.00           1.00           -1.00
+rejected 1    0.8   0.6  |   -1     2    0.4  |     2.56           3.24           -0.68
+"""
+
+from functools import partial
+from math import exp, log
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ds_dpo.batch import Conditioning, PreferenceBatch
+from ds_dpo.diffusion import NoiseSchedule
+from ds_dpo.metrics import METRICS
+from ds_dpo.models.denoiser import predict
+from ds_dpo.objectives import OBJECTIVES, Objective, dpo, sft
+from ds_dpo.preference_step import PreferenceStep
+
+SCHEDULE = NoiseSchedule(alphas_cumprod=torch.tensor([0.36, 0.64]), prediction_type="epsilon")
+GAPS = (0.24, -0.32)  # chosen less rejected difference
+
+
+class ScalingUNet(nn.Module):
+    """Multiplies the noisy latents by its weight, and remembers what it was called with."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.calls: list[dict[str, Tensor]] = []
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        *,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: dict[str, Tensor],
+        return_dict: bool,
+    ) -> tuple[Tensor]:
+        assert not return_dict
+        self.calls.append({"noisy": sample, "timesteps": timestep, "text": encoder_hidden_states, **added_cond_kwargs})
+        return (self.weight * sample,)
+
+
+class FrozenScaling:
+    """A reference that remembers its UNet, too."""
+
+    def __init__(self, weight: float) -> None:
+        self.unet = ScalingUNet(weight)
+
+    @torch.no_grad()
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        return predict(self.unet, noisy_latents, timesteps, conditioning)
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 4, 2, 2)
+
+
+def two_pairs() -> PreferenceBatch:
+    return PreferenceBatch(
+        latents=numbers(1, 1, -1, -1),
+        noise=numbers(1, 2),
+        timesteps=torch.tensor([0, 1]),
+        text_states=torch.tensor([5.0, 6.0]).view(2, 1, 1),
+        pooled=torch.tensor([[7.0], [8.0]]),
+        time_ids=torch.tensor([[1.0], [2.0], [3.0], [4.0]]),
+        pair_ids=torch.tensor([11, 12]),
+    )
+
+
+def dpo_step(
+    *, policy: ScalingUNet | None = None, reference: FrozenScaling | None = None, beta: float = 10
+) -> PreferenceStep:
+    return PreferenceStep(
+        policy=policy or ScalingUNet(1.0),
+        reference=reference or FrozenScaling(0.5),
+        schedule=SCHEDULE,
+        objective=OBJECTIVES["dpo"],
+        loss=partial(dpo, beta=beta),
+    )
+
+
+def test_loss_and_quantities_are_those_worked_out_by_hand() -> None:
+    output = dpo_step()(two_pairs())
+    losses = [log(1 + exp(5 * gap)) for gap in GAPS]
+    assert output.loss.item() == pytest.approx(sum(losses) / 2, abs=1e-5)
+    expected = {
+        "loss": losses,
+        "policy_chosen_error": [0.16, 0.0],
+        "policy_rejected_error": [0.64, 2.56],
+        "reference_chosen_error": [0.09, 1.0],
+        "reference_rejected_error": [0.81, 3.24],
+        "chosen_difference": [0.07, -1.0],
+        "rejected_difference": [-0.17, -0.68],
+        "implicit_margin": [-0.24, 0.32],
+        "implicit_accuracy": [0.0, 1.0],
+    }
+    assert output.pair_quantities.keys() == expected.keys()
+    for name, values in expected.items():
+        found = output.pair_quantities[name]
+        assert not found.requires_grad
+        assert found.dtype == torch.float32
+        assert found.tolist() == pytest.approx(values, abs=1e-5), name
+
+
+def test_the_gradient_is_the_policys_alone() -> None:
+    policy, reference = ScalingUNet(1.0), FrozenScaling(0.5)
+    dpo_step(policy=policy, reference=reference)(two_pairs()).loss.backward()
+    # d error / d weight = 2 (weight x - target) x; of the gaps: 1.12 + 0.32 and 0 + 1.28
+    slopes = [5 / (1 + exp(-5 * gap)) for gap in GAPS]
+    assert policy.weight.grad is not None
+    assert policy.weight.grad.item() == pytest.approx((slopes[0] * 1.44 + slopes[1] * 1.28) / 2, rel=1e-5)
+    assert reference.unet.weight.grad is None
+
+
+def test_a_pair_shares_noise_timestep_and_prompt_and_both_models_see_the_same() -> None:
+    policy, reference = ScalingUNet(1.0), FrozenScaling(0.5)
+    dpo_step(policy=policy, reference=reference)(two_pairs())
+    (seen,) = policy.calls
+    assert seen["noisy"][:, 0, 0, 0].tolist() == pytest.approx([1.4, 2.0, 0.2, 0.4])
+    assert seen["timesteps"].tolist() == [0, 1, 0, 1]
+    assert seen["text"].flatten().tolist() == [5, 6, 5, 6]
+    assert seen["text_embeds"].flatten().tolist() == [7, 8, 7, 8]
+    assert seen["time_ids"].flatten().tolist() == [1, 2, 3, 4]
+    (seen_by_reference,) = reference.unet.calls
+    assert all(torch.equal(seen[name], seen_by_reference[name]) for name in seen)
+
+
+def test_equal_models_begin_at_ln_2_with_every_pair_half_right() -> None:
+    output = dpo_step(reference=FrozenScaling(1.0), beta=5000)(two_pairs())
+    assert output.loss.item() == pytest.approx(log(2), abs=1e-7)
+    assert output.pair_quantities["implicit_margin"].tolist() == [0, 0]
+    assert output.pair_quantities["implicit_accuracy"].tolist() == [0.5, 0.5]
+
+
+def test_sft_runs_neither_rejected_images_nor_a_reference() -> None:
+    policy = ScalingUNet(1.0)
+    step = PreferenceStep(
+        policy=policy, reference=None, schedule=SCHEDULE, objective=OBJECTIVES["sft"], loss=partial(sft)
+    )
+    output = step(two_pairs())
+    assert output.loss.item() == pytest.approx(0.08)  # (0.16 + 0) / 2
+    assert output.pair_quantities.keys() == {"loss", "policy_chosen_error"}
+    (seen,) = policy.calls
+    assert seen["noisy"][:, 0, 0, 0].tolist() == pytest.approx([1.4, 2.0])
+    assert seen["time_ids"].flatten().tolist() == [1, 2]
+    assert not step.compares_with_reference
+
+
+def test_an_objective_may_use_pairs_without_a_reference() -> None:
+    objective = Objective(
+        loss=lambda errors: errors.policy_chosen_error - errors.policy_rejected_error,
+        uses_rejected=True,
+        uses_reference=False,
+    )
+    step = PreferenceStep(
+        policy=ScalingUNet(1.0), reference=None, schedule=SCHEDULE, objective=objective, loss=objective.loss
+    )
+    output = step(two_pairs())
+    assert output.loss.item() == pytest.approx((0.16 - 0.64 + 0 - 2.56) / 2, abs=1e-5)
+    assert output.pair_quantities.keys() == {"loss", "policy_chosen_error", "policy_rejected_error"}
+
+
+def test_the_largest_difference_is_0_only_where_both_predict_alike() -> None:
+    assert dpo_step(reference=FrozenScaling(1.0)).largest_difference(two_pairs()) == 0
+    assert dpo_step().largest_difference(two_pairs()) == pytest.approx(1.0, abs=1e-6)
+    broken = dpo_step(policy=ScalingUNet(float("nan"))).largest_difference(two_pairs())
+    assert broken != 0, "not a number is no equality"
+
+
+def test_every_quantity_is_a_metric() -> None:
+    assert dpo_step()(two_pairs()).pair_quantities.keys() <= METRICS.keys()
