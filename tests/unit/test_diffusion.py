@@ -80,19 +80,28 @@ def test_the_difference_is_policy_minus_reference_error() -> None:
     assert paired_error_difference(ones, 2 * ones, 0 * ones).tolist() == [-3.0]
 
 
-def test_early_in_training_the_difference_keeps_its_digits() -> None:
-    """bf16 predictions that differ in few places, as after the first updates: what a plain subtraction would lose."""
+@pytest.mark.parametrize(
+    ("dtype", "moved_share", "factor"), [(torch.bfloat16, 0.01, 1.01), (torch.float32, 1, 1.00001)]
+)
+def test_early_in_training_the_difference_keeps_its_digits(
+    dtype: torch.dtype, moved_share: float, factor: float
+) -> None:
+    """Predictions that differ little, as after the first updates: what plain subtractions would lose."""
     target = randn(64, 4, 32, 32, seed=7)
-    reference = (target + 0.3 * randn(64, 4, 32, 32, seed=8)).bfloat16()
-    moved = torch.rand(reference.shape, generator=torch.Generator().manual_seed(9)) < 0.01
-    policy = torch.where(moved, reference * 1.01, reference)
+    reference = (target + 0.3 * randn(64, 4, 32, 32, seed=8)).to(dtype)
+    moved = torch.rand(reference.shape, generator=torch.Generator().manual_seed(9)) < moved_share
+    policy = torch.where(moved, reference * factor, reference)
     truth = plain_difference(policy, reference, target)
-    ours = (paired_error_difference(policy, reference, target) - truth).abs()
-    fp32 = (squared_error(policy, target) - squared_error(reference, target) - truth).abs()
-    peers = ((policy - target.bfloat16()) ** 2).mean((1, 2, 3)) - ((reference - target.bfloat16()) ** 2).mean((1, 2, 3))
-    bf16 = (peers - truth).abs()
-    assert ours.max() < 0.1 * fp32.max()
-    assert ours.max() < 1e-4 * bf16.max()
+    ours = (paired_error_difference(policy, reference, target) - truth).abs().max()
+    of_means = squared_error(policy, target) - squared_error(reference, target)
+    assert ours < 0.1 * (of_means - truth).abs().max()
+    if dtype == torch.float32:
+        of_elements = ((policy - target) ** 2 - (reference - target) ** 2).mean((1, 2, 3))
+        assert ours < 0.1 * (of_elements - truth).abs().max()
+    else:
+        rounded = target.to(dtype)
+        in_bf16 = ((policy - rounded) ** 2).mean((1, 2, 3)) - ((reference - rounded) ** 2).mean((1, 2, 3))
+        assert ours < 1e-4 * (in_bf16 - truth).abs().max()
 
 
 def test_the_difference_has_the_gradient_of_the_policys_error() -> None:

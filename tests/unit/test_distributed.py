@@ -1,13 +1,17 @@
 """Who a process is under each launcher, and how two real ranks follow one another."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from ds_dpo.checkpoint import CheckpointStore, RunIdentity
 from ds_dpo.distributed import (
     RankEnvironment,
     broadcast_object,
@@ -21,6 +25,7 @@ from ds_dpo.distributed import (
     world_size,
 )
 from ds_dpo.errors import CheckpointError, ConfigError, DataError
+from ds_dpo.manifest import read_manifest
 from ds_dpo.metrics import StepSums
 
 DEEPSPEED = {
@@ -143,6 +148,7 @@ def follow_one_another(rank: int, folder: Path) -> None:
     means_are_over_the_pairs_of_all_ranks(rank)
     a_failure_of_one_is_raised_by_all(rank)
     ranks_of_a_node_take_turns(rank, folder)
+    ranks_agree_on_a_checkpoint(rank, folder / "checkpoints")
     distributed.destroy_process_group()
 
 
@@ -184,6 +190,36 @@ def ranks_of_a_node_take_turns(rank: int, folder: Path) -> None:
 
     take_turn("turns", None)
     assert str(raised_by(lambda: take_turn("failing_turns", 0))) == "no such dataset"
+
+
+def ranks_agree_on_a_checkpoint(rank: int, folder: Path) -> None:
+    full_ranks: set[int] = set()
+
+    def write(partial: Path, *, client_state: dict[str, Any]) -> None:
+        if rank in full_ranks:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        partial.mkdir(parents=True, exist_ok=True)
+        (partial / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_text(str(client_state["step"]))
+
+    engine: Any = SimpleNamespace(
+        module=SimpleNamespace(config={}),
+        checkpoint_bytes=lambda: 0,
+        write_checkpoint=write,
+        read_checkpoint=lambda found: int((found / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").read_text()),
+    )
+    identity = RunIdentity(world_size=2, stage=2, precision="fp32", fingerprint="f")
+    store = CheckpointStore(folder, engine=engine, identity=identity, keep=2, report=lambda line: None)
+    store.save(step=1, client_state={"step": 1})
+    newest = store.save(step=2, client_state={"step": 2})
+    assert len(read_manifest(newest).files) == 3, "both shards and the UNet's configuration"
+    full_ranks.add(1)
+    error = raised_by(lambda: store.save(step=3, client_state={"step": 3}))
+    assert type(error) is CheckpointError, "of rank 0, too"
+    assert "No space left" in str(error)
+    assert store.load_newest() == 2
+    if rank == 1:
+        (newest / "zero_pp_rank_1_mp_rank_00_optim_states.pt").write_text("7")
+    assert store.load_newest() == 1, "the shard of rank 0 is sound, and yet neither takes it"
 
 
 def raised_by(action: Callable[[], None]) -> Exception:
