@@ -139,7 +139,7 @@ def export_environment(place: RankEnvironment) -> None:
 
 def collective_timeout() -> timedelta:
     """Return how long a collective may wait: 60 minutes, as rank 0 samples and downloads while others wait."""
-    return timedelta(minutes=float(os.environ.get("DS_DPO_COLLECTIVE_TIMEOUT_MINUTES", "60")))
+    return timedelta(minutes=_number(dict(os.environ), "DS_DPO_COLLECTIVE_TIMEOUT_MINUTES", default=60))
 
 
 def is_initialized() -> bool:
