@@ -40,8 +40,7 @@ def build_pipeline(
             f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: 1 of each (Stable Diffusion 1) "
             "or 2 (SDXL) make a pipeline"
         )
-    # a scheduler counts its own steps, so two samplers must not share one
-    shared = {"unet": unet, "vae": vae, "scheduler": DDIMScheduler.from_config(scheduler.config)}
+    shared = {"unet": unet, "vae": vae, "scheduler": scheduler}
     if len(text_encoders) == 1:
         return StableDiffusionPipeline(
             **shared,
@@ -131,7 +130,7 @@ class ValidationSampler:
     """Draws each prompt with each seed, always from the same noise, with modules that go on training.
 
     Nothing of them is changed; the caller sets eval mode. Under ZeRO-3 every rank must call, with the same inputs, as
-    a forward pass gathers the weights: pass the engine's module as unet.
+    a forward pass gathers the weights: pass the engine's module as unet. Raises ValueError as draw_images, when made.
     """
 
     def __init__(
@@ -151,16 +150,19 @@ class ValidationSampler:
         self._pipeline = build_pipeline(
             unet=unet, vae=vae, tokenizers=tokenizers, text_encoders=text_encoders, scheduler=scheduler
         )
-        self.prompts, self.seeds = tuple(prompts), tuple(seeds)
+        self._prompts = [prompt for prompt in prompts for _ in seeds]
+        self._seeds = [seed for _ in prompts for seed in seeds]
         self._num_inference_steps, self._guidance_scale = num_inference_steps, guidance_scale
         self._resolution = resolution
+        # now, not at the first drawing some hundred steps into a run
+        _check_request(self._pipeline, self._prompts, self._seeds, resolution)
 
     def __call__(self) -> Tensor:
         """Images (prompts * seeds, 3, X, Y) in 0..1, all seeds of the first prompt first."""
         return draw_images(
             self._pipeline,
-            [prompt for prompt in self.prompts for _ in self.seeds],
-            [seed for _ in self.prompts for seed in self.seeds],
+            self._prompts,
+            self._seeds,
             num_inference_steps=self._num_inference_steps,
             guidance_scale=self._guidance_scale,
             resolution=self._resolution,

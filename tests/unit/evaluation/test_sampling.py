@@ -120,4 +120,4 @@ def test_refuses_what_cannot_be_drawn(pipeline) -> None:
         build_pipeline(**{**live_parts(pipeline), "tokenizers": [pipeline.tokenizer]})
     pipeline.unet.to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"UNet in torch\.bfloat16"):
-        draw_images(pipeline, ["a red circle"], [1], **SETTINGS)
+        ValidationSampler(**live_parts(pipeline), prompts=["a red circle"], seeds=[1], **SETTINGS)
