@@ -68,6 +68,8 @@ def _problem_of_xformers(head_widths: list[int], device: torch.device, dtype: to
             error = _largest_error_of_xformers(head_width, device, dtype)
             if not error <= _PROBE_TOLERANCE:  # written so that NaN fails as well
                 return f"it differs from sdpa by {error:.2g} of the largest value at head width {head_width}"
+    except ModuleNotFoundError as error:
+        return "it is not installed" if error.name == "xformers" else str(error)
     except Exception as error:  # whatever a wheel built for another torch or driver may raise, at import or in a kernel
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0].rstrip(' :')}" if lines else type(error).__name__
