@@ -122,8 +122,11 @@ def stage_0(engine, name: str, parameter: nn.Parameter, found: dict) -> None:
 def run_rank(rank: int, work: Callable[..., None], out: Path, *arguments: str) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
     torch.set_num_threads(1)
+    import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    # else it compiles its collectives for CPUs first
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # the CPU computes in fp16 well enough for the file layout
     type(get_accelerator()).is_fp16_supported = lambda self: True
     torch.distributed.init_process_group(

@@ -1,0 +1,292 @@
+"""Where all parts of a run meet: a configuration becomes data, models, engine, checkpoints and a trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from ds_dpo.batch import PairSamples
+from ds_dpo.checkpoint import CheckpointStore, RunIdentity
+from ds_dpo.config import RunConfig, ValidationConfig, identity
+from ds_dpo.data.loader import PairStream, open_stream
+from ds_dpo.data.pickapic import PickAPic
+from ds_dpo.data.source import PairSource
+from ds_dpo.deepspeed_config import ResolvedDeepSpeed, describe
+from ds_dpo.distributed import (
+    RankEnvironment,
+    collective_timeout,
+    export_environment,
+    is_main,
+    node_turns,
+    raise_together,
+)
+from ds_dpo.encode import OnlineEncoder
+from ds_dpo.engine import DTYPES, Engine, build_engine, pick_device, silence_deepspeed, start_communication
+from ds_dpo.errors import ConfigError
+from ds_dpo.evaluation.picture import save_png, validation_grid
+from ds_dpo.evaluation.sampling import ValidationSampler
+from ds_dpo.metrics import MetricsWriter
+from ds_dpo.models.attention import choose_attention, set_attention
+from ds_dpo.models.files import locate_pipeline, locate_vae
+from ds_dpo.models.loading import (
+    drawing_scheduler,
+    file_weights,
+    latent_shape,
+    load_text,
+    load_unet,
+    load_vae,
+    peak_host_gib,
+    read_noise_schedule,
+)
+from ds_dpo.models.reference import FrozenCopy
+from ds_dpo.models.text import TextEncoder
+from ds_dpo.objectives import OBJECTIVES
+from ds_dpo.preference_step import PreferenceStep
+from ds_dpo.preflight import require_equal_start
+from ds_dpo.quiet import quiet_libraries
+from ds_dpo.run_folder import RunFolder
+from ds_dpo.run_log import RunLog
+from ds_dpo.stop import StopRequest
+from ds_dpo.trainer import Cadence, Progress, Trainer
+
+
+def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment) -> None:
+    """Train, or go on training, the run that config describes; every rank of `place` calls it.
+
+    Raises DsDpoError on all ranks together where something does not fit; a start that fails before its first step
+    leaves the run folder as it was.
+    """
+    quiet_libraries()
+    silence_deepspeed()
+    log = RunLog(speaks=place.rank == 0)
+    folder = RunFolder(Path(config.output_dir))
+    changes = folder.require_same_run(config, precision=resolved.precision)
+    for line in [*describe(config, resolved), *changes]:
+        log.line(line)
+    export_environment(place)
+    device = pick_device(place.local_rank)
+    start_communication(timeout=collective_timeout(), device=device)
+
+    source = _open_data(config, place, log)
+    models = _load_models(config, place, dtype=DTYPES[resolved.precision], device=device, log=log)
+    engine = build_engine(
+        models.policy,
+        settings=resolved.settings,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        max_train_steps=config.max_train_steps,
+    )
+    store = CheckpointStore(
+        folder.checkpoints,
+        engine=engine,
+        identity=_identity(config, resolved),
+        keep=config.cadence.keep_checkpoints,
+        report=log.line,
+    )
+    progress = _resume(store, log)
+    if progress.step >= config.max_train_steps:
+        log.line(f"{folder.path} is at step {progress.step} of {config.max_train_steps}: nothing is left to do")
+        return
+    if progress.step == 0:
+        engine.set_master_weights(file_weights(config.model))
+    store.require_space()
+    step = _step(config, engine, models)
+    stream = _open_stream(config, source, place, progress=progress, log=log)
+    encode = OnlineEncoder(vae=models.vae, text=models.text, device=device)
+    batches = _preflight(step, encode, iter(stream), progress=progress, log=log)
+
+    _write_start(folder, config, resolved)
+    log.open(folder.log, last_step=progress.step, max_train_steps=config.max_train_steps)
+    writer = MetricsWriter(folder.path, last_step=progress.step) if is_main() else None
+    stop = StopRequest(folder.stop_file)
+    trainer = Trainer(
+        engine=engine,
+        step=step,
+        batches=batches,
+        bad_rows=lambda: stream.bad_rows,
+        encode=encode,
+        cadence=_cadence(config, resolved),
+        progress=progress,
+        store=store,
+        stop=stop,
+        log=log,
+        writer=writer,
+        sample=_sampler(config, engine, models),
+        save_samples=partial(_save_samples, folder.samples, config.validation, writer),
+        max_bad_rows=config.data.max_bad_rows,
+    )
+    try:
+        stop.listen()
+        if trainer.run():
+            log.line(f"done; export it: python scripts/consolidate.py {folder.path} {folder.path / 'export'}")
+    finally:
+        log.close()
+        if writer is not None:
+            writer.close()
+
+
+def _open_data(config: RunConfig, place: RankEnvironment, log: RunLog) -> PairSource:
+    with node_turns(place):  # the node's first rank downloads, the others find its files
+        source = PickAPic(config.data)
+    log.line(source.description)
+    return source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The modules of a run on their device. reference: None where the objective needs none."""
+
+    policy: UNet2DConditionModel
+    reference: FrozenCopy | None
+    vae: AutoencoderKL
+    text: TextEncoder
+
+
+def _load_models(
+    config: RunConfig, place: RankEnvironment, *, dtype: torch.dtype, device: torch.device, log: RunLog
+) -> Models:
+    model = config.model
+    with node_turns(place):
+        locate_pipeline(model)
+        locate_vae(model)
+    peak = peak_host_gib(model, dtype=dtype, ranks_at_once=1)
+    log.line(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the UNet one after another")
+    with node_turns(place):
+        policy = load_unet(model, dtype=dtype)
+        attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
+        set_attention(policy, attention)
+        policy.to(device)
+        uses_reference = OBJECTIVES[config.objective.type].uses_reference
+        reference = FrozenCopy(policy, dtype=dtype, device=device) if uses_reference else None
+        models = Models(policy=policy, reference=reference, vae=load_vae(model), text=load_text(model, dtype=dtype))
+    if model.gradient_checkpointing:
+        # diffusers' is not re-entrant: that recomputes less, and works with ZeRO-3
+        policy.enable_gradient_checkpointing()
+    log.line(attention.sentence)
+    return models
+
+
+def _identity(config: RunConfig, resolved: ResolvedDeepSpeed) -> RunIdentity:
+    fields = identity(config, resolved.precision)
+    return RunIdentity(
+        world_size=resolved.world_size,
+        stage=resolved.stage,
+        precision=resolved.precision,
+        fingerprint=hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _resume(store: CheckpointStore, log: RunLog) -> Progress:
+    saved = store.load_newest()
+    if saved is None:
+        return Progress()
+    progress = Progress(step=int(saved["step"]), pairs_seen=int(saved["pairs_seen"]))
+    log.line(f"resumed from step {progress.step}, {progress.pairs_seen} pairs seen")
+    return progress
+
+
+def _step(config: RunConfig, engine: Engine, models: Models) -> PreferenceStep:
+    objective = OBJECTIVES[config.objective.type]
+    options = config.objective.model_dump(exclude={"type"})
+    return PreferenceStep(
+        policy=engine.policy,
+        reference=models.reference,
+        schedule=read_noise_schedule(config.model).to(engine.device),
+        objective=objective,
+        loss=partial(objective.loss, **options),
+    )
+
+
+def _open_stream(
+    config: RunConfig, source: PairSource, place: RankEnvironment, *, progress: Progress, log: RunLog
+) -> PairStream:
+    return open_stream(
+        source,
+        data=config.data,
+        seed=config.seed,
+        latent_shape=latent_shape(config.model, config.data.resolution),
+        num_train_timesteps=read_noise_schedule(config.model).num_train_timesteps,
+        pairs_per_step=config.batch.pairs_per_step,
+        micro_batch_pairs=config.batch.micro_batch_pairs,
+        rank=place.rank,
+        world_size=place.world_size,
+        pairs_seen=progress.pairs_seen,
+        report=log.line,
+    )
+
+
+def _preflight(
+    step: PreferenceStep,
+    encode: OnlineEncoder,
+    batches: Iterator[PairSamples],
+    *,
+    progress: Progress,
+    log: RunLog,
+) -> Iterator[PairSamples]:
+    """Check what can be checked before the first update; returns the batches, the one that was looked at included."""
+    if progress.step > 0:
+        log.line("preflight: skipped, since a resumed policy differs from its reference")
+        return batches
+    if not step.compares_with_reference:
+        log.line("preflight: skipped, since this objective has no reference")
+        return batches
+    first = next(batches)
+    require_equal_start(step, encode(first))
+    log.line("preflight: policy and reference predict exactly alike (largest difference 0)")
+    return chain([first], batches)
+
+
+def _write_start(folder: RunFolder, config: RunConfig, resolved: ResolvedDeepSpeed) -> None:
+    error: ConfigError | None = None
+    if is_main():
+        try:
+            folder.write_start(config, resolved.settings, world_size=resolved.world_size)
+        except ConfigError as caught:
+            error = caught
+    raise_together(error)
+
+
+def _cadence(config: RunConfig, resolved: ResolvedDeepSpeed) -> Cadence:
+    return Cadence(
+        max_train_steps=config.max_train_steps,
+        accumulation_steps=resolved.accumulation_steps,
+        pairs_per_step=config.batch.pairs_per_step,
+        every=config.cadence,
+    )
+
+
+def _sampler(config: RunConfig, engine: Engine, models: Models) -> ValidationSampler | None:
+    if config.cadence.sample_every_steps is None:
+        return None
+    validation = config.validation
+    return ValidationSampler(
+        unet=engine.module,
+        vae=models.vae,
+        tokenizers=[tower.tokenizer for tower in models.text.towers],
+        text_encoders=[tower.encoder for tower in models.text.towers],
+        scheduler=drawing_scheduler(config.model),
+        prompts=validation.prompts,
+        seeds=validation.seeds,
+        num_inference_steps=validation.num_inference_steps,
+        guidance_scale=validation.guidance_scale,
+        resolution=config.data.resolution,
+    )
+
+
+def _save_samples(
+    folder: Path, validation: ValidationConfig, writer: MetricsWriter | None, images: Tensor, step: int
+) -> None:
+    page = validation_grid(images, validation.prompts, validation.seeds, title=f"step {step}")
+    folder.mkdir(exist_ok=True)
+    save_png(page, folder / f"step_{step:08d}.png")
+    if writer is not None:
+        writer.write_images("validation", images, step=step)

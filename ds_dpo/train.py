@@ -1,0 +1,53 @@
+"""Fine-tune a text-to-image diffusion model on preference pairs; started by `deepspeed`, torchrun, srun, or alone.
+
+deepspeed --hostfile hostfiles/a100x16 ds_dpo/train.py --config sdxl_pickapic
+python ds_dpo/train.py --dry_run --world_size 16
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:
+    # started by its path: that put ds_dpo/ itself first, where the package cannot be found and names could clash
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from ds_dpo.config import LoadedConfig, config_to_yaml, load_config
+from ds_dpo.deepspeed_config import describe, resolve_deepspeed
+from ds_dpo.errors import run_program
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says, or print what it amounts to. Raises DsDpoError with a message for the user."""
+    loaded = load_config(sys.argv[1:] if argv is None else argv)
+    # with torch and DeepSpeed it takes ten seconds to import what follows; a mistyped option is told at once
+    from ds_dpo.distributed import read_environment
+
+    place = read_environment(dict(os.environ))
+    if loaded.dry_run:
+        print_resolved(loaded, world_size=loaded.world_size or place.world_size)
+        return
+    resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
+    from ds_dpo.assembly import train
+
+    train(loaded.config, resolved, place)
+
+
+def print_resolved(loaded: LoadedConfig, *, world_size: int) -> None:
+    """Print both configurations, complete, and what they amount to; nothing is loaded or written."""
+    import json
+
+    resolved = resolve_deepspeed(loaded.config, world_size=world_size)
+    print("# run configuration")
+    print(config_to_yaml(loaded.config))
+    print("# DeepSpeed settings")
+    print(json.dumps(resolved.settings, indent=2))
+    print("\n# in words")
+    print("\n".join(describe(loaded.config, resolved)))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,203 @@
+"""Real runs under the real launcher: equal for any ranks, micro-batch and ZeRO stage, and across a stop.
+
+One launch of `deepspeed` with two ranks and one of plain Python run all cases; the tests look at what they left.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.launch
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+STEPS = 10
+SETTINGS = {
+    "config": "miniature",
+    "pairs_per_step": 8,
+    "max_train_steps": STEPS,
+    "schedule.warmup_steps": 2,
+    "schedule.decay_steps": 20,
+    "cadence.save_every_steps": 5,
+    "cadence.sample_every_steps": "none",
+}
+STAGES, MICRO_BATCHES = (1, 2, 3), (1, 2, 4)
+GRID = [(stage, micro) for stage in STAGES for micro in MICRO_BATCHES]
+LOSSES_OF_A_STEP = ("loss", "policy_chosen_error", "policy_rejected_error")
+
+
+def arguments(out, **settings):
+    """Spell one start of train.py."""
+    given = {**SETTINGS, "output_dir": str(out), **settings}
+    return [f"--{name.replace('__', '.')}={value}" for name, value in given.items()]
+
+
+def case(out, name, *, stage, micro, precision="fp32_cpu", **settings):
+    return arguments(
+        out / name, deepspeed_config=f"zero{stage}_{precision}", micro_batch_pairs=micro, **settings
+    )
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(cases, folder, *, ranks):
+    """Run the starts one after another on so many ranks, in one launch."""
+    file = folder / f"cases_{ranks}.json"
+    file.write_text(json.dumps(cases))
+    program = [str(HERE / "train_cases.py"), str(file)]
+    if ranks == 1:
+        command = [sys.executable, *program]
+    else:
+        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+        command = [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(free_port()), *program]
+    done = subprocess.run(command, env={**ENVIRONMENT, "FAKE_FP16": "1"}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All runs, by folder name, and what rank 0 printed."""
+    out = tmp_path_factory.mktemp("runs")
+    two_ranks = [case(out, f"2_ranks_{stage}_{micro}", stage=stage, micro=micro) for stage, micro in GRID]
+    for stage in STAGES:
+        two_ranks.append(case(out, f"resumed_{stage}", stage=stage, micro=2, max_train_steps=5))
+        two_ranks.append(case(out, f"resumed_{stage}", stage=stage, micro=2))
+        two_ranks.append(case(out, f"bf16_{stage}", stage=stage, micro=4, precision="bf16"))
+    two_ranks += [case(out, f"fp16_{stage}", stage=stage, micro=4, precision="fp16") for stage in (2, 3)]
+    two_ranks.append(
+        case(out, "sft", stage=2, micro=4, objective__type="sft", cadence__sample_every_steps=10, max_train_steps=3)
+    )
+    one_rank = [case(out, f"1_rank_{stage}_{micro}", stage=stage, micro=micro) for stage, micro in GRID[::4]]
+    one_rank.append(case(out, "1_rank_2_8", stage=2, micro=8))
+    for cases, ranks in ((two_ranks, 2), (one_rank, 1)):
+        done = launch(cases, out, ranks=ranks)
+        (out / f"printed_{ranks}.txt").write_text(done.stdout + done.stderr)
+    return out
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(run, name="loss"):
+    return [line[name] for line in metrics(run)]
+
+
+@pytest.mark.parametrize("name", [*(f"2_ranks_{s}_{m}" for s, m in GRID), *(f"1_rank_{s}_{m}" for s, m in GRID[::4])])
+def test_fp32_curve_is_the_same_for_any_ranks_micro_batch_and_stage(runs, name):
+    assert [line["step"] for line in metrics(runs / name)] == list(range(1, STEPS + 1))
+    for quantity in LOSSES_OF_A_STEP:
+        assert curve(runs / name, quantity) == pytest.approx(curve(runs / "1_rank_2_8", quantity), abs=1e-4)
+    losses = curve(runs / name)
+    assert max(losses) - min(losses) > 0.01, "a curve that does not move compares nothing"
+
+
+@pytest.mark.parametrize("name", [*(f"2_ranks_{s}_4" for s in STAGES), *(f"bf16_{s}" for s in STAGES), "1_rank_2_8"])
+def test_first_loss_is_ln_2_and_preflight_found_no_difference(runs, name):
+    first = metrics(runs / name)[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert (first["chosen_difference"], first["rejected_difference"], first["implicit_accuracy"]) == (0, 0, 0.5)
+    assert "largest difference 0" in (runs / name / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(runs, stage):
+    timed = {"pairs_per_second", "step_seconds", "data_seconds", "peak_memory_gib"}
+    resumed, whole = metrics(runs / f"resumed_{stage}"), metrics(runs / f"2_ranks_{stage}_2")
+    for resumed_step, whole_step in zip(resumed, whole, strict=True):
+        assert {k: v for k, v in resumed_step.items() if k not in timed} == {
+            k: v for k, v in whole_step.items() if k not in timed
+        }
+    shards = [sorted((runs / name / "checkpoints" / "step_00000010").glob("*optim_states.pt")) for name in
+              (f"resumed_{stage}", f"2_ranks_{stage}_2")]
+    assert len(shards[0]) == len(shards[1]) == 2
+    assert "resumed from step 5" in (runs / f"resumed_{stage}" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_fp16_follows_bf16(runs, stage):
+    fp16, bf16 = metrics(runs / f"fp16_{stage}"), metrics(runs / f"bf16_{stage}")
+    assert fp16[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert fp16[0]["policy_chosen_error"] == pytest.approx(bf16[0]["policy_chosen_error"], rel=5e-3)
+    assert fp16[-1]["loss_scale"] >= 1
+    assert fp16[-1]["skipped_steps"] < STEPS / 2
+    assert fp16[-1]["loss"] < fp16[0]["loss"] or fp16[-1]["loss"] == pytest.approx(bf16[-1]["loss"], abs=0.1)
+
+
+def test_sft_trains_on_chosen_images_alone(runs):
+    lines = metrics(runs / "sft")
+    assert [line["loss"] for line in lines] == [line["policy_chosen_error"] for line in lines]
+    assert not {"implicit_accuracy", "policy_rejected_error", "reference_chosen_error"} & lines[0].keys()
+    assert lines[0]["loss"] == pytest.approx(metrics(runs / "bf16_2")[0]["policy_chosen_error"], rel=2e-2)
+    assert sorted(path.name for path in (runs / "sft" / "samples").iterdir()) == [
+        "step_00000000.png",
+        "step_00000003.png",
+    ]
+
+
+def test_run_folder_has_its_shape(runs):
+    run = runs / "sft"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints", "config.yaml", "deepspeed.json", "environment.json", "log.txt", "metrics.jsonl", "samples",
+        "tensorboard",
+    ]  # fmt: skip
+    assert json.loads((run / "environment.json").read_text())[0]["world_size"] == 2
+
+
+def test_what_is_printed_is_the_runs_own(runs):
+    printed = (runs / "printed_2.txt").read_text()
+    own_lines = [line for line in printed.splitlines() if line.strip() and not line.startswith("[20")]
+    strange = [line for line in own_lines if "Warning" in line or "warning" in line or "it/s" in line]
+    assert strange == []
+
+
+def start(run, *options, kill_after=None):
+    """Run train.py alone, as a user does; SIGKILL its process once it has printed a line with `kill_after`."""
+    command = [sys.executable, str(ROOT / "ds_dpo" / "train.py"), *arguments(run, **dict(options))]
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=run.parent, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if kill_after is not None and kill_after in line:
+            process.kill()
+    return process.wait(), "".join(printed)
+
+
+ALONE = {"deepspeed_config": "zero2_fp32_cpu", "micro_batch_pairs": 8, "cadence.log_every_steps": 1, "cadence.save_every_steps": 2}
+
+
+def test_killed_run_goes_on_from_its_newest_checkpoint(runs, tmp_path):
+    status, _ = start(tmp_path / "run", *ALONE.items(), kill_after="step  5/10")
+    assert status == -9
+    status, printed = start(tmp_path / "run", *ALONE.items())
+    assert status == 0
+    assert "resumed from step 4" in printed or "resumed from step 6" in printed
+    assert curve(tmp_path / "run") == curve(runs / "1_rank_2_8")
+    status, printed = start(tmp_path / "run", *ALONE.items())
+    assert status == 0
+    assert "nothing is left to do" in printed
+
+
+def test_stop_file_saves_and_ends_and_the_same_command_goes_on(runs, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "STOP").touch()
+    status, printed = start(tmp_path / "run", *ALONE.items())
+    assert status == 0
+    assert "stopped at step 1 as asked" in printed
+    assert not (tmp_path / "run" / "STOP").exists()
+    status, _ = start(tmp_path / "run", *ALONE.items())
+    assert status == 0
+    assert curve(tmp_path / "run") == curve(runs / "1_rank_2_8")
