@@ -52,7 +52,6 @@ from ds_dpo.models.text import TextEncoder
 from ds_dpo.objectives import OBJECTIVES
 from ds_dpo.preference_step import PreferenceStep
 from ds_dpo.preflight import require_equal_start
-from ds_dpo.quiet import quiet_libraries
 from ds_dpo.run_folder import RunFolder
 from ds_dpo.run_log import RunLog
 from ds_dpo.stop import StopRequest
@@ -65,7 +64,6 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
     Raises DsDpoError on all ranks together where something does not fit; a start that fails before its first step
     leaves the run folder as it was.
     """
-    quiet_libraries()
     silence_deepspeed()
     log = RunLog(speaks=place.rank == 0)
     folder = RunFolder(Path(config.output_dir))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -105,7 +104,7 @@ class Engine:
         return parts
 
     def checkpoint_bytes(self) -> int:
-        """Return about how much a checkpoint of all ranks takes: fp32 master and two moments, and the module's weights."""
+        """Return about how many bytes a checkpoint takes, of all ranks: fp32 master, two moments, and the weights."""
         parameters = list(self.module.parameters())
         weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
@@ -209,4 +208,3 @@ def silence_deepspeed() -> None:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
-    os.environ.setdefault("DS_LOG_LEVEL", "error")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,17 +28,21 @@ def quiet_output() -> Iterator[None]:
         raise
 
 
+# Read by libraries when they are imported; what a user sets stays.
+QUIET_ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
 def quiet_libraries() -> None:
-    """Set the loggers of the libraries that we build on to errors only, for the whole process."""
-    for name in (
-        "deepspeed",
-        "DeepSpeed",
-        "diffusers",
-        "transformers",
-        "datasets",
-        "huggingface_hub",
-        "torch.distributed",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Let the libraries that we build on speak of errors only; call it before they are imported."""
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for logger in ("deepspeed", "DeepSpeed", "huggingface_hub", "torch.distributed"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")

@@ -18,10 +18,12 @@ if not __package__:
 from ds_dpo.config import LoadedConfig, config_to_yaml, load_config
 from ds_dpo.deepspeed_config import describe, resolve_deepspeed
 from ds_dpo.errors import run_program
+from ds_dpo.quiet import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says, or print what it amounts to. Raises DsDpoError with a message for the user."""
+    quiet_libraries()
     loaded = load_config(sys.argv[1:] if argv is None else argv)
     # with torch and DeepSpeed it takes ten seconds to import what follows; a mistyped option is told at once
     from ds_dpo.distributed import read_environment

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from ds_dpo.errors import ModelError
-from ds_dpo.export.hub import fetch_folder
 from ds_dpo.export.source import BaseModel
+from ds_dpo.models.hub import fetch_folder
 
 INDEX_NAME = "model_index.json"
 REPLACED = "unet"
@@ -24,7 +24,7 @@ def locate_pipeline(base: BaseModel) -> Path:
     folder = Path(base.name)
     if not folder.is_dir():
         patterns = [INDEX_NAME, *(f"*/*{suffix}" for suffix in (*SETTINGS, WEIGHTS[0]))]
-        folder = fetch_folder(base.name, revision=base.revision, patterns=patterns, leave_out=[f"{REPLACED}/*"])
+        folder = fetch_folder(base.name, revision=base.revision, patterns=tuple(patterns), leave_out=(f"{REPLACED}/*",))
     if REPLACED not in components(folder):
         raise ModelError(f"{folder / INDEX_NAME}: names no {REPLACED!r}, so its pipeline cannot take this model")
     return folder
@@ -37,7 +37,7 @@ def locate_vae(name: str) -> Path:
     """
     folder = Path(name)
     if not folder.is_dir():
-        folder = fetch_folder(name, revision=None, patterns=["config.json", "*.safetensors"], leave_out=["*/*"])
+        folder = fetch_folder(name, revision=None, patterns=("config.json", "*.safetensors"), leave_out=("*/*",))
     for candidate in (folder, folder / "vae"):
         if (candidate / "config.json").is_file():
             return candidate

@@ -137,7 +137,7 @@ def unet_config(source: Source, base: BaseModel | None) -> dict[str, Any]:
 def _config_of_base(base: BaseModel) -> Path:
     folder = Path(base.name)
     if not folder.is_dir():
-        from ds_dpo.export.hub import fetch_file
+        from ds_dpo.models.hub import fetch_file
 
         return fetch_file(base.name, "unet/config.json", revision=base.revision)
     for path in (folder / "unet" / "config.json", folder / "config.json"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from zero_layouts_worker import launch
 
-CASES = [(stage, precision) for stage in (1, 2, 3) for precision in ("bf16", "fp16") if (stage, precision) != (1, "fp16")]
+CASES = [(1, "bf16"), (2, "bf16"), (3, "bf16"), (2, "fp16"), (3, "fp16")]
 
 
 def build_and_gather(rank: int, out: Path, stage: int, precision: str) -> None:

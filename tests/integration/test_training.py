@@ -38,9 +38,7 @@ def arguments(out, **settings):
 
 
 def case(out, name, *, stage, micro, precision="fp32_cpu", **settings):
-    return arguments(
-        out / name, deepspeed_config=f"zero{stage}_{precision}", micro_batch_pairs=micro, **settings
-    )
+    return arguments(out / name, deepspeed_config=f"zero{stage}_{precision}", micro_batch_pairs=micro, **settings)
 
 
 def free_port():
@@ -120,8 +118,10 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(runs, stage):
         assert {k: v for k, v in resumed_step.items() if k not in timed} == {
             k: v for k, v in whole_step.items() if k not in timed
         }
-    shards = [sorted((runs / name / "checkpoints" / "step_00000010").glob("*optim_states.pt")) for name in
-              (f"resumed_{stage}", f"2_ranks_{stage}_2")]
+    shards = [
+        sorted((runs / name / "checkpoints" / "step_00000010").glob("*optim_states.pt"))
+        for name in (f"resumed_{stage}", f"2_ranks_{stage}_2")
+    ]
     assert len(shards[0]) == len(shards[1]) == 2
     assert "resumed from step 5" in (runs / f"resumed_{stage}" / "log.txt").read_text()
 
@@ -176,7 +176,12 @@ def start(run, *options, kill_after=None):
     return process.wait(), "".join(printed)
 
 
-ALONE = {"deepspeed_config": "zero2_fp32_cpu", "micro_batch_pairs": 8, "cadence.log_every_steps": 1, "cadence.save_every_steps": 2}
+ALONE = {
+    "deepspeed_config": "zero2_fp32_cpu",
+    "micro_batch_pairs": 8,
+    "cadence.log_every_steps": 1,
+    "cadence.save_every_steps": 2,
+}
 
 
 def test_killed_run_goes_on_from_its_newest_checkpoint(runs, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from ds_dpo import train
+from ds_dpo import train  # noqa: E402 (the line above finds it)
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """Quiet while all is well, and complete when it is not."""
 
-import logging
+import subprocess
 import sys
 import warnings
 
 import pytest
 
-from ds_dpo.quiet import quiet_libraries, quiet_output
+from ds_dpo.quiet import quiet_output
 
 
 def noise() -> None:
@@ -41,10 +41,14 @@ def test_all_is_told_when_it_fails_and_the_failure_goes_on(
 
 
 def test_libraries_speak_of_errors_only() -> None:
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    with warnings.catch_warnings():
-        quiet_libraries()
-        assert not logger.isEnabledFor(logging.WARNING)
-        assert logger.isEnabledFor(logging.ERROR)
-    logger.setLevel(level)
+    program = """
+from ds_dpo.quiet import quiet_libraries
+quiet_libraries()
+import datasets, diffusers, logging, transformers
+from diffusers import StableDiffusionXLPipeline
+for library in ("datasets", "diffusers", "transformers"):
+    assert not logging.getLogger(library).isEnabledFor(logging.WARNING), library
+    assert logging.getLogger(library).isEnabledFor(logging.ERROR), library
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -114,6 +114,8 @@ def test_vividness_and_offset_are_measured_and_paid(vividness: float, x: float, 
 def broken_pictures() -> dict[str, Tensor]:
     circle = picture("red", "circle", "white")
     generator = torch.Generator().manual_seed(0)
+    stripes = torch.arange(SIZE) // 4 % 2 == 1
+    dark_red = torch.tensor([0.2, 0.0, 0.0]).view(3, 1, 1)
     two = torch.cat([picture("red", "circle", "white", shift=(-0.25, 0), area_share=0.06)[:, :, :16],
                      picture("red", "circle", "white", shift=(0.25, 0), area_share=0.06)[:, :, 16:]], 2)  # fmt: skip
     return {
@@ -123,6 +125,7 @@ def broken_pictures() -> dict[str, Tensor]:
         "too large": picture("red", "circle", "white", area_share=0.5),
         "two objects": two,
         "two colours": torch.cat([circle[:, :, :16], picture("blue", "circle", "white")[:, :, 16:]], 2),
+        "striped": torch.where((circle[1] < 0.5) & stripes, dark_red, circle),
         "a coloured background": torch.where(circle > 0.9, torch.tensor([0.9, 0.5, 0.9]).view(3, 1, 1), circle),
     }
 

@@ -179,9 +179,11 @@ def test_of_a_hub_pipeline_only_what_training_reads_is_downloaded(
 ) -> None:
     calls: list[set[str]] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert (name, revision) == ("stabilityai/sdxl", "abc")
-        calls.append(set(filter_repo_objects(SDXL_REPOSITORY, allow_patterns=allow_patterns)))
+        calls.append(
+            set(filter_repo_objects(SDXL_REPOSITORY, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        )
         return resolve_asset("ds_dpo://assets/miniature/model")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
