@@ -21,9 +21,10 @@ from ds_dpo.evaluation.comparison_picture import comparison_picture
 from ds_dpo.evaluation.miniature_report import BASE, SFT, TUNED, Judged, judge, summarize, table
 from ds_dpo.evaluation.model_folder import ModelFolder, find_model, load_pipeline
 from ds_dpo.evaluation.picture import replace_file, save_png
-from ds_dpo.evaluation.sampling import DDIM_SETTINGS, draw_images
+from ds_dpo.evaluation.sampling import draw_images
 from ds_dpo.miniature.pairs import SPLITS
 from ds_dpo.miniature.world import IMAGE_SIZE, TEST_PROMPTS
+from ds_dpo.models.sampler import DDIM_SETTINGS
 
 Say = Callable[[str], None]
 SUMMARY_NAME, PICTURE_NAME = "summary.json", "grid.png"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -15,7 +13,8 @@ from safetensors import SafetensorError
 
 from ds_dpo.config import resolve_asset
 from ds_dpo.errors import ModelError
-from ds_dpo.evaluation.sampling import ddim_from
+from ds_dpo.models.files import read_json
+from ds_dpo.models.sampler import ddim_from
 from ds_dpo.quiet import quiet_output
 
 PIPELINES = {pipeline.__name__: pipeline for pipeline in (StableDiffusionXLPipeline, StableDiffusionPipeline)}
@@ -34,7 +33,7 @@ class ModelFolder:
     def step(self) -> int | None:
         """The optimizer step that an exported model was taken at; None for a model that is no export."""
         record = self.folder / EXPORT_RECORD_NAME
-        step = _read_json(record).get("step") if record.is_file() else None
+        step = read_json(record).get("step") if record.is_file() else None
         return step if isinstance(step, int) else None
 
 
@@ -62,7 +61,7 @@ def load_pipeline(model: ModelFolder) -> DiffusionPipeline:
 
     Raises ModelError for a family other than SDXL and Stable Diffusion 1, or files that are missing or unreadable.
     """
-    family = _read_json(model.rest / INDEX_NAME).get("_class_name")
+    family = read_json(model.rest / INDEX_NAME).get("_class_name")
     if family not in PIPELINES:
         raise ModelError(f"{model.rest / INDEX_NAME}: a {family!r}; known are {', '.join(PIPELINES)}")
     with _readable(model), quiet_output():
@@ -92,13 +91,3 @@ def _readable(model: ModelFolder) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{model.name}: diffusers cannot load it: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content

@@ -5,22 +5,16 @@ N images, C latent channels, X = Y = resolution in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-PIXELS_AT_ONCE = 2**20  # one image of 1024 x 1024: a VAE in fp32 needs some GB for each
+from ds_dpo.models.vae import PIXELS_AT_ONCE, decode_latents
+
 MAX_IMAGES_AT_ONCE = 24
-# trailing: starts at the last trained timestep, where the noise is purest
-DDIM_SETTINGS: dict[str, Any] = {"timestep_spacing": "trailing", "set_alpha_to_one": False, "clip_sample": False}
-
-
-def ddim_from(config: Mapping[str, Any]) -> DDIMScheduler:
-    """DDIM over the noise schedule of a scheduler's configuration, as this project draws everywhere."""
-    return DDIMScheduler.from_config(dict(config), **DDIM_SETTINGS)
 
 
 def build_pipeline(
@@ -93,7 +87,7 @@ def draw_images(
             guidance_scale=guidance_scale,
             output_type="latent",  # the pipeline would decode in the UNet's dtype, or convert the VAE for good
         ).images
-        images.append(_decode(pipeline.vae, latents))
+        images.append(decode_latents(pipeline.vae, latents).cpu())
     return torch.cat(images)
 
 
@@ -118,12 +112,6 @@ def _noise(pipeline: DiffusionPipeline, seeds: Sequence[int], resolution: int) -
     shape = (pipeline.unet.config.in_channels, side, side)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     return noise.to(pipeline.device, pipeline.unet.dtype)
-
-
-def _decode(vae: Any, latents: Tensor) -> Tensor:
-    """Images (N, 3, X, Y) in 0..1, fp32, on the CPU; computed in the VAE's own dtype, as SDXL's overflows in fp16."""
-    scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    return (vae.decode(scaled).sample.float().cpu() / 2 + 0.5).clamp(0, 1)
 
 
 class ValidationSampler:

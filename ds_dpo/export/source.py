@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ds_dpo.manifest import (
     step_of,
     verify_manifest,
 )
+from ds_dpo.models.files import read_json
 from ds_dpo.zero_shards.files import is_tag_folder
 
 UNET_CONFIG_NAME = "unet_config.json"
@@ -125,13 +125,13 @@ def unet_config(source: Source, base: BaseModel | None) -> dict[str, Any]:
     """
     own = source.folder / UNET_CONFIG_NAME
     if own.is_file():
-        return _read_json(own)
+        return read_json(own)
     if base is None:
         raise CheckpointError(
             f"{source.folder}: neither {UNET_CONFIG_NAME} nor a run's config.yaml tells the model; "
             "name the one it was trained from with --base"
         )
-    return _read_json(_config_of_base(base))
+    return read_json(_config_of_base(base))
 
 
 def _config_of_base(base: BaseModel) -> Path:
@@ -144,13 +144,3 @@ def _config_of_base(base: BaseModel) -> Path:
         if path.is_file():
             return path
     raise ModelError(f"{folder}: neither unet/config.json nor config.json, so not a diffusers folder")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a model configuration")
-    return content

@@ -29,6 +29,7 @@ from ds_dpo.models.files import (
     locate_vae,
     read_json,
 )
+from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.text import EncodedPrompts, TextEncoder, TextTower, encode_sd15, encode_sdxl
 from ds_dpo.quiet import quiet_output
 
@@ -113,14 +114,8 @@ def read_noise_schedule(model: ModelConfig) -> NoiseSchedule:
 
 
 def drawing_scheduler(model: ModelConfig) -> DDIMScheduler:
-    """Return the DDIM sampler for validation images, over the pipeline's own noise schedule.
-
-    Trailing timesteps begin at the noisiest one, which leading ones leave out (arXiv:2305.08891, section 3.3).
-    """
-    scheduler: DDIMScheduler = DDIMScheduler.from_config(
-        _scheduler_config(model), timestep_spacing="trailing", set_alpha_to_one=False, clip_sample=False
-    )
-    return scheduler
+    """Return the DDIM sampler for validation images, over the pipeline's own noise schedule."""
+    return ddim_from(_scheduler_config(model))
 
 
 def latent_shape(model: ModelConfig, resolution: int) -> tuple[int, int, int]:

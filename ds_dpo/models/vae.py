@@ -35,10 +35,15 @@ def _sample_posterior(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tens
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Return images (M, 3, X, Y) in [0, 1], fp32, of scaled latents (M, C, H, W); one image passes at a time."""
+    """Return images (M, 3, X, Y) in [0, 1], fp32, of scaled latents (M, C, H, W).
+
+    As many images as PIXELS_AT_ONCE holds, at least one, pass at a time, in the VAE's dtype.
+    """
     shift, scale = _shift_and_scale(vae, latents.device)
-    raw = (latents.float() / scale + shift).to(vae.dtype)
-    images = torch.cat([vae.decode(image, return_dict=False)[0].float() for image in raw.split(1)])
+    raw = (latents.float() / scale + shift).to(vae.device, vae.dtype)
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    images_at_once = max(1, PIXELS_AT_ONCE // (latents.shape[-2] * latents.shape[-1] * factor**2))
+    images = torch.cat([vae.decode(part, return_dict=False)[0].float() for part in raw.split(images_at_once)])
     return (images / 2 + 0.5).clamp(0, 1)
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from ds_dpo.evaluation.sampling import build_pipeline, ddim_from
+from ds_dpo.evaluation.sampling import build_pipeline
 from ds_dpo.miniature.models import make_scheduler, make_text_parts, make_unet, make_vae, save_pipeline
+from ds_dpo.models.sampler import ddim_from
 
 
 @pytest.fixture(scope="session")

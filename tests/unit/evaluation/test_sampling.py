@@ -2,9 +2,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
-from ds_dpo.evaluation.sampling import ValidationSampler, build_pipeline, ddim_from, draw_images
+from ds_dpo.evaluation.sampling import ValidationSampler, build_pipeline, draw_images
 from ds_dpo.miniature.models import make_scheduler
 from ds_dpo.miniature.world import PROMPTS
+from ds_dpo.models.sampler import ddim_from
 
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 1.0, "resolution": 32}
 

@@ -67,11 +67,17 @@ def test_images_are_decoded_as_the_pipeline_does(vae: AutoencoderKL) -> None:
     assert images.max() <= 1
 
 
-def test_images_are_decoded_one_at_a_time(vae: AutoencoderKL) -> None:
+@pytest.mark.parametrize(
+    ("pixels_at_once", "expected"), [(32 * 32, [1, 1, 1]), (3 * 32 * 32 - 1, [2, 1]), (1, [1, 1, 1])]
+)
+def test_only_so_many_images_are_decoded_at_once(
+    vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch, pixels_at_once: int, expected: list[int]
+) -> None:
+    monkeypatch.setattr("ds_dpo.models.vae.PIXELS_AT_ONCE", pixels_at_once)
     batch_sizes: list[int] = []
     vae.decoder.register_forward_pre_hook(lambda module, arguments: batch_sizes.append(len(arguments[0])))
     decode_latents(vae, NOISE)
-    assert batch_sizes == [1, 1, 1]
+    assert batch_sizes == expected
 
 
 @pytest.mark.parametrize(
