@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,9 @@ def test_a_metric_that_no_table_explains_is_not_written(tmp_path: Path) -> None:
         writer.write({"step": 1, "los_s": 0.5})
     writer.close()
     assert {name for _, name, _ in STEP_COLUMNS} <= METRICS.keys()
+
+
+def test_every_metric_is_documented_in_the_same_words() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, flags=re.MULTILINE))
+    assert rows == METRICS
