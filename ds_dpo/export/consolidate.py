@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ds_dpo.config import resolve_asset
 from ds_dpo.errors import ConfigError
 from ds_dpo.export.destination import check_replaceable, new_folder
 from ds_dpo.export.pipeline import copy_files, list_copies, locate_pipeline, locate_vae
@@ -88,7 +89,7 @@ def _plan_pipeline(request: Request, base: BaseModel | None) -> Plan:
         raise ConfigError(f"--format pipeline: {request.source} does not name its base pipeline; add --base MODEL")
     pipeline = locate_pipeline(base)
     vae = request.vae or base.vae  # the run's own VAE made the latents that it was trained on
-    copies = list_copies(pipeline, variant=base.variant, vae=locate_vae(vae) if vae else None)
+    copies = list_copies(pipeline, variant=base.variant, vae=locate_vae(resolve_asset(vae)) if vae else None)
     return Plan(copies, f'DiffusionPipeline.from_pretrained("{request.out}", torch_dtype={_torch_name(request)})')
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ds_dpo.config import resolve_asset
 from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.manifest import (
     MANIFEST_NAME,
@@ -106,7 +107,13 @@ def base_of_run(run: Path) -> BaseModel:
     path = run / "config.yaml"
     try:
         model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
-        return BaseModel(model["pretrained"], model.get("revision"), model.get("variant"), model.get("vae"))
+        vae = model.get("vae")
+        return BaseModel(
+            resolve_asset(model["pretrained"]),
+            model.get("revision"),
+            model.get("variant"),
+            None if vae is None else resolve_asset(vae),
+        )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: no model.pretrained in it ({error}); name the base with --base") from error
 
@@ -114,7 +121,7 @@ def base_of_run(run: Path) -> BaseModel:
 def choose_base(source: Source, base: str | None) -> BaseModel | None:
     """The base that the user names, else that of the run, else None."""
     if base is not None:
-        return BaseModel(base)
+        return BaseModel(resolve_asset(base))
     return None if source.run is None else base_of_run(source.run)
 
 
