@@ -1,5 +1,6 @@
 """Pre-training of the miniature's VAE and UNet on drawings, each resumable from its own state file."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from ds_dpo.miniature.models import TextParts, make_scheduler, make_text_parts, 
 from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import BACKGROUNDS, COLOURS, PROMPTS, SHAPES, caption_indices, draw
 
+POSTERIOR_DEVIATION = 0.05  # of a latent before scaling; what the decoder learns to bear
 VAE_STEPS, VAE_BATCH, VAE_LEARNING_RATE = 4000, 16, 4e-3
 UNET_STEPS, UNET_BATCH, UNET_LEARNING_RATE = 9000, 32, 1.5e-3
 TEXT_STEPS = 150
@@ -102,7 +104,7 @@ def pretrain_vae(folder: Path, *, report: Callable[[str], None]) -> AutoencoderK
         batch = images[torch.randint(len(images), (VAE_BATCH,), generator=training.generator)]
         posterior = vae.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=training.generator)
-        decoded = vae.decode(posterior.mean + 0.05 * noise).sample
+        decoded = vae.decode(posterior.mean + POSTERIOR_DEVIATION * noise).sample
         reconstruction = F.mse_loss(decoded, batch) + 0.3 * F.l1_loss(decoded, batch)
         prior = 1e-4 * posterior.mean.square().mean() + 1e-6 * posterior.kl().mean() / batch.shape[-1] ** 2
         training.update(reconstruction + prior, rate)
@@ -110,6 +112,7 @@ def pretrain_vae(folder: Path, *, report: Callable[[str], None]) -> AutoencoderK
             report(f"vae step {training.step} loss {reconstruction.item():.4f}  {time.monotonic() - clock:.0f} s")
         if training.step % 1000 == 0:
             training.save()
+    _fix_posterior(vae)
     prompts, fresh = drawing_set(256, seed=3)
     with torch.no_grad():
         latents = vae.eval().encode(fresh * 2 - 1).latent_dist.mean
@@ -119,6 +122,14 @@ def pretrain_vae(folder: Path, *, report: Callable[[str], None]) -> AutoencoderK
     correlation = torch.corrcoef(torch.stack([before.reward, after.reward]))[0, 1]
     report(f"vae: shape kept {_share(before.shape == after.shape)}, reward correlation {correlation:.4f}")
     return vae
+
+
+@torch.no_grad()
+def _fix_posterior(vae: AutoencoderKL) -> None:
+    """Make the posterior as narrow as the decoder was trained for; its own log-variance hardly had a loss to learn from."""
+    log_variance = slice(vae.config.latent_channels, None)
+    vae.quant_conv.weight[log_variance] = 0
+    vae.quant_conv.bias[log_variance] = 2 * math.log(POSTERIOR_DEVIATION)
 
 
 def pretrain_unet(
