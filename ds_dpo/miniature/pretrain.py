@@ -126,7 +126,7 @@ def pretrain_vae(folder: Path, *, report: Callable[[str], None]) -> AutoencoderK
 
 @torch.no_grad()
 def _fix_posterior(vae: AutoencoderKL) -> None:
-    """Make the posterior as narrow as the decoder was trained for; its own log-variance hardly had a loss to learn from."""
+    """Make the posterior as narrow as the decoder was trained for: its log-variance had no loss to learn from."""
     log_variance = slice(vae.config.latent_channels, None)
     vae.quant_conv.weight[log_variance] = 0
     vae.quant_conv.bias[log_variance] = 2 * math.log(POSTERIOR_DEVIATION)

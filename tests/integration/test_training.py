@@ -110,6 +110,11 @@ def test_first_loss_is_ln_2_and_preflight_found_no_difference(runs, name):
     assert "largest difference 0" in (runs / name / "log.txt").read_text()
 
 
+def test_shipped_base_knows_the_latents_of_its_own_pairs(runs):
+    """A wrong scale, a wide posterior or another schedule would each give it ten times the error it was trained to."""
+    assert 0.01 < metrics(runs / "1_rank_2_8")[0]["policy_chosen_error"] < 0.15
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(runs, stage):
     timed = {"pairs_per_second", "step_seconds", "data_seconds", "peak_memory_gib"}

@@ -1,0 +1,246 @@
+"""The stream of a rank's micro-batches: the same pairs in the same steps for any number of ranks, workers or restarts.
+
+Legend: B pairs of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ds_dpo.batch import PairSamples
+from ds_dpo.config import DataConfig
+from ds_dpo.data.draws import draw_pair
+from ds_dpo.data.order import place_of, replacement_index
+from ds_dpo.data.prepare import join_samples, prepare_pair
+from ds_dpo.data.source import BadRow, BadRowError, PairSource
+from ds_dpo.errors import DataError
+
+# where every second row were bad, one position in 10**6 would need more
+MAX_REPLACEMENTS = 20
+PREFETCHED_MICRO_BATCHES = 2  # of each worker
+NUM_ROWS_LISTED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """What a worker hands over. error: a DataError's message; torch would put a traceback around the error itself."""
+
+    samples: PairSamples | None
+    bad_rows: list[BadRow]
+    error: str | None
+
+    def pin_memory(self) -> _Loaded:
+        """Return the same in page-locked memory; called by DataLoader."""
+        if self.samples is None:
+            return self
+        values = {field.name: getattr(self.samples, field.name) for field in fields(self.samples)}
+        pinned: dict[str, Any] = {
+            name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, samples=replace(self.samples, **pinned))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MicroBatches(Dataset[_Loaded]):
+    """Micro-batches by their positions; a function of its fields and the positions alone, so workers share nothing."""
+
+    source: PairSource
+    data: DataConfig
+    seed: int
+    latent_shape: tuple[int, int, int]
+    num_train_timesteps: int
+
+    def __getitem__(self, positions: range) -> _Loaded:
+        bad_rows: list[BadRow] = []
+        try:
+            pairs = [self._read(position, bad_rows) for position in positions]
+        except DataError as error:
+            return _Loaded(samples=None, bad_rows=bad_rows, error=str(error))
+        return _Loaded(samples=join_samples(pairs), bad_rows=bad_rows, error=None)
+
+    def _read(self, position: int, bad_rows: list[BadRow]) -> PairSamples:
+        """Return the pair at a position, or the first of its stand-ins that can be read; notes those that cannot."""
+        index, visit = place_of(position, num_pairs=len(self.source), seed=self.seed)
+        for attempt in range(1, MAX_REPLACEMENTS + 2):
+            try:
+                return self._read_pair(index, visit)
+            except BadRowError as error:
+                bad_rows.append(error.bad_row)
+            index = replacement_index(position, attempt, num_pairs=len(self.source), seed=self.seed)
+        raise DataError(
+            f"position {position}: neither its pair nor {MAX_REPLACEMENTS} replacements can be read; the last is "
+            f"{bad_rows[-1]}"
+        )
+
+    def _read_pair(self, index: int, visit: int) -> PairSamples:
+        record = self.source.read(index)
+        draws = draw_pair(
+            seed=self.seed,
+            pair_id=record.pair_id,
+            visit=visit,
+            latent_shape=self.latent_shape,
+            num_train_timesteps=self.num_train_timesteps,
+        )
+        return prepare_pair(record, draws, data=self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RankPositions:
+    """A rank's micro-batches as ranges of positions, without end.
+
+    A step holds the positions [pairs_seen + step * pairs_per_step, + pairs_per_step): each rank a slice of them, each
+    micro-batch a slice of that.
+    """
+
+    pairs_per_step: int
+    micro_batch_pairs: int
+    rank: int
+    world_size: int
+    pairs_seen: int
+
+    def __iter__(self) -> Iterator[range]:
+        pairs_per_rank = self.pairs_per_step // self.world_size
+        for step_start in itertools.count(self.pairs_seen, self.pairs_per_step):
+            start = step_start + self.rank * pairs_per_rank
+            for first in range(start, start + pairs_per_rank, self.micro_batch_pairs):
+                yield range(first, first + self.micro_batch_pairs)
+
+
+class PairStream:
+    """A rank's micro-batches without end; `bad_rows` tells what was replaced so far."""
+
+    def __init__(
+        self, micro_batches: _MicroBatches, positions: _RankPositions, *, report: Callable[[str], None]
+    ) -> None:
+        """Join a source's micro-batches with this rank's positions. report: is told of each bad row, in one line."""
+        data = micro_batches.data
+        self._max_bad_rows = data.max_bad_rows
+        self._report = report
+        self._bad_rows: list[BadRow] = []
+        # batch_size None: an item is a whole micro-batch already
+        self._loader: DataLoader[_Loaded] = DataLoader(
+            micro_batches,
+            sampler=positions,
+            batch_size=None,
+            num_workers=data.workers,
+            prefetch_factor=PREFETCHED_MICRO_BATCHES if data.workers else None,
+            persistent_workers=data.workers > 0,  # there is one endless pass; but so torch ends them in order at exit
+            # fork, not spawn: workers share the opened dataset, and do not import the training program once each. It
+            # is safe as they use neither the GPU nor torch's threads; see _start_worker.
+            multiprocessing_context="fork" if data.workers else None,
+            worker_init_fn=_start_worker,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            # else DataLoader would take its own seed, unused here, from the global generator
+            generator=torch.Generator(),
+        )
+
+    @property
+    def bad_rows(self) -> list[BadRow]:
+        """Every replacement among the micro-batches given out so far; a row met again in a later epoch counts again."""
+        return list(self._bad_rows)
+
+    def __iter__(self) -> Iterator[PairSamples]:
+        """Yield micro-batches from pairs_seen on.
+
+        Raises DataError once this rank's bad rows are more than data.max_bad_rows, where a position has no readable
+        pair, and where a worker died.
+        """
+        loaded = iter(self._loader)
+        while True:
+            yield self._take(loaded)
+
+    def _take(self, loaded: Iterator[_Loaded]) -> PairSamples:
+        try:
+            batch = next(loaded)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise DataError(
+                f"a loader process ended by itself ({error}); most often memory or shared memory (/dev/shm) ran out: "
+                "lower data.workers, or give more"
+            ) from error
+        for bad_row in batch.bad_rows:
+            self._bad_rows.append(bad_row)
+            self._report(f"bad row replaced: {bad_row}")
+        if len(self._bad_rows) > self._max_bad_rows:
+            raise DataError(self._too_many_bad_rows())
+        if batch.error is not None:
+            raise DataError(batch.error)
+        assert batch.samples is not None, "samples or an error"
+        return batch.samples
+
+    def _too_many_bad_rows(self) -> str:
+        listed = [str(bad_row) for bad_row in self._bad_rows[:NUM_ROWS_LISTED]]
+        if len(self._bad_rows) > NUM_ROWS_LISTED:
+            listed.append(f"and {len(self._bad_rows) - NUM_ROWS_LISTED} more")
+        head = f"{len(self._bad_rows)} bad rows, and data.max_bad_rows is {self._max_bad_rows}; mend them or raise it:"
+        return "\n  ".join([head, *listed])
+
+
+def open_stream(
+    source: PairSource,
+    *,
+    data: DataConfig,
+    seed: int,
+    latent_shape: tuple[int, int, int],
+    num_train_timesteps: int,
+    pairs_per_step: int,
+    micro_batch_pairs: int,
+    rank: int,
+    world_size: int,
+    pairs_seen: int,
+    report: Callable[[str], None],
+) -> PairStream:
+    """Return this rank's micro-batches from pairs_seen on, at once for any pairs_seen.
+
+    latent_shape: (C, H, W). report: is told of each bad row, in one line. Its steps hold the same pairs with the same
+    draws in the same order for any world_size, micro_batch_pairs and data.workers.
+    """
+    assert pairs_per_step % (world_size * micro_batch_pairs) == 0, "the resolver refuses other batches"
+    micro_batches = _MicroBatches(
+        source=source,
+        data=data,
+        seed=seed,
+        latent_shape=latent_shape,
+        num_train_timesteps=num_train_timesteps,
+    )
+    positions = _RankPositions(
+        pairs_per_step=pairs_per_step,
+        micro_batch_pairs=micro_batch_pairs,
+        rank=rank,
+        world_size=world_size,
+        pairs_seen=pairs_seen,
+    )
+    return PairStream(micro_batches, positions, report=report)
+
+
+def _start_worker(worker: int) -> None:
+    # OpenMP's threads do not survive a fork, and waiting for them would never end
+    torch.set_num_threads(1)
+    # SLURM and Ctrl-C signal every process of a job: the trainer decides when to stop, and needs its workers until then
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(trainer: int) -> None:
+    """End this worker on SIGTERM from its trainer, which sends it at exit; from others it is meant for the trainer."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
