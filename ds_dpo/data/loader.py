@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -156,7 +157,8 @@ class PairStream:
         Raises DataError once this rank's bad rows are more than data.max_bad_rows, where a position has no readable
         pair, and where a worker died.
         """
-        loaded = iter(self._loader)
+        with _signals_held_back():
+            loaded = iter(self._loader)
         while True:
             yield self._take(loaded)
 
@@ -225,13 +227,22 @@ def open_stream(
     return PairStream(micro_batches, positions, report=report)
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Hold signals back; processes started inside do so for good, and this one gets what came once it leaves.
+
+    SLURM and Ctrl-C signal every process of a job: the trainer decides when to stop, and needs its workers until then.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
     # OpenMP's threads do not survive a fork, and waiting for them would never end
     torch.set_num_threads(1)
-    # SLURM and Ctrl-C signal every process of a job: the trainer decides when to stop, and needs its workers until then
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
 
 
