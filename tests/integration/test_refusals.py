@@ -66,7 +66,7 @@ def test_dry_run_needs_neither_launcher_nor_hub_nor_gpu(tmp_path):
     [
         (["--config", "sdxl_pickapick"], ["sdxl_pickapick", "sdxl_pickapic"]),
         (["--learning_rat", "1e-5"], ["learning_rat", "did you mean learning_rate"]),
-        (["--config", "miniature", "--pairs_per_step", "15"], ["15", "14 and 16"]),
+        (["--config", "miniature", "--pairs_per_step", "15"], ["15", "8 and 16"]),
         (["--config", "miniature", "--expected_world_size", "16"], ["expected_world_size is 16", "1 rank"]),
         (["--config", "miniature", "--data.dataset", "nowhere/at_all.parquet"], ["nowhere/at_all.parquet"]),
         (["--config", "miniature", "--data.split", "tests"], ["tests", "test_unique"]),
