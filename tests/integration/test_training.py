@@ -42,7 +42,7 @@ def case(out, name, *, stage, micro, precision="fp32_cpu", **settings):
 
 
 def zero_stage(arguments):
-    """Sort by stage: ZeRO-3 replaces torch's linear for the rest of a process, which changes last bits of other stages."""
+    """Sort by stage: ZeRO-3 replaces torch's linear for the rest of a process, which changes last bits."""
     return next(text[len("--deepspeed_config=zero")] for text in arguments if text.startswith("--deepspeed_config="))
 
 
