@@ -24,7 +24,7 @@ free_port() {
   python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-echo "== 1/4 DPO on preference pairs: 2 ranks, ZeRO-2, bf16 (about 2 minutes)"
+echo "== 1/4 DPO on preference pairs: 2 ranks, ZeRO-2, bf16 (2 to 3 minutes)"
 train --output_dir "$run" "$@"
 echo "== 2/4 the control: the same pairs, steps and rate, but only the preferred images (about 1 minute)"
 train --output_dir "${run}_sft" --objective.type sft "$@"
