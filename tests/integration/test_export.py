@@ -56,7 +56,9 @@ def test_unet_is_that_of_the_engine(runs, tmp_path, case):
     assert not all(torch.equal(weights[name], weight) for name, weight in base.items())
     with torch.no_grad():
         prediction = unet(**unet_inputs(unet.config, dtype, seed=99)).sample
-    assert (prediction - live["prediction"]).abs().max() <= 1e-6
+    # ZeRO-3 replaces torch's linear by one that rounds before it adds the bias: a bf16 step or two, from equal weights
+    tolerance = 2**-7 * prediction.abs().max() if CASES[case]["stage"] == 3 else 1e-6
+    assert (prediction - live["prediction"]).abs().max() <= tolerance
 
 
 def test_pipeline_is_the_base_with_another_unet(runs, tmp_path):
