@@ -3,7 +3,8 @@
 
     .venv/bin/python scripts/miniature_seeds.py [--seeds 0 1 2] [--runs runs/seeds]
 
-Five minutes a seed on two cores; a seed whose run has a summary is not run again. The table holds the bars that the shipped preset is meant to meet beside the figures.
+Five minutes a seed on two cores; a seed whose run has a summary is not run again. The table holds the bars that the
+shipped preset is meant to meet beside the figures.
 """
 
 import argparse
