@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,14 +43,20 @@ def split_into_files(specs: Iterable[TensorSpec], *, max_bytes: int) -> list[lis
     return files
 
 
-def write_safetensors(path: Path, specs: Sequence[TensorSpec], produce: Callable[[TensorSpec], Tensor]) -> None:
+def write_safetensors(
+    path: Path,
+    specs: Sequence[TensorSpec],
+    produce: Callable[[TensorSpec], Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a file whose tensors are produced, written and let go one after another.
 
-    produce: gives the tensor of a spec, of exactly its shape and dtype.
+    produce: gives the tensor of a spec, of exactly its shape and dtype. metadata: entries beside format=pt.
     Source: format described in huggingface/safetensors (8-byte length, JSON header, data without gaps).
     """
     with path.open("wb") as file:
-        _write_header(file, specs)
+        _write_header(file, specs, metadata or {})
         for spec in specs:
             tensor = produce(spec)
             assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), spec.name
@@ -58,8 +64,8 @@ def write_safetensors(path: Path, specs: Sequence[TensorSpec], produce: Callable
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _write_header(file: BinaryIO, specs: Sequence[TensorSpec]) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _write_header(file: BinaryIO, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     start = 0
     for spec in specs:
         stop = start + spec.num_bytes
