@@ -31,7 +31,8 @@ class PairSamples(_MovableTensors):
     chosen_pixels, rejected_pixels: (B, 3, X, Y) in [-1, 1]. prompts: B strings, '' where dropped.
     chosen_time_ids, rejected_time_ids: (B, 6) SDXL micro-conditioning. timesteps: (B,) int64.
     noise: (B, C, H, W), shared by the pair. chosen_posterior_noise, rejected_posterior_noise: (B, C, H, W)
-    standard normal draws for the VAE posterior. pair_ids: (B,) int64. All floats fp32.
+    standard normal draws for the VAE posterior. pair_ids: (B,) int64. target_probabilities, weights: (B,), see
+    PreferenceBatch. All floats fp32.
     """
 
     chosen_pixels: Tensor
@@ -44,6 +45,31 @@ class PairSamples(_MovableTensors):
     chosen_posterior_noise: Tensor
     rejected_posterior_noise: Tensor
     pair_ids: Tensor
+    target_probabilities: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedSamples(_MovableTensors):
+    """What the loader yields of a cache: encoded images and prompts, and every random draw of B pairs, on the CPU.
+
+    chosen_moments, rejected_moments: (B, 2C, H, W) mean and log-variance of the VAE's posterior, or (B, C, H, W) the
+    mean alone, in the cache's dtype. text_states: (B, L, D). pooled: (B, P) or None. The rest as in PairSamples.
+    """
+
+    chosen_moments: Tensor
+    rejected_moments: Tensor
+    text_states: Tensor
+    pooled: Tensor | None
+    chosen_time_ids: Tensor
+    rejected_time_ids: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    chosen_posterior_noise: Tensor
+    rejected_posterior_noise: Tensor
+    pair_ids: Tensor
+    target_probabilities: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +90,8 @@ class PreferenceBatch(_MovableTensors):
 
     latents: (N, C, H, W) scaled clean latents. noise: (B, C, H, W). timesteps: (B,) int64.
     text_states: (B, L, D). pooled: (B, P) or None. time_ids: (N, 6) or None. pair_ids: (B,) int64.
-    N is 2B, or B once chosen_only() has left the rejected images out.
+    target_probabilities: (B,) fp32, that the chosen image is the better one: 1, or 0.5 for a tie. weights: (B,) fp32,
+    factors of the pairs' losses. N is 2B, or B once chosen_only() has left the rejected images out.
     """
 
     latents: Tensor
@@ -74,6 +101,8 @@ class PreferenceBatch(_MovableTensors):
     pooled: Tensor | None
     time_ids: Tensor | None
     pair_ids: Tensor
+    target_probabilities: Tensor
+    weights: Tensor
 
     @property
     def num_pairs(self) -> int:

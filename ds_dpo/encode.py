@@ -45,6 +45,8 @@ class OnlineEncoder:
             pooled=prompts.pooled,
             time_ids=time_ids,
             pair_ids=pair.pair_ids,
+            target_probabilities=pair.target_probabilities,
+            weights=pair.weights,
         )
 
     def _refuse_not_finite(self, latents: Tensor, pair_ids: Tensor) -> None:

@@ -22,13 +22,14 @@ class PairErrors:
     """The errors of B pairs, each (B,) fp32; what an objective does not use is None.
 
     The rejected side is absent where an objective looks at chosen images alone, the differences where it has no
-    reference.
+    reference. target_probability: that the chosen image is the better one, (B,); None: 1 for every pair.
     """
 
     policy_chosen_error: Tensor
     policy_rejected_error: Tensor | None = None
     chosen_difference: Tensor | None = None
     rejected_difference: Tensor | None = None
+    target_probability: Tensor | None = None
 
     @property
     def difference_gap(self) -> Tensor:
@@ -42,11 +43,14 @@ def dpo(errors: PairErrors, *, beta: float, label_smoothing: float = 0.0) -> Ten
     """Diffusion-DPO loss of each pair, (B,): -log sigmoid(-beta/2 ((m_w - r_w) - (m_l - r_l))).
 
     beta: inverse temperature on mean errors, 2000 to 5000 in the authors' runs. label_smoothing: the share of
-    labels taken to be wrong, 0 to 0.5 (cDPO: the loss of the swapped pair gets that weight).
+    labels taken to be wrong, 0 to 0.5 (cDPO). A pair whose target probability p is below 1, such as a tie with 0.5,
+    has the cross-entropy with p: the loss of the swapped pair gets the weight 1 - p.
     Source: arXiv:2311.12908, with the factor 1/2 of the authors' code (SalesforceAIResearch/DiffusionDPO, train.py).
     """
     logits = -0.5 * beta * errors.difference_gap
-    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+    target = 1.0 if errors.target_probability is None else errors.target_probability
+    swapped_share = (1 - target) * (1 - label_smoothing) + target * label_smoothing
+    return -(1 - swapped_share) * logsigmoid(logits) - swapped_share * logsigmoid(-logits)
 
 
 def sft(errors: PairErrors) -> Tensor:

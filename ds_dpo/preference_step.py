@@ -54,7 +54,8 @@ class PreferenceStep:
     def __call__(self, batch: PreferenceBatch) -> StepOutput:
         """Predict, compare and judge one micro-batch."""
         errors = self.errors(batch)
-        pair_losses = self._loss(errors)
+        # not divided by the weights' sum: the mean would then depend on how a step is cut into micro-batches
+        pair_losses = self._loss(errors) * batch.weights
         return StepOutput(
             loss=pair_losses.mean(),
             pair_quantities={"loss": pair_losses.detach(), **_pair_quantities(errors)},
@@ -69,7 +70,11 @@ class PreferenceStep:
             return PairErrors(policy_chosen_error=policy_error)
         policy_chosen_error, policy_rejected_error = split_pair(policy_error)
         if self._reference is None:
-            return PairErrors(policy_chosen_error=policy_chosen_error, policy_rejected_error=policy_rejected_error)
+            return PairErrors(
+                policy_chosen_error=policy_chosen_error,
+                policy_rejected_error=policy_rejected_error,
+                target_probability=batch.target_probabilities,
+            )
         reference = self._reference.predict(inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
         difference = paired_error_difference(prediction, reference, inputs.target)
         chosen_difference, rejected_difference = split_pair(difference)
@@ -78,6 +83,7 @@ class PreferenceStep:
             policy_rejected_error=policy_rejected_error,
             chosen_difference=chosen_difference,
             rejected_difference=rejected_difference,
+            target_probability=batch.target_probabilities,
         )
 
     @torch.no_grad()
@@ -125,7 +131,15 @@ def _pair_quantities(errors: PairErrors) -> dict[str, Tensor]:
             "chosen_difference": errors.chosen_difference,
             "rejected_difference": errors.rejected_difference,
             "implicit_margin": -gap,
-            # a pair that policy and reference judge alike counts half, as in the authors' code
-            "implicit_accuracy": (gap < 0).float() + 0.5 * (gap == 0).float(),
+            "implicit_accuracy": _accuracy(gap, errors.target_probability),
         }
     return {name: values.detach() for name, values in quantities.items()}
+
+
+def _accuracy(gap: Tensor, target_probability: Tensor | None) -> Tensor:
+    """Return 1 where the policy sides with the label, 0 where not, (B,); alike counts half, as in the authors' code."""
+    agrees = (gap < 0).float() + 0.5 * (gap == 0).float()
+    if target_probability is None:
+        return agrees
+    # a tie has no side to take
+    return torch.where(target_probability == 0.5, 0.5, agrees)

@@ -35,6 +35,8 @@ def prepare_pair(record: PairRecord, draws: PairDraws, *, data: DataConfig) -> P
         chosen_posterior_noise=draws.chosen_posterior_noise[None],
         rejected_posterior_noise=draws.rejected_posterior_noise[None],
         pair_ids=torch.tensor([record.pair_id], dtype=torch.int64),
+        target_probabilities=torch.tensor([record.target_probability], dtype=torch.float32),
+        weights=torch.tensor([record.weight], dtype=torch.float32),
     )
 
 

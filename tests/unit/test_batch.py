@@ -20,6 +20,8 @@ def batch_of_two(**changed: object) -> PreferenceBatch:
         "pooled": torch.tensor([[11.0], [12.0]]),
         "time_ids": torch.tensor([[13.0], [14.0], [15.0], [16.0]]),
         "pair_ids": torch.tensor([17, 18]),
+        "target_probabilities": torch.tensor([1.0, 0.5]),
+        "weights": torch.tensor([1.0, 2.0]),
     }
     return PreferenceBatch(**{**fields, **changed})  # type: ignore[arg-type]
 

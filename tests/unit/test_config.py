@@ -116,6 +116,9 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
         (["--validation.prompts"], "give validation.prompts, or sample_every_steps none"),
         (["--model.family", "sd15", "--data.size_conditioning", "true"], "no effect on model.family sd15"),
         (["--objective.label_smoothing", "nan"], "objective.label_smoothing = nan"),
+        (["--objective.type", "sft", "--data.ties", "soft"], "data.ties soft gives target probabilities, which"),
+        (["--objective.type", "sft", "--data.confidence", "target"], "does not take; objective.type dpo would"),
+        (["--data.cache", "here", "--data.crop", "random"], "data.crop random does not fit; take center"),
     ],
 )
 def test_values_out_of_bounds_name_field_value_and_what_fits(argv: list[str], message: str) -> None:
@@ -139,6 +142,9 @@ def test_free_fields_are_exactly_those_that_leave_the_result_alone() -> None:
         "data.max_bad_rows",
         "data.workers",
         "reference.residency",
+        "data.image_root",
+        "data.cache",
+        "data.prefetch",
         "batch.micro_batch_pairs",
     }
     assert not any(spec.is_identity for spec in FIELDS.values() if spec.section in ("cadence", "validation"))

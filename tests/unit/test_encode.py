@@ -44,6 +44,8 @@ def samples() -> PairSamples:
         chosen_posterior_noise=normal(3, 4, 8, 8),
         rejected_posterior_noise=normal(3, 4, 8, 8),
         pair_ids=torch.tensor([11, 12, -13]),
+        target_probabilities=torch.tensor([1.0, 0.5, 0.75]),
+        weights=torch.tensor([1.0, 2.0, 3.0]),
     )
 
 
@@ -70,6 +72,8 @@ def test_what_the_loader_drew_passes_through_unchanged(
     assert torch.equal(batch.noise, samples.noise)
     assert batch.timesteps.tolist() == [1, 500, 999]
     assert batch.pair_ids.tolist() == [11, 12, -13]
+    assert batch.target_probabilities.tolist() == [1, 0.5, 0.75]
+    assert batch.weights.tolist() == [1, 2, 3]
     assert batch.time_ids is not None
     assert torch.equal(batch.time_ids[:3], samples.chosen_time_ids)
     assert torch.equal(batch.time_ids[3:], samples.rejected_time_ids)

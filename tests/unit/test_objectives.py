@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -42,6 +43,27 @@ def test_dpo_by_hand() -> None:
     assert loss == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-12)
     (untrained,) = dpo(pairs((0.0, 0.0)), beta=5000).tolist()
     assert untrained == pytest.approx(math.log(2), abs=1e-15)
+
+
+def test_dpo_of_a_soft_target_by_hand() -> None:
+    # logit 1: log sigmoid(1) = -log(1 + 1/e), log sigmoid(-1) = -log(1 + e)
+    won, lost = math.log(1 + math.exp(-1)), math.log(1 + math.e)
+    both = replace(pairs((-0.001, 0.001), (-0.001, 0.001)), target_probability=torch.tensor([0.5, 0.8]))
+    tie, likely = dpo(both, beta=1000).tolist()
+    assert tie == pytest.approx((won + lost) / 2, abs=1e-7)
+    assert likely == pytest.approx(0.8 * won + 0.2 * lost, abs=1e-7)
+    # a label that is right with 0.8 and smoothed by 0.1 is right with 0.8 x 0.9 + 0.2 x 0.1 = 0.74
+    (_, smoothed) = dpo(both, beta=1000, label_smoothing=0.1).tolist()
+    assert smoothed == pytest.approx(0.74 * won + 0.26 * lost, abs=1e-7)
+
+
+def test_a_tie_pulls_towards_equality() -> None:
+    chosen, rejected = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (-0.001, 0.001))
+    tie = replace(errors(chosen, rejected), target_probability=torch.tensor([0.5]))
+    of_chosen, of_rejected = torch.autograd.grad(dpo(tie, beta=1000).sum(), (chosen, rejected))
+    # beta/2 (sigmoid(1) - 1/2), pushing back the side that got ahead
+    assert of_chosen.item() == pytest.approx(-500 * (1 / (1 + math.exp(-1)) - 0.5), rel=1e-6)
+    assert of_rejected.item() == -of_chosen.item()
 
 
 def test_each_pair_has_its_own_loss() -> None:

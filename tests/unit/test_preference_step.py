@@ -9,6 +9,7 @@ chosen   1    0.8   0.6  |    1     2    2.0  |     0.00           1.00         
 rejected 1    0.8   0.6  |   -1     2    0.4  |     2.56           3.24           -0.68
 """
 
+from dataclasses import replace
 from functools import partial
 from math import exp, log
 
@@ -73,6 +74,8 @@ def two_pairs() -> PreferenceBatch:
         pooled=torch.tensor([[7.0], [8.0]]),
         time_ids=torch.tensor([[1.0], [2.0], [3.0], [4.0]]),
         pair_ids=torch.tensor([11, 12]),
+        target_probabilities=torch.ones(2),
+        weights=torch.ones(2),
     )
 
 
@@ -109,6 +112,16 @@ def test_loss_and_quantities_are_those_worked_out_by_hand() -> None:
         assert not found.requires_grad
         assert found.dtype == torch.float32
         assert found.tolist() == pytest.approx(values, abs=1e-5), name
+
+
+def test_a_pair_counts_by_its_target_and_weight() -> None:
+    batch = replace(two_pairs(), target_probabilities=torch.tensor([1.0, 0.5]), weights=torch.tensor([3.0, 2.0]))
+    output = dpo_step()(batch)
+    won, tie_won, tie_lost = (log(1 + exp(5 * gap)) for gap in (GAPS[0], GAPS[1], -GAPS[1]))
+    losses = [3 * won, 2 * (tie_won + tie_lost) / 2]
+    assert output.pair_quantities["loss"].tolist() == pytest.approx(losses, abs=1e-5)
+    assert output.loss.item() == pytest.approx(sum(losses) / 2, abs=1e-5)
+    assert output.pair_quantities["implicit_accuracy"].tolist() == [0, 0.5], "a tie has no side"
 
 
 def test_the_gradient_is_the_policys_alone() -> None:
