@@ -256,10 +256,11 @@ def _linked(name: str, *, kind: str) -> str:
 
 def _training(facts: CardFacts) -> list[tuple[str, Any]]:
     """The table's lines; what is not known is left out."""
-    options = ", ".join(f"{name} {value}" for name, value in facts.objective_options.items() if value is not None)
+    options = ", ".join(
+        f"{name} {_plain(value)}" for name, value in facts.objective_options.items() if value is not None
+    )
     method = None if facts.objective is None else OBJECTIVE_WORDS.get(facts.objective, facts.objective)
     split = f" ({facts.dataset_split})" if facts.dataset_split else ""
-    rate = None if facts.learning_rate is None else f"{facts.learning_rate:g}"
     warmup = f", {facts.warmup_steps} warm-up steps" if facts.warmup_steps else ""
     sharding = None if facts.zero_stage is None else f"ZeRO-{facts.zero_stage}"
     rows = [
@@ -271,7 +272,7 @@ def _training(facts: CardFacts) -> list[tuple[str, Any]]:
         ("pairs a step", facts.pairs_per_step),
         ("resolution", None if facts.resolution is None else f"{facts.resolution} px"),
         ("optimizer", facts.optimizer),
-        ("peak learning rate", rate),
+        ("peak learning rate", facts.learning_rate),
         ("schedule", None if facts.schedule is None else f"{facts.schedule}{warmup}"),
         ("precision", facts.precision),
         ("sharding", sharding),
@@ -301,7 +302,11 @@ def _license_sentence(facts: CardFacts) -> str:
 
 
 def _cell(value: Any) -> str:
-    return _line(str(value)).replace("|", "\\|")
+    return _line(_plain(value)).replace("|", "\\|")
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _line(text: str) -> str:

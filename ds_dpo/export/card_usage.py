@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Protocol
 
+from ds_dpo.config import ASSET_PREFIX
+
 PROMPT = "a pelican riding a bicycle along a pier, golden hour"
 TORCH_DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}
 PIPELINES = {"sdxl": "StableDiffusionXLPipeline", "sd15": "StableDiffusionPipeline"}
@@ -46,7 +48,7 @@ def _unet(exported: Exported, base: str, name: str) -> str:
     dtype = _dtype(exported)
     load = [
         f'unet = UNet2DConditionModel.from_pretrained({_text(name)}, subfolder="unet", torch_dtype={dtype})',
-        f"pipeline = DiffusionPipeline.from_pretrained({_text(base)}, unet=unet, torch_dtype={dtype})",
+        f"pipeline = DiffusionPipeline.from_pretrained({_base(base)}, unet=unet, torch_dtype={dtype})",
     ]
     return _python("DiffusionPipeline, UNet2DConditionModel", load, exported)
 
@@ -56,9 +58,9 @@ def _single_file(exported: Exported, base: str, name: str) -> str:
     if exported.holds_unet_only:
         load = [
             "unet = UNet2DConditionModel.from_single_file(",
-            f'    {place}, config={_text(base)}, subfolder="unet", torch_dtype={dtype}',
+            f'    {place}, config={_base(base)}, subfolder="unet", torch_dtype={dtype}',
             ")",
-            f"pipeline = DiffusionPipeline.from_pretrained({_text(base)}, unet=unet, torch_dtype={dtype})",
+            f"pipeline = DiffusionPipeline.from_pretrained({_base(base)}, unet=unet, torch_dtype={dtype})",
         ]
         folders = "ComfyUI: put the file into `models/diffusion_models`, and load text encoders and VAE of the base."
         return f"{folders}\n\n{_python('DiffusionPipeline, UNet2DConditionModel', load, exported)}"
@@ -71,7 +73,7 @@ def _single_file(exported: Exported, base: str, name: str) -> str:
 def _lora(exported: Exported, base: str, name: str) -> str:
     weights = f", weight_name={_text(exported.file_name)}" if exported.file_name else ""
     load = [
-        f"pipeline = DiffusionPipeline.from_pretrained({_text(base)}, torch_dtype={_dtype(exported)})",
+        f"pipeline = DiffusionPipeline.from_pretrained({_base(base)}, torch_dtype={_dtype(exported)})",
         f"pipeline.load_lora_weights({_text(name)}{weights})",
     ]
     return _python("DiffusionPipeline", load, exported)
@@ -91,7 +93,10 @@ def _python(imports: str, load: list[str], exported: Exported) -> str:
         f"image = pipeline({_text(PROMPT)}, guidance_scale={GUIDANCE[exported.family or 'sdxl']}).images[0]",
         'image.save("pelican.png")',
     ]
-    return "\n".join(["```python", "import torch", f"from diffusers import {imports}", "", *load, *draw, "```"])
+    start = ["import torch", f"from diffusers import {imports}"]
+    if any("resolve_asset(" in line for line in load):
+        start.append("from ds_dpo.config import resolve_asset")
+    return "\n".join(["```python", *start, "", *load, *draw, "```"])
 
 
 def _file_address(exported: Exported, name: str) -> str:
@@ -103,6 +108,11 @@ def _file_address(exported: Exported, name: str) -> str:
 
 def _dtype(exported: Exported) -> str:
     return TORCH_DTYPES[exported.dtype or "fp16"]
+
+
+def _base(name: str) -> str:
+    """Python that names the base: what ships inside this package has no other address."""
+    return f"resolve_asset({_text(name)})" if name.startswith(ASSET_PREFIX) else _text(name)
 
 
 def _text(value: str) -> str:
