@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.export.safetensors_stream import TensorSpec, split_into_files, write_safetensors
-from ds_dpo.zero_shards.reader import ZeroCheckpoint
+from ds_dpo.export.weights import Weights
 
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -48,7 +48,7 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in unet.state_dict().items()}
 
 
-def check_parameters(checkpoint: ZeroCheckpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_parameters(checkpoint: Weights, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError unless the checkpoint has each expected parameter, in its shape, and no other."""
     found = {name: placement.shape for name, placement in checkpoint.parameters.items()}
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
@@ -66,23 +66,24 @@ def check_parameters(checkpoint: ZeroCheckpoint, expected: Mapping[str, tuple[in
 
 
 def write_unet(
-    checkpoint: ZeroCheckpoint,
+    checkpoint: Weights,
     config: Mapping[str, Any],
     folder: Path,
     *,
     dtype: torch.dtype,
     max_file_bytes: int = MAX_FILE_BYTES,
+    variant: str | None = None,
 ) -> WrittenUnet:
     """Write folder/config.json and the weights, rounded from the fp32 master, in one file or several with an index.
 
-    Holds one tensor in memory. Raises CheckpointError where parameters do not fit the configuration or where a
-    value is not finite in dtype.
+    variant: the files are named as from_pretrained(variant=...) looks for them. Holds one tensor in memory.
+    Raises CheckpointError where parameters do not fit the configuration or where a value is not finite in dtype.
     """
     expected = expected_shapes(config)
     check_parameters(checkpoint, expected)
     specs = [TensorSpec(name, shape, dtype) for name, shape in sorted(expected.items())]
     files = split_into_files(specs, max_bytes=max_file_bytes)
-    names = weight_file_names(len(files))
+    names = weight_file_names(len(files), variant=variant)
     folder.mkdir(parents=True)
     for name, content in zip(names, files, strict=True):
         write_safetensors(folder / name, content, lambda spec: read_finite(checkpoint, spec))
@@ -90,7 +91,7 @@ def write_unet(
     if len(files) > 1:
         placed = {spec.name: name for name, content in zip(names, files, strict=True) for spec in content}
         index = {"metadata": {"total_size": num_bytes}, "weight_map": placed}
-        _write_json(folder / f"{WEIGHTS_STEM}.safetensors.index.json", index)
+        _write_json(folder / f"{WEIGHTS_STEM}.safetensors.index{_infix(variant)}.json", index)
     # _name_or_path tells where the base lay on the machine that trained
     published = {key: value for key, value in config.items() if key != "_name_or_path"}
     _write_json(folder / "config.json", {**published, "_class_name": "UNet2DConditionModel"})
@@ -98,14 +99,19 @@ def write_unet(
     return WrittenUnet(num_tensors=len(specs), num_bytes=num_bytes, files=tuple(names))
 
 
-def weight_file_names(number: int) -> list[str]:
-    """Names that diffusers gives to the weights in one file, or in several."""
+def weight_file_names(number: int, *, variant: str | None = None) -> list[str]:
+    """Names that diffusers gives to the weights, or those of a variant such as fp16, in one file or in several."""
+    stem = f"{WEIGHTS_STEM}{_infix(variant)}"
     if number == 1:
-        return [f"{WEIGHTS_STEM}.safetensors"]
-    return [f"{WEIGHTS_STEM}-{place:05d}-of-{number:05d}.safetensors" for place in range(1, number + 1)]
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{place:05d}-of-{number:05d}.safetensors" for place in range(1, number + 1)]
 
 
-def read_finite(checkpoint: ZeroCheckpoint, spec: TensorSpec) -> Tensor:
+def _infix(variant: str | None) -> str:
+    return f".{variant}" if variant else ""
+
+
+def read_finite(checkpoint: Weights, spec: TensorSpec) -> Tensor:
     """Read a weight in its output dtype. Raises CheckpointError where a value is NaN, infinite, or overflows."""
     tensor = checkpoint.read(spec.name, dtype=spec.dtype)
     lowest, highest = torch.aminmax(tensor)
@@ -114,7 +120,7 @@ def read_finite(checkpoint: ZeroCheckpoint, spec: TensorSpec) -> Tensor:
     return tensor
 
 
-def _what_is_wrong(checkpoint: ZeroCheckpoint, spec: TensorSpec) -> str:
+def _what_is_wrong(checkpoint: Weights, spec: TensorSpec) -> str:
     master = checkpoint.read(spec.name)
     bad = int((~master.isfinite()).sum())
     if bad:

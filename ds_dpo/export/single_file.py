@@ -1,0 +1,157 @@
+"""Write the UNet as A1111, Forge and ComfyUI read it: alone, or in place of the one in a base file, streaming."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ds_dpo.errors import ModelError
+from ds_dpo.export.ldm_keys import UNET_PREFIX, ldm_names
+from ds_dpo.export.modelspec import merge_metadata
+from ds_dpo.export.safetensors_stream import DTYPE_NAMES, HEADER_ALIGNMENT_BYTES, TensorSpec, write_safetensors
+from ds_dpo.export.unet import check_parameters, expected_shapes, read_finite
+from ds_dpo.export.weights import Weights
+
+EMA_PREFIX = "model_ema."
+COPY_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a safetensors file: the format's own name of its dtype, its shape, and where its bytes lie."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def item_bytes(self) -> int:
+        return (self.stop - self.start) // max(1, math.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class BaseFile:
+    """A safetensors file as its header tells it; start and stop of its tensors count from the file's beginning."""
+
+    path: Path
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, Stored]
+
+
+def read_base_file(path: Path) -> BaseFile:
+    """Read a safetensors file's header, which the library checks first. Raises ModelError where it is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not readable as safetensors ({error})") from error
+    metadata = header.pop("__metadata__", {})
+    data = 8 + length
+    tensors = {
+        name: Stored(entry["dtype"], tuple(entry["shape"]), *(data + offset for offset in entry["data_offsets"]))
+        for name, entry in header.items()
+    }
+    return BaseFile(path, metadata, tensors)
+
+
+def check_base_file(base: BaseFile, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelError, naming the first that differs, unless the file's UNet has these names and shapes."""
+    found = {name: stored.shape for name, stored in base.tensors.items() if name.startswith(UNET_PREFIX)}
+    if not found:
+        raise ModelError(f"{base.path}: no tensor under {UNET_PREFIX!r}; a checkpoint of SD 1.5 or SDXL would fit")
+    differing = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise ModelError(
+            f"{base.path}: its UNet is not this one: {len(differing)} tensors differ; first: {name!r} is "
+            f"{found.get(name, 'absent')} in the file and {expected.get(name, 'absent')} in the checkpoint's UNet"
+        )
+
+
+def single_file_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a UNet's tensors in a single file. Raises ModelError where there are no such names."""
+    shapes = expected_shapes(config)
+    return {ldm: shapes[name] for name, ldm in ldm_names(shapes, config).items()}
+
+
+def write_single_file(
+    path: Path,
+    weights: Weights,
+    config: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+    base: BaseFile | None = None,
+) -> list[TensorSpec]:
+    """Write the UNet under its single-file names, alone or with all else of base as its bytes are.
+
+    Holds one tensor in memory; returns what the UNet's own tensors are. Raises CheckpointError where the weights do
+    not fit the configuration or are not finite in dtype, and ModelError where the base has another UNet.
+    """
+    shapes = expected_shapes(config)
+    check_parameters(weights, shapes)
+    own_names = {ldm: name for name, ldm in ldm_names(shapes, config).items()}
+    specs = [TensorSpec(ldm, shapes[name], dtype) for ldm, name in sorted(own_names.items())]
+
+    def produce(spec: TensorSpec) -> torch.Tensor:
+        return read_finite(weights, TensorSpec(own_names[spec.name], spec.shape, spec.dtype))
+
+    if base is None:
+        write_safetensors(path, specs, produce, metadata=metadata)
+        return specs
+    check_base_file(base, {spec.name: spec.shape for spec in specs})
+    own = {spec.name: spec for spec in specs}
+    layout = _lay_out(base, own)
+    with path.open("wb") as target, base.path.open("rb") as source:
+        _write_header(target, layout, merge_metadata(base.metadata, metadata))
+        for name in layout:
+            if name in own:
+                target.write(produce(own[name]).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            else:
+                _copy_range(source, target, base.tensors[name])
+    return specs
+
+
+def _lay_out(base: BaseFile, own: Mapping[str, TensorSpec]) -> dict[str, Stored]:
+    """The new file's tensors in order; larger items first, as readers want each tensor aligned to its own item size."""
+    replaced = {name: Stored(DTYPE_NAMES[spec.dtype], spec.shape, 0, spec.num_bytes) for name, spec in own.items()}
+    entries = {name: replaced.get(name, stored) for name, stored in base.tensors.items()}
+    order = sorted(entries, key=lambda name: (-entries[name].item_bytes, base.tensors[name].start))
+    layout, start = {}, 0
+    for name in order:
+        entry = entries[name]
+        stop = start + entry.stop - entry.start
+        layout[name] = Stored(entry.dtype, entry.shape, start, stop)
+        start = stop
+    return layout
+
+
+def _write_header(file: BinaryIO, layout: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    for name, entry in layout.items():
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.start, entry.stop]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT_BYTES)
+    file.write(struct.pack("<Q", len(text)) + text)
+
+
+def _copy_range(source: BinaryIO, target: BinaryIO, stored: Stored) -> None:
+    source.seek(stored.start)
+    left = stored.stop - stored.start
+    while left:
+        chunk = source.read(min(left, COPY_BYTES))
+        if not chunk:
+            raise ModelError(f"{source.name}: became shorter while it was read")
+        target.write(chunk)
+        left -= len(chunk)
