@@ -16,6 +16,7 @@ CURES = {
     403: "the token may not write there: name a repository of your own, or take a token with write access to it",
     404: "no such owner or repository, or the token may not see it",
     409: "the hub reports a conflict: something else is writing there; try again",
+    412: "something else wrote there meanwhile; try again",
     413: "the hub finds the upload too large",
     429: "too many requests for now: wait, then try again",
 }
@@ -65,24 +66,31 @@ def _check_name(repo_id: str) -> None:
 
 @contextlib.contextmanager
 def _explained(repo_id: str, *, endpoint: str, token: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
     except DsDpoError:
         raise
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        cure = CURES.get(status, "the hub failed: try again later" if status >= 500 else "the hub refuses it")
-        said = f" (status {status}: {error.server_message})" if error.server_message else f" (status {status})"
-        # a server may send back what it was sent
-        raise ModelError(f"{repo_id}: {cure}{said}".replace(token, "***")) from error
     except OfflineModeIsEnabled as error:
         raise ConfigError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing is uploaded; unset it") from error
     except ValueError as error:  # the hub's client, of the metadata in README.md
         raise ModelError(f"{repo_id}: refused: {error}".replace(token, "***")) from error
-    except Exception as error:  # those of whatever HTTP library the hub's client is built on
-        reason = f"{type(error).__name__}: {error}"
-        raise ModelError(
-            f"{repo_id}: {endpoint} could not be reached ({reason}); try again where it can".replace(token, "***")
-        ) from error
+    except Exception as error:  # also those of whatever HTTP library the hub's client is built on
+        reason = _refusal(error) or f"the upload to {endpoint} failed; try again where it can be reached ({error!r})"
+        # a server may send back what it was sent
+        raise ModelError(f"{repo_id}: {reason}".replace(token, "***")) from error
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the hub answered, and the cure; None where it did not answer."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while error is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__  # a file's upload is wrapped once more
+    if error is None:
+        return None
+    status = error.response.status_code
+    cure = CURES.get(status, "the hub failed: try again later" if status >= 500 else "the hub refuses it")
+    said = f": {error.server_message}" if error.server_message else ""
+    return f"{cure} (status {status}{said})"
