@@ -1,9 +1,12 @@
-"""Pixels into scaled latents and back, with a posterior draw that belongs to the pair.
+"""Pixels into moments, moments into scaled latents, and back, with a posterior draw that belongs to the pair.
 
 Legend: M images; X,Y pixels; C,H,W latent.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -11,6 +14,11 @@ from torch import Tensor
 
 # An encoder's activations take 1.35 GiB for an image of 1024 x 1024 in fp32, and much less than the UNet's below that.
 PIXELS_AT_ONCE = 1024 * 1024
+OVERFLOW_ADVICE = (
+    "SDXL's own VAE overflows in fp16: take model.vae_dtype fp32 or bf16, or model.vae madebyollin/sdxl-vae-fp16-fix"
+)
+# what a VAE's config says of how its latents are shifted and scaled
+SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 @torch.no_grad()
@@ -20,17 +28,36 @@ def encode_images(vae: AutoencoderKL, pixels: Tensor, posterior_noise: Tensor) -
     pixels: (M, 3, X, Y) in [-1, 1]. posterior_noise: (M, C, H, W) standard normal, fp32, so that the draw is the
     caller's. As many images as PIXELS_AT_ONCE holds, at least one, pass at a time.
     """
-    images_at_once = max(1, PIXELS_AT_ONCE // (pixels.shape[-2] * pixels.shape[-1]))
-    slices = zip(pixels.split(images_at_once), posterior_noise.split(images_at_once), strict=True)
-    latents = torch.cat([_sample_posterior(vae, images, noise) for images, noise in slices])
-    shift, scale = _shift_and_scale(vae, latents.device)
+    return sample_latents(encode_moments(vae, pixels), posterior_noise, vae_config=vae.config)
+
+
+@torch.no_grad()
+def encode_moments(vae: AutoencoderKL, pixels: Tensor, *, images_at_once: int | None = None) -> Tensor:
+    """Return mean and log-variance of each image's posterior, (M, 2C, H, W), in the VAE's dtype.
+
+    pixels: (M, 3, X, Y) in [-1, 1]. images_at_once: that pass at a time; None: as many as PIXELS_AT_ONCE holds, at
+    least one. An image may differ in its last bits with the others that pass beside it.
+    """
+    images_at_once = images_at_once or max(1, PIXELS_AT_ONCE // (pixels.shape[-2] * pixels.shape[-1]))
+    posteriors = (vae.encode(images.to(vae.dtype)).latent_dist for images in pixels.split(images_at_once))
+    return torch.cat([torch.cat([posterior.mean, posterior.logvar], dim=1) for posterior in posteriors])
+
+
+@torch.no_grad()
+def sample_latents(moments: Tensor, posterior_noise: Tensor | None, *, vae_config: Mapping[str, Any]) -> Tensor:
+    """Return scaled latents (M, C, H, W), fp32, of moments (M, 2C, H, W), or of means (M, C, H, W) without noise.
+
+    The deviation is computed in the moments' dtype: give them in the VAE's own for what encode_images returns.
+    vae_config: its SCALING_FIELDS are read.
+    """
+    if posterior_noise is None:
+        latents = moments.float()
+    else:
+        mean, logvar = moments.chunk(2, dim=1)
+        # fp32: a draw from a half-precision VAE need not be rounded again
+        latents = mean.float() + torch.exp(0.5 * logvar).float() * posterior_noise
+    shift, scale = _shift_and_scale(vae_config, latents.device)
     return (latents - shift) * scale
-
-
-def _sample_posterior(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-    # fp32: a draw from a half-precision VAE need not be rounded again
-    return posterior.mean.float() + posterior.std.float() * noise
 
 
 @torch.no_grad()
@@ -39,7 +66,7 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
     As many images as PIXELS_AT_ONCE holds, at least one, pass at a time, in the VAE's dtype.
     """
-    shift, scale = _shift_and_scale(vae, latents.device)
+    shift, scale = _shift_and_scale(vae.config, latents.device)
     raw = (latents.float() / scale + shift).to(vae.device, vae.dtype)
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     images_at_once = max(1, PIXELS_AT_ONCE // (latents.shape[-2] * latents.shape[-1] * factor**2))
@@ -47,7 +74,7 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return (images / 2 + 0.5).clamp(0, 1)
 
 
-def _shift_and_scale(vae: AutoencoderKL, device: torch.device) -> tuple[Tensor, Tensor]:
+def _shift_and_scale(config: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return what is taken from a latent and what it is then multiplied by, broadcastable to (M, C, H, W), fp32.
 
     A VAE states scaling_factor, sometimes shift_factor, or a mean and deviation for each channel.
@@ -56,6 +83,5 @@ def _shift_and_scale(vae: AutoencoderKL, device: torch.device) -> tuple[Tensor, 
     def channels(values: list[float] | float) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
-    config = vae.config
     shift = channels(config.get("latents_mean") or config.get("shift_factor") or 0.0)
     return shift, config["scaling_factor"] / channels(config.get("latents_std") or 1.0)

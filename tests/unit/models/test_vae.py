@@ -9,7 +9,7 @@ from ds_dpo.config import ModelConfig
 from ds_dpo.miniature.models import make_vae
 from ds_dpo.models import vae as vae_module
 from ds_dpo.models.loading import load_vae
-from ds_dpo.models.vae import decode_latents, encode_images
+from ds_dpo.models.vae import decode_latents, encode_images, encode_moments, sample_latents
 
 PIXELS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 NOISE = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -103,3 +103,28 @@ def test_latents_are_shifted_and_scaled_as_the_vae_states(
     latents = encode_images(vae, PIXELS, NOISE)
     torch.testing.assert_close(latents, (raw - shift) * scale)
     torch.testing.assert_close(decode_latents(vae, latents), decoded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_moments_kept_exactly_give_the_same_latents_to_the_bit(sdxl: ModelConfig, dtype: str) -> None:
+    vae = load_vae(sdxl.model_copy(update={"vae_dtype": dtype}))
+    moments = encode_moments(vae, PIXELS)
+    assert moments.shape == (3, 8, 8, 8)
+    posterior = vae.encode(PIXELS.to(vae.dtype)).latent_dist
+    assert torch.equal(moments[:, :4], posterior.mean)
+    assert torch.equal(moments[:, 4:], posterior.logvar)
+    kept = moments.float().to(vae.dtype)
+    assert torch.equal(sample_latents(kept, NOISE, vae_config=vae.config), encode_images(vae, PIXELS, NOISE))
+
+
+def test_means_alone_are_latents_without_a_draw(vae: AutoencoderKL) -> None:
+    mean = encode_moments(vae, PIXELS)[:, :4]
+    latents = sample_latents(mean, None, vae_config=vae.config)
+    torch.testing.assert_close(latents, encode_images(vae, PIXELS, torch.zeros_like(NOISE)))
+
+
+def test_so_many_images_pass_at_once_as_asked_for(vae: AutoencoderKL) -> None:
+    batch_sizes: list[int] = []
+    vae.encoder.register_forward_pre_hook(lambda module, arguments: batch_sizes.append(len(arguments[0])))
+    encode_moments(vae, PIXELS, images_at_once=2)
+    assert batch_sizes == [2, 1]
