@@ -1,0 +1,83 @@
+"""The weights and settings of the model that a run started from, where they can be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_dpo.errors import ConfigError, ModelError
+from ds_dpo.export.source import BaseModel
+from ds_dpo.models.files import UNET_STEM, FileWeights, find_weights, read_json
+from ds_dpo.models.hub import fetch_folder
+
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+
+
+def weights_at_hand(base: BaseModel | None) -> FileWeights | None:
+    """The base's UNet weights if they lie on this machine, in a folder or the hub's cache; None where they do not.
+
+    Raises ModelError where a folder is there, but no weights that can be read are in it.
+    """
+    if base is None:
+        return None
+    if Path(base.name).is_dir():
+        return _in_folder(Path(base.name), base)
+    config = _cached(base, "unet/config.json")
+    if config is None:
+        return None
+    try:
+        return _in_folder(config.parent.parent, base)
+    except ModelError:  # of a hub model the cache may hold any part
+        return None
+
+
+def required_weights(base: BaseModel | None, *, why: str) -> FileWeights:
+    """The base's UNet weights, downloaded where it is a hub id that is not in the cache.
+
+    why: what they are needed for. Raises ConfigError where no base is known, ModelError where it cannot be had.
+    """
+    if base is None:
+        raise ConfigError(
+            f"{why} needs the base's weights, and the checkpoint does not name its base; add --base MODEL"
+        )
+    found = weights_at_hand(base)
+    if found is not None:
+        return found
+    infix = f".{base.variant}" if base.variant else ""
+    patterns = ("unet/config.json", f"unet/{UNET_STEM}*{infix}*.safetensors*")
+    return _in_folder(fetch_folder(base.name, revision=base.revision, patterns=patterns), base)
+
+
+def prediction_type_of(base: BaseModel | None) -> str | None:
+    """What the base predicts, in diffusers' words, as its scheduler says; None where that is not at hand."""
+    if base is None:
+        return None
+    folder = Path(base.name)
+    path = folder / SCHEDULER_CONFIG if folder.is_dir() else _cached(base, SCHEDULER_CONFIG)
+    if path is None or not path.is_file():
+        return None
+    found = read_json(path).get("prediction_type")
+    return None if found is None else str(found)
+
+
+def _in_folder(folder: Path, base: BaseModel) -> FileWeights:
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    if base.variant is not None:
+        return FileWeights(find_weights(unet, UNET_STEM, variant=base.variant))
+    try:
+        return FileWeights(find_weights(unet, UNET_STEM, variant=None))
+    except ModelError:
+        # a base that the user names may hold its fp16 weights alone
+        if not any(unet.glob(f"{UNET_STEM}*fp16*")):
+            raise
+        return FileWeights(find_weights(unet, UNET_STEM, variant="fp16"))
+
+
+def _cached(base: BaseModel, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(base.name, name, revision=base.revision)
+    except HFValidationError:  # a path of another machine is no name of a repository
+        return None
+    return Path(found) if isinstance(found, str) else None
