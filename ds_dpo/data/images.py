@@ -1,20 +1,21 @@
-"""Image files into square tensors: decoded without trust, converted to RGB, resized, mirrored, cropped.
+"""Image files into tensors of one size: decoded without trust, converted to RGB, resized, mirrored, cropped.
 
-Legend: X,Y pixels of the training square.
+Legend: X,Y pixels of the training image. Sizes are (height, width) in pixels.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ds_dpo.data.source import RawImage
@@ -24,18 +25,25 @@ from ds_dpo.errors import DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 2**26  # 8192 x 8192; a few kilobytes of PNG may claim far more and fill a host's memory
 MAX_FILE_BYTES = 2**28
+TURNED_ORIENTATIONS = (5, 6, 7, 8)  # of EXIF: those by which height and width change places
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square:
+class CutImage:
     """An image as it is trained on. pixels: (3, X, Y) fp32 in [-1, 1].
 
-    original_size: (height, width) of the file, upright. corner: (top, left) of the crop, in pixels after resizing.
+    original_size: that of the file, upright. corner: (top, left) of the crop, in pixels after resizing.
     """
 
     pixels: Tensor
     original_size: tuple[int, int]
     corner: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        height, width = self.pixels.shape[1:]
+        return height, width
 
 
 def decode_rgb(raw: RawImage | None) -> Image.Image:
@@ -43,14 +51,76 @@ def decode_rgb(raw: RawImage | None) -> Image.Image:
 
     Raises DataError for what is not a whole image of FORMATS, or claims more than MAX_PIXELS.
     """
+    with _decoding(raw) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_size(raw: RawImage | None) -> tuple[int, int]:
+    """Return the height and width that decode_rgb's image would have, from the file's header alone.
+
+    Raises DataError as decode_rgb does, for what the header shows; a torn file may still have a size.
+    """
+    content = raw if isinstance(raw, Image.Image) else _file_bytes(raw)
+    with _decoding(content) as image:
+        if image.format == "PNG" and isinstance(content, bytes) and not _has_late_metadata(content):
+            exif = Image.Image.getexif(image)  # PngImageFile's own decodes the pixels first
+        else:
+            exif = image.getexif()
+        # Pillow turns a TIFF when it opens it, yet leaves the tag until it is decoded
+        is_turned = image.format != "TIFF" and exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
+        return (image.width, image.height) if is_turned else (image.height, image.width)
+
+
+def cut_image(
+    image: Image.Image, *, size: tuple[int, int], is_flipped: bool, crop_fractions: tuple[float, float] | None
+) -> CutImage:
+    """Resize, keeping the aspect ratio, until the size is just covered; mirror; and crop to the size.
+
+    crop_fractions: top and left in [0, 1) of what the crop may move; None: the centre. Mirrored before cropping, so
+    that the corner is that of the image as it is seen. An image that just covers the size already is not resampled.
+    Raises DataError where the resized image would exceed MAX_PIXELS.
+    """
+    height, width = size
+    resized = _resize_to_cover(image, size)
+    if is_flipped:
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    spare = (resized.height - height, resized.width - width)
+    if crop_fractions is None:
+        top, left = round(spare[0] / 2), round(spare[1] / 2)
+    else:
+        top, left = (int(fraction * (room + 1)) for fraction, room in zip(crop_fractions, spare, strict=True))
+    cut = resized.crop((left, top, left + width, top + height))
+    bytes_XYC = torch.from_numpy(np.array(cut))  # np.array: torch needs a writable copy
+    pixels = bytes_XYC.permute(2, 0, 1).float().div_(127.5).sub_(1).contiguous()
+    return CutImage(pixels=pixels, original_size=(image.height, image.width), corner=(top, left))
+
+
+def _resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    if height * image.width >= width * image.height:  # the image is wider than the size, and is cut at its sides
+        resized_height, resized_width = height, height * image.width // image.height
+    else:
+        resized_height, resized_width = width * image.height // image.width, width
+    if resized_height * resized_width > MAX_PIXELS:
+        raise DataError(
+            f"{image.width} x {image.height} is too long and thin to be resized until it covers {width} x {height}"
+        )
+    # a copy where nothing changes; bilinear over the whole footprint is the authors' transforms.Resize; Lanczos
+    # overshoots at hard edges
+    return image.resize((resized_width, resized_height), Image.Resampling.BILINEAR)
+
+
+@contextmanager
+def _decoding(raw: RawImage | None) -> Iterator[Image.Image]:
+    """Open an image whose size is allowed; whatever is raised inside because of its bytes becomes a DataError."""
     opened = raw if isinstance(raw, Image.Image) else io.BytesIO(_file_bytes(raw))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bytes that decode all the same; what does not is an error below
             image = opened if isinstance(opened, Image.Image) else Image.open(opened, formats=FORMATS)
-            _check_size(image)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            _check_header(image)
+            yield image
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -58,42 +128,6 @@ def decode_rgb(raw: RawImage | None) -> Image.Image:
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more on torn files
     except Exception as error:
         raise DataError(f"cannot be decoded: {type(error).__name__}: {error}") from error
-
-
-def cut_square(
-    image: Image.Image, *, resolution: int, is_flipped: bool, crop_fractions: tuple[float, float] | None
-) -> Square:
-    """Resize the shorter side to the resolution, mirror, and crop a square.
-
-    crop_fractions: top and left in [0, 1) of what the crop may move; None: the centre. Mirrored before cropping, so
-    that the corner is that of the image as it is seen. An image of that size already is not resampled. Raises
-    DataError where the longer side would exceed MAX_PIXELS.
-    """
-    width, height = image.size
-    resized = _resize_shorter_side(image, resolution)
-    if is_flipped:
-        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    spare = (resized.height - resolution, resized.width - resolution)
-    if crop_fractions is None:
-        top, left = round(spare[0] / 2), round(spare[1] / 2)
-    else:
-        top, left = (int(fraction * (room + 1)) for fraction, room in zip(crop_fractions, spare, strict=True))
-    square = resized.crop((left, top, left + resolution, top + resolution))
-    bytes_XYC = torch.from_numpy(np.array(square))  # np.array: torch needs a writable copy
-    pixels = bytes_XYC.permute(2, 0, 1).float().div_(127.5).sub_(1).contiguous()
-    return Square(pixels=pixels, original_size=(height, width), corner=(top, left))
-
-
-def _resize_shorter_side(image: Image.Image, resolution: int) -> Image.Image:
-    shorter, longer = min(image.size), max(image.size)
-    if shorter == resolution:
-        return image
-    resized_longer = resolution * longer // shorter
-    if resolution * resized_longer > MAX_PIXELS:
-        raise DataError(f"{image.width} x {image.height} is too long and thin to have its shorter side at {resolution}")
-    size = (resolution, resized_longer) if image.width < image.height else (resized_longer, resolution)
-    # bilinear over the whole footprint: the authors' transforms.Resize; Lanczos overshoots at hard edges
-    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _file_bytes(raw: Mapping[str, Any] | bytes | None) -> bytes:
@@ -121,21 +155,30 @@ def _read_image_file(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _check_size(image: Image.Image) -> None:
-    """Look at the size that the header claims, before anything of that size is allocated."""
+def _check_header(image: Image.Image) -> None:
+    """Look at what the header claims, before anything of that size is allocated."""
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"claims {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
     if min(image.size) == 0:
         raise DataError(f"has no pixels: {image.width} x {image.height}")
+    if image.mode in ("I", "F"):
+        raise DataError(f"mode {image.mode} (32-bit) does not say which value is white; 8 or 16 bits would fit")
+
+
+def _has_late_metadata(png: bytes) -> bool:
+    """Tell whether a PNG's orientation may stand behind its pixels, which the standard allows and writers rarely do."""
+    tail = png[png.rfind(b"IDAT") :]
+    return any(chunk in tail for chunk in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float32)
         # Pillow's own conversion would clip all that is brighter than 255 of 65535
-        scaled = np.round(np.asarray(image).astype(np.float32) / 257)
+        scaled = np.round(values / 257)
+        if "transparency" in image.info:  # one gray value of a PNG
+            scaled[values == image.info["transparency"]] = 255
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DataError(f"mode {image.mode} (32-bit) does not say which value is white; 8 or 16 bits would fit")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")

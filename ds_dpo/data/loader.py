@@ -1,6 +1,6 @@
 """The stream of a rank's micro-batches: the same pairs in the same steps for any number of ranks, workers or restarts.
 
-Legend: B pairs of a micro-batch.
+Legend: S samples, what a reader makes of pairs.
 """
 
 from __future__ import annotations
@@ -9,90 +9,90 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ds_dpo.batch import PairSamples
 from ds_dpo.config import DataConfig
-from ds_dpo.data.draws import draw_pair
-from ds_dpo.data.order import place_of, replacement_index
-from ds_dpo.data.prepare import join_samples, prepare_pair
-from ds_dpo.data.source import BadRow, BadRowError, PairSource
+from ds_dpo.data.order import PairOrder
+from ds_dpo.data.source import BadRow, BadRowError
 from ds_dpo.errors import DataError
+
+S = TypeVar("S")
 
 # where every second row were bad, one position in 10**6 would need more
 MAX_REPLACEMENTS = 20
-PREFETCHED_MICRO_BATCHES = 2  # of each worker
 NUM_ROWS_LISTED = 20
 
 
+class PairReader(Protocol[S]):
+    """What the stream reads: pairs by index, as samples S, a dataclass of tensors that may hold other things too.
+
+    Reading is a function of its arguments alone, as workers share nothing.
+    """
+
+    @property
+    def bucket_sizes(self) -> Sequence[int]:
+        """Number of pairs in each bucket; bucket k has the indices from sum(bucket_sizes[:k]) on."""
+
+    def read(self, index: int, visit: int) -> S:
+        """Return one pair with the draws of a visit. Raises BadRowError where it cannot be used, and others may."""
+
+    def join(self, parts: list[S]) -> S:
+        """Put pairs of one bucket behind one another."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Loaded:
+class _Loaded(Generic[S]):
     """What a worker hands over. error: a DataError's message; torch would put a traceback around the error itself."""
 
-    samples: PairSamples | None
+    samples: S | None
     bad_rows: list[BadRow]
     error: str | None
 
-    def pin_memory(self) -> _Loaded:
+    def pin_memory(self) -> _Loaded[S]:
         """Return the same in page-locked memory; called by DataLoader."""
-        if self.samples is None:
+        samples: Any = self.samples
+        if samples is None:
             return self
-        values = {field.name: getattr(self.samples, field.name) for field in fields(self.samples)}
-        pinned: dict[str, Any] = {
-            name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)
-        }
-        return replace(self, samples=replace(self.samples, **pinned))
+        values = {field.name: getattr(samples, field.name) for field in fields(samples)}
+        pinned = {name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, samples=replace(samples, **pinned))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _MicroBatches(Dataset[_Loaded]):
+class _MicroBatches(Dataset[_Loaded[S]]):
     """Micro-batches by their positions; a function of its fields and the positions alone, so workers share nothing."""
 
-    source: PairSource
-    data: DataConfig
-    seed: int
-    latent_shape: tuple[int, int, int]
-    num_train_timesteps: int
+    pairs: PairReader[S]
+    order: PairOrder
 
-    def __getitem__(self, positions: range) -> _Loaded:
+    def __getitem__(self, positions: range) -> _Loaded[S]:
         bad_rows: list[BadRow] = []
         try:
-            pairs = [self._read(position, bad_rows) for position in positions]
+            parts = [self._read(position, bad_rows) for position in positions]
         except DataError as error:
             return _Loaded(samples=None, bad_rows=bad_rows, error=str(error))
-        return _Loaded(samples=join_samples(pairs), bad_rows=bad_rows, error=None)
+        return _Loaded(samples=self.pairs.join(parts), bad_rows=bad_rows, error=None)
 
-    def _read(self, position: int, bad_rows: list[BadRow]) -> PairSamples:
+    def _read(self, position: int, bad_rows: list[BadRow]) -> S:
         """Return the pair at a position, or the first of its stand-ins that can be read; notes those that cannot."""
-        index, visit = place_of(position, num_pairs=len(self.source), seed=self.seed)
+        index, visit = self.order.place(position)
         for attempt in range(1, MAX_REPLACEMENTS + 2):
             try:
-                return self._read_pair(index, visit)
+                return self.pairs.read(index, visit)
             except BadRowError as error:
                 bad_rows.append(error.bad_row)
-            index = replacement_index(position, attempt, num_pairs=len(self.source), seed=self.seed)
+            index = self.order.replacement(position, attempt)
         raise DataError(
             f"position {position}: neither its pair nor {MAX_REPLACEMENTS} replacements can be read; the last is "
             f"{bad_rows[-1]}"
         )
-
-    def _read_pair(self, index: int, visit: int) -> PairSamples:
-        record = self.source.read(index)
-        draws = draw_pair(
-            seed=self.seed,
-            pair_id=record.pair_id,
-            visit=visit,
-            latent_shape=self.latent_shape,
-            num_train_timesteps=self.num_train_timesteps,
-        )
-        return prepare_pair(record, draws, data=self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,24 +117,28 @@ class _RankPositions:
                 yield range(first, first + self.micro_batch_pairs)
 
 
-class PairStream:
+class PairStream(Generic[S]):
     """A rank's micro-batches without end; `bad_rows` tells what was replaced so far."""
 
     def __init__(
-        self, micro_batches: _MicroBatches, positions: _RankPositions, *, report: Callable[[str], None]
+        self,
+        micro_batches: _MicroBatches[S],
+        positions: _RankPositions,
+        *,
+        data: DataConfig,
+        report: Callable[[str], None],
     ) -> None:
-        """Join a source's micro-batches with this rank's positions. report: is told of each bad row, in one line."""
-        data = micro_batches.data
+        """Join micro-batches with this rank's positions. report: is told of each bad row, in one line."""
         self._max_bad_rows = data.max_bad_rows
         self._report = report
         self._bad_rows: list[BadRow] = []
         # batch_size None: an item is a whole micro-batch already
-        self._loader: DataLoader[_Loaded] = DataLoader(
+        self._loader: DataLoader[_Loaded[S]] = DataLoader(
             micro_batches,
             sampler=positions,
             batch_size=None,
             num_workers=data.workers,
-            prefetch_factor=PREFETCHED_MICRO_BATCHES if data.workers else None,
+            prefetch_factor=data.prefetch if data.workers else None,
             persistent_workers=data.workers > 0,  # there is one endless pass; but so torch ends them in order at exit
             # fork, not spawn: workers share the opened dataset, and do not import the training program once each. It
             # is safe as they use neither the GPU nor torch's threads; see _start_worker.
@@ -151,7 +155,7 @@ class PairStream:
         """Every replacement among the micro-batches given out so far; a row met again in a later epoch counts again."""
         return list(self._bad_rows)
 
-    def __iter__(self) -> Iterator[PairSamples]:
+    def __iter__(self) -> Iterator[S]:
         """Yield micro-batches from pairs_seen on.
 
         Raises DataError once this rank's bad rows are more than data.max_bad_rows, where a position has no readable
@@ -162,7 +166,7 @@ class PairStream:
         while True:
             yield self._take(loaded)
 
-    def _take(self, loaded: Iterator[_Loaded]) -> PairSamples:
+    def _take(self, loaded: Iterator[_Loaded[S]]) -> S:
         try:
             batch = next(loaded)
         except RuntimeError as error:
@@ -191,32 +195,25 @@ class PairStream:
 
 
 def open_stream(
-    source: PairSource,
+    pairs: PairReader[S],
     *,
     data: DataConfig,
     seed: int,
-    latent_shape: tuple[int, int, int],
-    num_train_timesteps: int,
     pairs_per_step: int,
     micro_batch_pairs: int,
     rank: int,
     world_size: int,
     pairs_seen: int,
     report: Callable[[str], None],
-) -> PairStream:
+) -> PairStream[S]:
     """Return this rank's micro-batches from pairs_seen on, at once for any pairs_seen.
 
-    latent_shape: (C, H, W). report: is told of each bad row, in one line. Its steps hold the same pairs with the same
-    draws in the same order for any world_size, micro_batch_pairs and data.workers.
+    report: is told of each bad row, in one line. Its steps hold the same pairs with the same draws in the same order
+    for any world_size, micro_batch_pairs and data.workers.
     """
     assert pairs_per_step % (world_size * micro_batch_pairs) == 0, "the resolver refuses other batches"
-    micro_batches = _MicroBatches(
-        source=source,
-        data=data,
-        seed=seed,
-        latent_shape=latent_shape,
-        num_train_timesteps=num_train_timesteps,
-    )
+    assert pairs_seen % pairs_per_step == 0, "a run keeps its pairs_per_step, and saves between steps"
+    order = PairOrder(pairs.bucket_sizes, pairs_per_step=pairs_per_step, seed=seed)
     positions = _RankPositions(
         pairs_per_step=pairs_per_step,
         micro_batch_pairs=micro_batch_pairs,
@@ -224,7 +221,7 @@ def open_stream(
         world_size=world_size,
         pairs_seen=pairs_seen,
     )
-    return PairStream(micro_batches, positions, report=report)
+    return PairStream(_MicroBatches(pairs=pairs, order=order), positions, data=data, report=report)
 
 
 @contextmanager

@@ -1,35 +1,89 @@
-"""One pair of a dataset, and its draws, into the tensors that a step takes.
+"""Pairs of a dataset, and their draws, into the tensors that a step takes.
 
-Legend: B pairs; C,H,W latent; X,Y pixels.
+Legend: B pairs; C,H,W latent; X,Y pixels. Sizes are (height, width) in pixels.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ds_dpo.batch import PairSamples
 from ds_dpo.config import DataConfig
-from ds_dpo.data.draws import PairDraws
-from ds_dpo.data.images import Square, cut_square, decode_rgb
-from ds_dpo.data.source import BadRowError, PairRecord, RawImage
+from ds_dpo.data.draws import PairDraws, draw_pair
+from ds_dpo.data.images import CutImage, cut_image, decode_rgb
+from ds_dpo.data.source import BadRowError, PairRecord, PairSource, RawImage
 from ds_dpo.errors import DataError
 
+S = TypeVar("S")
 
-def prepare_pair(record: PairRecord, draws: PairDraws, *, data: DataConfig) -> PairSamples:
-    """Return a pair as PairSamples with B = 1. Raises BadRowError where one of its images cannot be used."""
+
+class OnlinePairs:
+    """The pairs of a source, their images decoded when they are read; a loader.PairReader of PairSamples."""
+
+    def __init__(
+        self,
+        source: PairSource,
+        *,
+        data: DataConfig,
+        seed: int,
+        latent_shape: Callable[[tuple[int, int]], tuple[int, int, int]],
+        num_train_timesteps: int,
+    ) -> None:
+        """Join a source with what its pairs' draws depend on. latent_shape: (C, H, W) for an image's size."""
+        self.bucket_sizes: Sequence[int] = source.bucket_sizes
+        self._bucket_ends = list(accumulate(source.bucket_sizes))
+        self._shapes = list(source.bucket_shapes)
+        self._latent_shapes = [latent_shape(shape) for shape in self._shapes]
+        self._source = source
+        self._data = data
+        self._seed = seed
+        self._num_train_timesteps = num_train_timesteps
+
+    def read(self, index: int, visit: int) -> PairSamples:
+        """Return a pair with the draws of a visit, B = 1. Raises BadRowError where row or images cannot be used."""
+        bucket = bisect_right(self._bucket_ends, index)
+        record = self._source.read(index)
+        draws = draw_pair(
+            seed=self._seed,
+            pair_id=record.pair_id,
+            visit=visit,
+            latent_shape=self._latent_shapes[bucket],
+            num_train_timesteps=self._num_train_timesteps,
+        )
+        return prepare_pair(record, draws, data=self._data, size=self._shapes[bucket])
+
+    def join(self, parts: list[PairSamples]) -> PairSamples:
+        """Put samples of one bucket behind one another."""
+        return join_samples(parts)
+
+
+def prepare_pair(record: PairRecord, draws: PairDraws, *, data: DataConfig, size: tuple[int, int]) -> PairSamples:
+    """Return a pair, its images cut to the size, with B = 1. Raises BadRowError where one of them cannot be used."""
     rejected_flip = draws.rejected_flip if data.flip == "independent" else draws.chosen_flip
-    chosen = _square(record, "chosen", record.chosen, flip=draws.chosen_flip, draws=draws, data=data)
-    rejected = _square(record, "rejected", record.rejected, flip=rejected_flip, draws=draws, data=data)
+    crop_fractions = (draws.crop_top, draws.crop_left) if data.crop == "random" else None
+
+    def cut(side: str, raw: RawImage | None, flip: float) -> CutImage:
+        try:
+            is_flipped = data.flip != "off" and flip < 0.5
+            return cut_image(decode_rgb(raw), size=size, is_flipped=is_flipped, crop_fractions=crop_fractions)
+        except DataError as error:
+            raise BadRowError(record.uid, f"{side} image: {error}") from error
+
+    chosen = cut("chosen", record.chosen, draws.chosen_flip)
+    rejected = cut("rejected", record.rejected, rejected_flip)
     return PairSamples(
         chosen_pixels=chosen.pixels[None],
         rejected_pixels=rejected.pixels[None],
         prompts=["" if draws.prompt_dropout < data.prompt_dropout else record.prompt],
-        chosen_time_ids=time_ids(chosen, data=data)[None],
-        rejected_time_ids=time_ids(rejected, data=data)[None],
+        chosen_time_ids=time_ids(chosen.original_size, chosen.corner, size, data=data)[None],
+        rejected_time_ids=time_ids(rejected.original_size, rejected.corner, size, data=data)[None],
         timesteps=torch.tensor([draws.timestep], dtype=torch.int64),
         noise=draws.noise[None],
         chosen_posterior_noise=draws.chosen_posterior_noise[None],
@@ -40,40 +94,25 @@ def prepare_pair(record: PairRecord, draws: PairDraws, *, data: DataConfig) -> P
     )
 
 
-def _square(
-    record: PairRecord, side: str, raw: RawImage | None, *, flip: float, draws: PairDraws, data: DataConfig
-) -> Square:
-    try:
-        return cut_square(
-            decode_rgb(raw),
-            resolution=data.resolution,
-            is_flipped=data.flip != "off" and flip < 0.5,
-            crop_fractions=(draws.crop_top, draws.crop_left) if data.crop == "random" else None,
-        )
-    except DataError as error:
-        raise BadRowError(record.uid, f"{side} image: {error}") from error
-
-
-def time_ids(square: Square, *, data: DataConfig) -> Tensor:
+def time_ids(
+    original_size: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], *, data: DataConfig
+) -> Tensor:
     """Return what SDXL is told of sizes: original height, width, crop top, left, target height, width; (6,) fp32.
 
-    Source: arXiv:2307.01952, section 2.2; fixed as in the authors' train.py, true as in diffusers' SDXL scripts.
+    original_size, corner: of a CutImage. size: of the training image. Source: arXiv:2307.01952, section 2.2; fixed as
+    in the authors' train.py, true as in diffusers' SDXL scripts.
     """
-    target = (data.resolution, data.resolution)
-    told = (*target, 0, 0, *target) if data.size_conditioning == "fixed" else _true_sizes(square, target)
+    told = (*size, 0, 0, *size) if data.size_conditioning == "fixed" else (*original_size, *corner, *size)
     return torch.tensor(told, dtype=torch.float32)
 
 
-def _true_sizes(square: Square, target: tuple[int, int]) -> tuple[int, ...]:
-    return (*square.original_size, *square.corner, *target)
-
-
-def join_samples(parts: list[PairSamples]) -> PairSamples:
-    """Put samples behind one another into one, in their order."""
+def join_samples(parts: list[S]) -> S:
+    """Put samples, a dataclass of tensors and lists, behind one another into one, in their order; None stays None."""
     joined: dict[str, Any] = {}
-    for field in fields(PairSamples):
+    for field in fields(parts[0]):  # type: ignore[arg-type]
         values = [getattr(part, field.name) for part in parts]
-        joined[field.name] = (
-            torch.cat(values) if isinstance(values[0], Tensor) else [v for part in values for v in part]
-        )
-    return PairSamples(**joined)
+        if isinstance(values[0], Tensor):
+            joined[field.name] = torch.cat(values)
+        else:
+            joined[field.name] = None if values[0] is None else [value for part in values for value in part]
+    return type(parts[0])(**joined)

@@ -118,17 +118,21 @@ def drawing_scheduler(model: ModelConfig) -> DDIMScheduler:
     return ddim_from(_scheduler_config(model))
 
 
-def latent_shape(model: ModelConfig, resolution: int) -> tuple[int, int, int]:
-    """Return (C, H, W) of a square image's latent, by the VAE's config alone. resolution: its side, pixels.
+def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Return (C, H, W) of an image's latent, by the VAE's config alone. size: height and width, pixels.
 
-    Raises ModelError where the VAE cannot halve that side as often as it does.
+    Raises ModelError where the VAE cannot halve a side as often as it does.
     """
     path = locate_vae(model) / "config.json"
     config = read_json(path)
     factor = 2 ** (len(config["block_out_channels"]) - 1)
-    if resolution % factor:
-        raise ModelError(f"data.resolution {resolution} is not a multiple of {factor}, the factor of {path}")
-    return int(config["latent_channels"]), resolution // factor, resolution // factor
+    height, width = size
+    if height % factor or width % factor:
+        raise ModelError(
+            f"training images of {height} x {width} pixels (data.resolution, data.bucket_step) have a side that is not "
+            f"a multiple of {factor}, the factor of {path}"
+        )
+    return int(config["latent_channels"]), height // factor, width // factor
 
 
 def peak_host_gib(model: ModelConfig, *, dtype: torch.dtype, ranks_at_once: int) -> float:

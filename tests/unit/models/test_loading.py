@@ -227,10 +227,11 @@ def test_pictures_are_drawn_from_the_noisiest_timestep_of_the_same_schedule(sdxl
 
 def test_the_latent_shape_is_that_of_an_encoded_image(sdxl: ModelConfig) -> None:
     with torch.no_grad():
-        latents = load_vae(sdxl).encode(torch.zeros(1, 3, 32, 32)).latent_dist.mean
-    assert latent_shape(sdxl, 32) == latents.shape[1:] == (4, 8, 8)
-    with pytest.raises(ModelError, match=r"data.resolution 34 is not a multiple of 4"):
-        latent_shape(sdxl, 34)
+        latents = load_vae(sdxl).encode(torch.zeros(1, 3, 24, 32)).latent_dist.mean
+    assert latent_shape(sdxl, (24, 32)) == latents.shape[1:] == (4, 6, 8)
+    for size in ((34, 32), (32, 34)):
+        with pytest.raises(ModelError, match=rf"{size[0]} x {size[1]} pixels \(data.resolution.* not a multiple of 4,"):
+            latent_shape(sdxl, size)
 
 
 def test_an_unreadable_config_is_named(sdxl_copy: ModelConfig) -> None:
@@ -246,6 +247,6 @@ def test_an_unreadable_config_is_named(sdxl_copy: ModelConfig) -> None:
 
 def test_sd15_is_loaded_whole(sd15: ModelConfig) -> None:
     assert isinstance(load_unet(sd15, dtype=torch.float32), UNet2DConditionModel)
-    assert latent_shape(sd15, 32) == (4, 8, 8)
+    assert latent_shape(sd15, (32, 32)) == (4, 8, 8)
     assert len(load_text(sd15, dtype=torch.float32).towers) == 1
     assert load_vae(sd15).config["latent_channels"] == 4
