@@ -90,12 +90,16 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         keep=config.cadence.keep_checkpoints,
         report=log.line,
     )
+    if config.ema.decay is not None:
+        engine.keep_average(decay=config.ema.decay)
     progress = _resume(store, log)
     if progress.step >= config.max_train_steps:
         log.line(f"{folder.path} is at step {progress.step} of {config.max_train_steps}: nothing is left to do")
         return
     if progress.step == 0:
         engine.set_master_weights(file_weights(config.model))
+        if config.ema.decay is not None:
+            engine.keep_average(decay=config.ema.decay)  # anew: from the file's own values
     store.require_space()
     step = _step(config, engine, models)
     stream = _open_stream(config, source, place, progress=progress, log=log)

@@ -21,7 +21,7 @@ from ds_dpo.manifest import FileEntry, Manifest
 LATEST = "latest"
 PARTIAL_PREFIX = "partial_"
 UNET_CONFIG = "unet_config.json"
-_RANK_OF_FILE = re.compile(r"zero_pp_rank_(\d+)_")
+_RANK_OF_FILE = re.compile(r"(?:zero_pp|ema)_rank_(\d+)[_.]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ SECTION_TITLES = {
     "reference": "reference: the frozen copy",
     "batch": "batch",
     "optimizer": "optimizer: AdamW",
+    "ema": "ema: a moving average of the weights",
     "schedule": "schedule: learning rate over steps",
     "cadence": "cadence: when things are due",
     "validation": "validation: images drawn as training goes on",

@@ -168,6 +168,17 @@ class OptimizerConfig(Section):
     max_grad_norm: float | None = identity_field("clip the gradient's 2-norm to this; none: never", default=1.0, gt=0)
 
 
+class EmaConfig(Section):
+    """A moving average of the master weights, kept beside them and exported on request."""
+
+    decay: float | None = identity_field(
+        "share of the average that an update keeps, once warmed up as in diffusers' EMAModel; none: no average",
+        default=None,
+        gt=0,
+        lt=1,
+    )
+
+
 class ScheduleConfig(Section):
     """Learning rate over optimizer steps, by diffusers.optimization.get_scheduler.
 
@@ -231,6 +242,7 @@ class RunConfig(Section):
     reference: ReferenceConfig = ReferenceConfig()
     batch: BatchConfig
     optimizer: OptimizerConfig
+    ema: EmaConfig = EmaConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     cadence: CadenceConfig = CadenceConfig()
     validation: ValidationConfig = ValidationConfig()

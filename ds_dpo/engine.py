@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ds_dpo.config import OptimizerConfig, ScheduleConfig
 from ds_dpo.errors import CheckpointError, ConfigError
+from ds_dpo.moving_average import MovingAverage, average_file_name
 from ds_dpo.quiet import quiet_output
 
 with quiet_output():  # DeepSpeed probes compilers and drivers aloud when imported
@@ -27,6 +28,7 @@ class Engine:
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
+        self._average: MovingAverage | None = None
 
     @property
     def policy(self) -> nn.Module:
@@ -71,7 +73,23 @@ class Engine:
         loss: scalar, the mean over the micro-batch; DeepSpeed divides by the number of accumulations.
         """
         self._raw.backward(loss)
+        updates_before = self._raw.global_steps - self._raw.skipped_steps
         self._raw.step()
+        if self._average is not None and self._raw.global_steps - self._raw.skipped_steps > updates_before:
+            self._average.update(self.flat_master_groups())
+
+    def keep_average(self, *, decay: float) -> None:
+        """Keep a moving average of the master weights from now on; it becomes part of checkpoints."""
+        self._average = MovingAverage(self.flat_master_groups(), decay=decay)
+
+    def flat_master_groups(self) -> list[Tensor]:
+        """Return this rank's fp32 master weights as DeepSpeed holds and saves them: 1-D, one for each group."""
+        optimizer = self._raw.optimizer
+        for name in ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):  # ZeRO 3; 1 with fp32 accumulation
+            if hasattr(optimizer, name):
+                return list(getattr(optimizer, name))
+        # ZeRO 1 and 2 save the last rank's part without the padding at its end
+        return list(optimizer._get_groups_without_padding(optimizer.single_partition_of_fp32_groups))
 
     def set_master_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Start the fp32 master weights from the file's own values, not from their 16-bit rounding.
@@ -104,11 +122,11 @@ class Engine:
         return parts
 
     def checkpoint_bytes(self) -> int:
-        """Return about how many bytes a checkpoint takes, of all ranks: fp32 master, two moments, and the weights."""
+        """Return about how many bytes a checkpoint of all ranks takes: master, moments, average, and the weights."""
         parameters = list(self.module.parameters())
         weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
-        return weights + 12 * trained
+        return weights + (12 if self._average is None else 16) * trained
 
     def write_checkpoint(self, folder: Path, *, client_state: Mapping[str, Any]) -> None:
         """Write DeepSpeed's files of all ranks into a folder that does not exist yet; every rank must call.
@@ -119,6 +137,8 @@ class Engine:
             self._raw.save_checkpoint(
                 str(folder.parent), tag=folder.name, client_state={"ds_dpo": dict(client_state)}, save_latest=False
             )
+        if self._average is not None:
+            self._average.save(folder / average_file_name(self._raw.global_rank))
 
     def read_checkpoint(self, folder: Path) -> dict[str, Any]:
         """Load weights, optimizer, schedule and counters from such a folder and return its client_state.
@@ -129,6 +149,8 @@ class Engine:
             path, client_state = self._raw.load_checkpoint(str(folder.parent), tag=folder.name)
         if path is None:
             raise CheckpointError(f"DeepSpeed found no checkpoint in {folder}")
+        if self._average is not None:
+            self._average.load(folder / average_file_name(self._raw.global_rank))
         return dict(client_state["ds_dpo"])
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ds_dpo.zero_shards.reader import open_checkpoint
+
 pytestmark = pytest.mark.launch
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -78,6 +80,9 @@ def runs(tmp_path_factory):
         two_ranks.append(case(out, f"resumed_{stage}", stage=stage, micro=4, max_train_steps=5))
         two_ranks.append(case(out, f"resumed_{stage}", stage=stage, micro=4))
         two_ranks.append(case(out, f"bf16_{stage}", stage=stage, micro=4, precision="bf16"))
+        every_step = {"cadence__save_every_steps": 1, "cadence__keep_checkpoints": 9, "ema__decay": 0.3}
+        for steps in (2, 4):  # stopped once on the way
+            two_ranks.append(case(out, f"ema_{stage}", stage=stage, micro=4, max_train_steps=steps, **every_step))
     two_ranks += [case(out, f"fp16_{stage}", stage=stage, micro=4, precision="fp16") for stage in (2, 3)]
     two_ranks.append(
         case(
@@ -143,6 +148,20 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(runs, stage):
     ]
     assert len(shards[0]) == len(shards[1]) == 2
     assert "resumed from step 5" in (runs / f"resumed_{stage}" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_moving_average_is_that_of_the_saved_masters(runs, stage):
+    checkpoints = runs / f"ema_{stage}" / "checkpoints"
+    opened = [open_checkpoint(checkpoints / f"step_{step:08d}") for step in range(1, 5)]
+    for name in ("conv_in.weight", "time_embedding.linear_1.bias"):
+        expected = opened[0].read(name).double()
+        # kept: k / (k + 9) of the k-th update, at most 0.3
+        for kept, checkpoint in zip((1 / 10, 2 / 11, 3 / 12), opened[1:], strict=True):
+            expected = kept * expected + (1 - kept) * checkpoint.read(name).double()
+        average = opened[-1].read(name, "ema").double()
+        assert (average - expected).abs().max() < 1e-7
+        assert (average - opened[-1].read(name)).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("stage", [2, 3])
