@@ -34,7 +34,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, groups: Sequence[Tensor]) -> None:
         """Take in the weights after an applied update."""
-        kept = min(self._decay, self._updates / (self._updates + 9)) if self._updates else 0.0
+        kept = min(self._decay, (self._updates + 1) / (self._updates + 10)) if self._updates else 0.0
         for average, weights in zip(self._groups, groups, strict=True):
             average.lerp_(weights, 1 - kept)
         self._updates += 1
