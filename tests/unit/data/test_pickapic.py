@@ -1,5 +1,7 @@
 """Pick-a-Pic's columns from wherever they lie, and every way in which a dataset can be the wrong one."""
 
+from fnmatch import fnmatch
+
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value
@@ -9,7 +11,7 @@ from pair_files import config, file_of, picture, row
 from ds_dpo.data import open_dataset
 from ds_dpo.data.images import decode_rgb
 from ds_dpo.data.keyed_hash import id_of
-from ds_dpo.data.pickapic import PickAPic
+from ds_dpo.data.open_source import open_source
 from ds_dpo.data.source import BadRowError
 from ds_dpo.errors import DataError
 
@@ -26,8 +28,9 @@ def write(path, content=None):
     return path
 
 
-def opened(tmp_path, dataset, **fields):
-    return PickAPic(config(dataset, cache_dir=str(tmp_path / "cache"), **fields))
+def opened(tmp_path, dataset, say=print, in_file_order=False, **fields):
+    data = config(dataset, cache_dir=str(tmp_path / "cache"), **fields)
+    return open_source(data, say=say, in_file_order=in_file_order)
 
 
 def refusal(tmp_path, dataset, **fields):
@@ -81,7 +84,7 @@ LAYOUTS = [as_file, as_hub_layout, as_file_of_its_split, as_folder_of_its_split,
 def test_every_layout_gives_the_same_pairs(layout, tmp_path):
     source = opened(tmp_path, layout(tmp_path))
     assert len(source) == 3
-    assert source.description.endswith("split train: 5 rows, 2 ties, 3 pairs")
+    assert source.description.endswith("split train: 5 rows, 2 ties left out, 3 pairs of 3 prompts")
     first, second = source.read(0), source.read(1)
     assert (first.prompt, second.prompt) == ("prompt 0", "prompt 2")
     assert (first.chosen, first.rejected) == (file_of(picture(0)), file_of(picture(1)))
@@ -123,7 +126,7 @@ def test_what_is_no_dataset_is_refused(tmp_path):
     cut_short.write_bytes(cut_short.read_bytes()[:-20])
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_info.json").write_text("{}")
-    assert "no parquet file" in refusal(tmp_path, tmp_path / "empty")
+    assert "no .parquet file" in refusal(tmp_path, tmp_path / "empty")
     assert "a .parquet file would fit" in refusal(tmp_path, tmp_path / "pairs.csv")
     assert "cannot be read as parquet: Parquet magic bytes" in refusal(tmp_path, tmp_path / "broken.parquet")
     assert "cannot be read as parquet" in refusal(tmp_path, cut_short)
@@ -142,11 +145,11 @@ class FakeHub:
     def __init__(self, folder, cache):
         self.folder, self.cache, self.asked = folder, cache, []
 
-    def __call__(self, name, *, repo_type, allow_patterns, cache_dir, dry_run):
+    def __call__(self, name, *, repo_type, revision, allow_patterns, cache_dir, dry_run):
         assert (name, repo_type) == ("someone/pairs", "dataset")
-        self.asked.append((allow_patterns, str(cache_dir)))
-        found = [path.relative_to(self.folder) for path in sorted(self.folder.rglob("*"))]
-        matching = [path for path in found if path.match(allow_patterns)]
+        self.asked.append((allow_patterns, str(cache_dir), revision))
+        found = [path.relative_to(self.folder) for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        matching = [path for path in found if any(fnmatch(path.as_posix(), each) for each in allow_patterns)]
         if dry_run:
             return [type("File", (), {"filename": str(path)}) for path in matching]
         for path in matching:
@@ -164,7 +167,8 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_hub_dataset_downloads_only_its_split(hub, tmp_path):
     assert len(opened(tmp_path, "someone/pairs", split="validation_unique")) == 1
-    assert hub.asked == [("*validation_unique*.parquet", str(tmp_path / "cache" / "hub"))]
+    patterns = ["*validation_unique*.parquet", "README.md"]
+    assert hub.asked == [(patterns, str(tmp_path / "cache" / "hub"), None)]
     assert [path.name for path in hub.cache.rglob("*.parquet")] == ["validation_unique-00000-of-00001.parquet"]
 
 
@@ -210,7 +214,9 @@ def test_labels_that_say_nothing_are_refused(tmp_path):
     assert "label_0 is 0.7 in row 1, and no label in 2 rows" in refusal(tmp_path, other)
     text = write(tmp_path / "b.parquet", rows(["1", "0"]))
     assert "label_0 is string" in refusal(tmp_path, text)
-    assert "0 pairs; there is nothing to train on" in refusal(tmp_path, write(tmp_path / "c.parquet", rows([0.5])))
+    assert "0 pairs of 0 prompts; there is nothing to train on" in refusal(
+        tmp_path, write(tmp_path / "c.parquet", rows([0.5]))
+    )
 
 
 def test_has_label_is_not_looked_at(tmp_path):
@@ -218,10 +224,12 @@ def test_has_label_is_not_looked_at(tmp_path):
     assert len(opened(tmp_path, write(tmp_path / "a.parquet", content))) == 2
 
 
-def test_another_number_of_pairs_than_expected_names_both(tmp_path):
-    path = write(tmp_path / "a.parquet")
-    assert "3 pairs; data.expected_pairs is 4" in refusal(tmp_path, path, expected_pairs=4)
-    assert len(opened(tmp_path, path, expected_pairs=3)) == 3
+def test_another_number_of_pairs_than_expected_is_warned_of_with_both(tmp_path):
+    path, said = write(tmp_path / "a.parquet"), []
+    assert len(opened(tmp_path, path, say=said.append, expected_pairs=4)) == 3
+    assert said[-1] == f"warning: {path}, split train: 3 pairs, and data.expected_pairs is 4"
+    assert len(opened(tmp_path, path, say=said.append, expected_pairs=3)) == 3
+    assert said[-1] == f"{path}, split train: 3 pairs, as expected"
 
 
 # ---- columns and rows ----
@@ -262,13 +270,14 @@ def test_a_caption_that_is_no_text_is_a_bad_row(tmp_path):
         source.read(1)
 
 
-def test_nulls_in_image_columns_are_left_to_the_decoder(tmp_path):
+def test_a_null_image_is_a_bad_row(tmp_path):
     features = Features(
         {"caption": Value("string"), "jpg_0": Value("binary"), "jpg_1": Value("binary"), "label_0": Value("int8")}
     )
     content = [{"caption": "a", "jpg_0": None, "jpg_1": file_of(picture()), "label_0": 1}]
     Dataset.from_list(content, features=features).to_parquet(tmp_path / "a.parquet")
-    assert opened(tmp_path, tmp_path / "a.parquet").read(0).chosen is None
+    with pytest.raises(BadRowError, match=r"row 0 of .*jpg_0: missing: the row has null instead of an image"):
+        opened(tmp_path, tmp_path / "a.parquet").read(0)
 
 
 # ---- pair ids ----

@@ -1,0 +1,119 @@
+"""The pairs of a dataset as one array on disk, memory-mapped: nothing of it is in a process until it is read.
+
+Legend: P pairs, sorted by aspect bucket, then in file order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# row: of the dataset, unfiltered. first, second: number of the chosen and the rejected image in it.
+ENTRY = np.dtype([("row", "<i8"), ("first", "<u2"), ("second", "<u2"), ("target", "<f4"), ("weight", "<f4")])
+FOLDER = "ds_dpo_pair_index"
+ENTRIES_FILE, FACTS_FILE = "pairs.npy", "index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexFacts:
+    """What is known of an index without reading it.
+
+    counts: as PairSource has them. bucket_shapes: (height, width), pixels. pairs: hash of all entries.
+    """
+
+    counts: Mapping[str, int]
+    bucket_sizes: Sequence[int]
+    bucket_shapes: Sequence[Sequence[int]]
+    pairs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairIndex:
+    """entries: (P,) of ENTRY."""
+
+    entries: NDArray[np.void]
+    facts: IndexFacts
+
+
+def make_index(
+    entries: NDArray[np.void],
+    *,
+    counts: Mapping[str, int],
+    bucket_sizes: Sequence[int],
+    bucket_shapes: Sequence[tuple[int, int]],
+) -> PairIndex:
+    """Return an index in memory of sorted entries."""
+    facts = IndexFacts(
+        counts=dict(counts),
+        bucket_sizes=list(bucket_sizes),
+        bucket_shapes=[list(shape) for shape in bucket_shapes],
+        pairs=hashlib.sha256(np.ascontiguousarray(entries).tobytes()).hexdigest()[:32],
+    )
+    return PairIndex(entries=entries, facts=facts)
+
+
+def open_index(folder: Path, key: str, build: Callable[[], PairIndex], *, say: Callable[[str], None]) -> PairIndex:
+    """Return the index that folder/key holds, or build it and put it there.
+
+    A torn one is built anew. Where the folder cannot be written, the index stays in memory, which is said.
+    """
+    place = folder / FOLDER / key
+    if (found := _read(place)) is not None:
+        return found
+    index = build()
+    try:
+        _write(index, place)
+    except OSError as error:
+        megabytes = index.entries.nbytes / 1e6
+        say(
+            f"the index of pairs cannot be written to {place} ({error.strerror or error}): it stays in memory "
+            f"({megabytes:.1f} MB of each process), and the next start builds it again"
+        )
+        return index
+    return _read(place) or index
+
+
+def _read(place: Path) -> PairIndex | None:
+    """Return the index of a folder, or None where it is missing or not whole."""
+    try:
+        facts = _facts_from(json.loads((place / FACTS_FILE).read_text()))
+        entries = np.load(place / ENTRIES_FILE, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    is_whole = entries.dtype == ENTRY and entries.shape == (sum(facts.bucket_sizes),)
+    return PairIndex(entries=entries, facts=facts) if is_whole and facts.counts["pairs"] == len(entries) else None
+
+
+def _facts_from(values: Any) -> IndexFacts:
+    return IndexFacts(**values)
+
+
+def _write(index: PairIndex, place: Path) -> None:
+    """Write beside the place and rename; the first of several processes wins, what they write being the same."""
+    temporary = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        with open(temporary / ENTRIES_FILE, "wb") as file:
+            np.save(file, index.entries, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        (temporary / FACTS_FILE).write_text(json.dumps(asdict(index.facts), indent=1))
+        if place.exists() and _read(place) is None:
+            shutil.rmtree(place)
+        try:
+            temporary.rename(place)
+        except OSError:
+            if _read(place) is None:
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
