@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ds_dpo.batch import PairSamples, PreferenceBatch, split_pair, stack_pair
+from ds_dpo.batch import CachedSamples, PairSamples, PreferenceBatch, split_pair, stack_pair
 from ds_dpo.errors import DataError
 from ds_dpo.models.text import TextEncoder
-from ds_dpo.models.vae import encode_images
+from ds_dpo.models.vae import OVERFLOW_ADVICE, encode_images, sample_latents
 
 
 class OnlineEncoder:
@@ -58,6 +61,46 @@ class OnlineEncoder:
         bad = pair_ids[~(chosen_is_finite & rejected_is_finite)].tolist()
         raise DataError(
             f"the VAE gave NaN or infinite latents for pairs {', '.join(map(str, bad))} in {self._vae.dtype}; "
-            "SDXL's own VAE overflows in fp16: take model.vae_dtype fp32 or bf16, or model.vae "
-            "madebyollin/sdxl-vae-fp16-fix"
+            f"{OVERFLOW_ADVICE}"
+        )
+
+
+class CachedEncoder:
+    """Draws latents from moments that a cache has kept; text is there already. It needs no model."""
+
+    def __init__(
+        self,
+        *,
+        quantity: Literal["moments", "mean"],
+        vae_dtype: torch.dtype,
+        vae_config: Mapping[str, Any],
+        device: torch.device | str,
+    ) -> None:
+        """Take what the cache says of its images.
+
+        quantity: moments are drawn from, a mean is taken as it is. vae_dtype: in which the VAE ran; deviations are
+        computed in it, as online. vae_config: how its latents are shifted and scaled.
+        """
+        self._device = torch.device(device)
+        self._draws = quantity == "moments"
+        self._vae_dtype, self._vae_config = vae_dtype, vae_config
+
+    @torch.no_grad()
+    def __call__(self, samples: CachedSamples) -> PreferenceBatch:
+        """Return the micro-batch on the device; every draw in it comes from the samples."""
+        pair = samples.to(self._device, non_blocking=True)
+        noise = stack_pair(pair.chosen_posterior_noise, pair.rejected_posterior_noise) if self._draws else None
+        moments = stack_pair(pair.chosen_moments, pair.rejected_moments)
+        # the pooled text marks a family that is told sizes
+        time_ids = None if pair.pooled is None else stack_pair(pair.chosen_time_ids, pair.rejected_time_ids)
+        return PreferenceBatch(
+            latents=sample_latents(moments.to(self._vae_dtype), noise, vae_config=self._vae_config),
+            noise=pair.noise,
+            timesteps=pair.timesteps,
+            text_states=pair.text_states,
+            pooled=pair.pooled,
+            time_ids=time_ids,
+            pair_ids=pair.pair_ids,
+            target_probabilities=pair.target_probabilities,
+            weights=pair.weights,
         )
