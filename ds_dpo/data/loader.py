@@ -161,21 +161,14 @@ class PairStream(Generic[S]):
         Raises DataError once this rank's bad rows are more than data.max_bad_rows, where a position has no readable
         pair, and where a worker died.
         """
-        with _signals_held_back():
+        with _signals_held_back(), _deaths_explained(), _child_handler_kept():
             loaded = iter(self._loader)
         while True:
             yield self._take(loaded)
 
     def _take(self, loaded: Iterator[_Loaded[S]]) -> S:
-        try:
+        with _deaths_explained():
             batch = next(loaded)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise DataError(
-                f"a loader process ended by itself ({error}); most often memory or shared memory (/dev/shm) ran out: "
-                "lower data.workers, or give more"
-            ) from error
         for bad_row in batch.bad_rows:
             self._bad_rows.append(bad_row)
             self._report(f"bad row replaced: {bad_row}")
@@ -235,6 +228,34 @@ def _signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _child_handler_kept() -> Iterator[None]:
+    """Take back the handler of SIGCHLD that DataLoader installs when it starts its workers.
+
+    It would raise a worker's death wherever this process happens to be, such as in the middle of a collective. Without
+    it the death is found by DataLoader's own look at its workers, every 5 s that it waits for a batch: inside next().
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+@contextmanager
+def _deaths_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a loader process ended by itself ({error}); most often memory or shared memory (/dev/shm) ran out: "
+            "lower data.workers, or give more"
+        ) from error
 
 
 def _start_worker(worker: int) -> None:

@@ -44,11 +44,12 @@ class ListedPairs:
 
     description = "pairs of a test"
 
-    def __init__(self, num_pairs, *, bad=(), torn=()):
-        self.num_pairs, self.bad, self.torn = num_pairs, frozenset(bad), frozenset(torn)
+    def __init__(self, *bucket_sizes, bucket_shapes=((16, 16),), bad=(), torn=()):
+        self.bucket_sizes, self.bucket_shapes = bucket_sizes, bucket_shapes
+        self.bad, self.torn = frozenset(bad), frozenset(torn)
 
     def __len__(self):
-        return self.num_pairs
+        return sum(self.bucket_sizes)
 
     def read(self, index):
         uid = f"row {index}"

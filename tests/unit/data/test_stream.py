@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from pair_files import ListedPairs, config, file_of, picture, row
 
 from ds_dpo.data.keyed_hash import id_of
 from ds_dpo.data.loader import MAX_REPLACEMENTS, open_stream
-from ds_dpo.data.order import place_of, replacement_index
+from ds_dpo.data.order import PairOrder, place_of, replacement_index
 from ds_dpo.data.pickapic import PickAPic
-from ds_dpo.data.prepare import join_samples
+from ds_dpo.data.prepare import OnlinePairs, join_samples
 from ds_dpo.errors import DataError
 
 PAIRS_PER_STEP = 8
@@ -26,12 +27,12 @@ RANDOM = {"crop": "random", "flip": "independent", "prompt_dropout": 0.3, "size_
 
 
 def stream_of(source, *, rank=0, world=1, micro=8, pairs_seen=0, seed=3, report=None, **fields):
+    data = config(**fields)
+    pairs = OnlinePairs(source, data=data, seed=seed, latent_shape=lambda size: (4, 2, 2), num_train_timesteps=1000)
     return open_stream(
-        source,
-        data=config(**fields),
+        pairs,
+        data=data,
         seed=seed,
-        latent_shape=(4, 2, 2),
-        num_train_timesteps=1000,
         pairs_per_step=PAIRS_PER_STEP,
         micro_batch_pairs=micro,
         rank=rank,
@@ -64,52 +65,84 @@ def equal(a, b):
 
 # ---- the same for any layout ----
 
-SOURCE = ListedPairs(11)  # not a multiple of the step, so that steps span epochs
-NUM_STEPS = 5  # 40 pairs: epochs 0, 1, 2 and part of 3
+# 23 pairs are no multiple of the step, so that steps span epochs; as buckets, one is smaller than a step
+SHAPES = [(16, 24), (16, 16), (24, 16)]
+SOURCES = {"square": ListedPairs(23), "buckets": ListedPairs(13, 3, 7, bucket_shapes=SHAPES)}
+NUM_STEPS = 9  # 72 pairs: epochs 0, 1, 2 and part of 3
 
 
 @pytest.fixture(scope="module")
-def reference():
-    return steps_of(SOURCE, NUM_STEPS, **RANDOM)
+def references():
+    return {name: steps_of(source, NUM_STEPS, **RANDOM) for name, source in SOURCES.items()}
 
 
+@pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize(("world", "micro"), [(2, 2), (4, 1), (1, 1), (8, 1), (2, 4)])
-def test_a_step_is_the_same_for_any_world_size_and_micro_batch(world, micro, reference):
-    assert differing(reference, steps_of(SOURCE, NUM_STEPS, world=world, micro=micro, **RANDOM)) == set()
+def test_a_step_is_the_same_for_any_world_size_and_micro_batch(name, world, micro, references):
+    steps = steps_of(SOURCES[name], NUM_STEPS, world=world, micro=micro, **RANDOM)
+    assert differing(references[name], steps) == set()
 
 
-@pytest.mark.parametrize("micro", [8, 2])
-def test_a_step_is_the_same_for_any_number_of_workers(micro, reference):
-    assert differing(reference, steps_of(SOURCE, NUM_STEPS, micro=micro, workers=2, **RANDOM)) == set()
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize(("micro", "workers"), [(8, 1), (8, 3), (2, 3)])
+def test_a_step_is_the_same_for_any_number_of_workers(name, micro, workers, references):
+    steps = steps_of(SOURCES[name], NUM_STEPS, micro=micro, workers=workers, prefetch=3, **RANDOM)
+    assert differing(references[name], steps) == set()
 
 
+@pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize(
-    ("done", "world", "micro", "workers"), [(1, 2, 2, 0), (2, 4, 1, 0), (3, 2, 4, 2), (4, 1, 8, 2)]
+    ("done", "world", "micro", "workers"), [(1, 2, 2, 0), (3, 4, 1, 1), (4, 2, 4, 3), (6, 1, 8, 1), (7, 8, 1, 0)]
 )
-def test_a_resumed_stream_goes_on_where_it_was(done, world, micro, workers, reference):
-    resumed = steps_of(
-        SOURCE,
-        NUM_STEPS - done,
-        world=world,
-        micro=micro,
-        pairs_seen=done * PAIRS_PER_STEP,
-        workers=workers,
-        **RANDOM,
-    )
-    assert differing(reference[done:], resumed) == set()
+def test_a_resumed_stream_goes_on_where_it_was(name, done, world, micro, workers, references):
+    pairs_seen = done * PAIRS_PER_STEP
+    layout = {"world": world, "micro": micro, "workers": workers}
+    resumed = steps_of(SOURCES[name], NUM_STEPS - done, pairs_seen=pairs_seen, **layout, **RANDOM)
+    assert differing(references[name][done:], resumed) == set()
 
 
-def test_steps_hold_the_order_s_pairs_and_drop_nothing(reference):
-    seen = torch.cat([step.pair_ids for step in reference]).tolist()
-    ids = [id_of(f"row {index}") for index in range(11)]
-    assert seen == [ids[place_of(position, num_pairs=11, seed=3)[0]] for position in range(40)]
+def test_steps_hold_the_order_s_pairs_and_drop_nothing(references):
+    seen = torch.cat([step.pair_ids for step in references["square"]]).tolist()
+    ids = [id_of(f"row {index}") for index in range(23)]
+    assert seen == [ids[place_of(position, num_pairs=23, seed=3)[0]] for position in range(72)]
     for epoch in range(3):
-        assert sorted(seen[epoch * 11 : epoch * 11 + 11]) == sorted(ids)
+        assert sorted(seen[epoch * 23 : epoch * 23 + 23]) == sorted(ids)
 
 
-def test_a_pair_s_draws_differ_from_visit_to_visit_and_from_pair_to_pair(reference):
-    noise = torch.cat([step.noise for step in reference])
-    assert len(noise.flatten(1).unique(dim=0)) == 40
+def test_all_pairs_of_a_step_are_of_one_bucket_and_have_its_size(references):
+    order = PairOrder([13, 3, 7], pairs_per_step=PAIRS_PER_STEP, seed=3)
+    bucket_of = [0] * 13 + [1] * 3 + [2] * 7
+    shapes_seen = []
+    for number, step in enumerate(references["buckets"]):
+        indices = [order.place(number * PAIRS_PER_STEP + offset)[0] for offset in range(PAIRS_PER_STEP)]
+        assert step.pair_ids.tolist() == [id_of(f"row {index}") for index in indices]
+        (bucket,) = {bucket_of[index] for index in indices}
+        height, width = SHAPES[bucket]
+        assert step.chosen_pixels.shape == step.rejected_pixels.shape == (8, 3, height, width)
+        assert step.chosen_time_ids[:, 4:].unique(dim=0).tolist() == [[height, width]]
+        shapes_seen.append(SHAPES[bucket])
+    # epochs 0, 1 and 2 have floor(3 n / 8) steps of a bucket of n pairs: 4, 1 and 2; the last two are of epoch 3
+    assert [shapes_seen[:7].count(shape) for shape in SHAPES] == [4, 1, 2]
+
+
+def test_noise_has_the_latent_shape_of_its_bucket():
+    source = ListedPairs(8, 8, bucket_shapes=[(16, 24), (24, 16)])
+    pairs = OnlinePairs(
+        source,
+        data=config(),
+        seed=0,
+        latent_shape=lambda size: (4, size[0] // 8, size[1] // 8),
+        num_train_timesteps=10,
+    )
+    for index, shape in [(0, (1, 4, 2, 3)), (7, (1, 4, 2, 3)), (8, (1, 4, 3, 2)), (15, (1, 4, 3, 2))]:
+        samples = pairs.read(index, visit=0)
+        assert samples.noise.shape == samples.chosen_posterior_noise.shape == shape
+
+
+def test_a_pair_s_draws_differ_from_visit_to_visit_and_from_pair_to_pair(references):
+    for steps in references.values():
+        noise = torch.cat([step.noise for step in steps])
+        assert len(noise.flatten(1).unique(dim=0)) == 72
 
 
 def test_resuming_after_a_billion_pairs_starts_at_once():
@@ -127,6 +160,8 @@ def test_one_pair_is_a_dataset():
 
 # ---- options are independent ----
 
+SOURCE = ListedPairs(11)
+
 
 @pytest.mark.parametrize(
     ("option", "moved"),
@@ -136,11 +171,16 @@ def test_one_pair_is_a_dataset():
         ({"crop": "random"}, {"chosen_pixels", "rejected_pixels"}),
         ({"prompt_dropout": 0.5}, {"prompts"}),
         ({"size_conditioning": "true"}, {"chosen_time_ids", "rejected_time_ids"}),
-        ({"resolution": 24}, {"chosen_pixels", "rejected_pixels", "chosen_time_ids", "rejected_time_ids"}),
     ],
 )
 def test_an_option_moves_only_what_it_is_about(option, moved):
     assert differing(steps_of(SOURCE, 2), steps_of(SOURCE, 2, **option)) == moved
+
+
+def test_another_size_moves_only_pixels_and_sizes():
+    other = steps_of(ListedPairs(11, bucket_shapes=[(24, 16)]), 2)
+    moved = {"chosen_pixels", "rejected_pixels", "chosen_time_ids", "rejected_time_ids"}
+    assert differing(steps_of(SOURCE, 2), other) == moved
 
 
 def test_shared_flips_are_shared_and_independent_ones_are_not():
@@ -187,21 +227,23 @@ def test_reading_takes_nothing_from_the_global_generator():
 # ---- bad rows ----
 
 WITH_BAD = ListedPairs(11, bad={2, 7}, torn={4})
+BUCKETS_WITH_BAD = ListedPairs(6, 5, bucket_shapes=[(16, 24), (24, 16)], bad={2, 7}, torn={4})
 
 
-def test_bad_rows_are_replaced_alike_everywhere():
-    plain = steps_of(WITH_BAD, NUM_STEPS, **RANDOM)
+@pytest.mark.parametrize("source", [WITH_BAD, BUCKETS_WITH_BAD])
+def test_bad_rows_are_replaced_alike_everywhere(source):
+    plain = steps_of(source, 5, **RANDOM)
+    unreadable = {id_of(f"row {index}") for index in (2, 4, 7)}
+    assert unreadable.isdisjoint(torch.cat([step.pair_ids for step in plain]).tolist())
     for world, micro, workers in [(2, 2, 0), (4, 1, 0), (1, 4, 2)]:
-        assert (
-            differing(plain, steps_of(WITH_BAD, NUM_STEPS, world=world, micro=micro, workers=workers, **RANDOM))
-            == set()
-        )
-    resumed = steps_of(WITH_BAD, 2, world=2, micro=4, pairs_seen=3 * PAIRS_PER_STEP, **RANDOM)
+        steps = steps_of(source, 5, world=world, micro=micro, workers=workers, **RANDOM)
+        assert differing(plain, steps) == set()
+    resumed = steps_of(source, 2, world=2, micro=4, pairs_seen=3 * PAIRS_PER_STEP, **RANDOM)
     assert differing(plain[3:], resumed) == set()
 
 
 def test_a_replacement_brings_its_own_draws_and_others_keep_theirs():
-    without, with_bad = steps_of(SOURCE, NUM_STEPS), steps_of(WITH_BAD, NUM_STEPS)
+    without, with_bad = steps_of(SOURCE, 5), steps_of(WITH_BAD, 5)
     ids, bad_ids = (torch.cat([step.pair_ids for step in steps]) for steps in (without, with_bad))
     replaced = ids != bad_ids
     unreadable = {id_of(f"row {index}") for index in (2, 4, 7)}
@@ -292,17 +334,39 @@ def test_workers_ignore_signals_that_are_meant_for_the_trainer():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()).isdisjoint({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 
 
-@pytest.mark.parametrize(
-    ("said", "expected", "message"),
-    [
-        ("DataLoader worker (pid 7) is killed by signal: Killed. ", DataError, r"Killed.*lower data\.workers"),
-        ("DataLoader worker (pid(s) 7) exited unexpectedly", DataError, r"/dev/shm"),
-        ("another failure", RuntimeError, "^another failure$"),
-    ],
-)
-def test_a_worker_that_died_is_an_error_that_says_what_helps(said, expected, message, monkeypatch):
-    # no worker is killed here: torch tells of it from a signal handler, which may strike in the test's own machinery
-    class DyingLoader:
+DEAD_WORKER = """
+    import multiprocessing, os, signal, sys
+    sys.path.insert(0, {folder!r})
+    from ds_dpo.errors import DataError
+    from pair_files import ListedPairs
+    from test_stream import stream_of
+    iterator = iter(stream_of(ListedPairs(5), workers=1))
+    next(iterator)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    print("still training", flush=True)  # nothing is raised here
+    try:
+        for _ in range(10):
+            next(iterator)
+    except DataError as error:
+        print(error, flush=True)
+"""
+
+
+def test_a_worker_that_died_is_an_error_of_next_and_of_no_other_line():
+    lines = run_program(DEAD_WORKER).splitlines()
+    assert lines[0] == "still training"
+    assert re.fullmatch(
+        r"a loader process ended by itself \(DataLoader worker \(pid.*\) exited unexpectedly\); most often memory or "
+        r"shared memory \(/dev/shm\) ran out: lower data.workers, or give more",
+        lines[1],
+    )
+    assert len(lines) == 2
+
+
+def test_another_failure_of_the_loader_is_left_as_it_is(monkeypatch):
+    class FailingLoader:
         def __init__(self, *args, **options):
             pass
 
@@ -310,10 +374,10 @@ def test_a_worker_that_died_is_an_error_that_says_what_helps(said, expected, mes
             return self
 
         def __next__(self):
-            raise RuntimeError(said)
+            raise RuntimeError("another failure")
 
-    monkeypatch.setattr("ds_dpo.data.loader.DataLoader", DyingLoader)
-    with pytest.raises(expected, match=message):
+    monkeypatch.setattr("ds_dpo.data.loader.DataLoader", FailingLoader)
+    with pytest.raises(RuntimeError, match=r"^another failure$"):
         next(iter(stream_of(SOURCE, workers=1)))
 
 
@@ -331,13 +395,18 @@ FORKED_AFTER_THREADS = """
 """
 
 
-def test_workers_run_beside_openmp_threads_and_end_with_the_program():
-    script = textwrap.dedent(FORKED_AFTER_THREADS.format(folder=os.path.dirname(__file__)))
+def run_program(script):
+    script = textwrap.dedent(script.format(folder=os.path.dirname(__file__)))
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, env=environment, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_workers_run_beside_openmp_threads_and_end_with_the_program():
+    assert run_program(FORKED_AFTER_THREADS) == "done\n"
 
 
 # ---- from files to samples ----
