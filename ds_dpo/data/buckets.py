@@ -20,9 +20,9 @@ def bucket_shapes(resolution: int, *, step: int, max_aspect: float) -> tuple[tup
     trained at. Source: arXiv:2307.01952, appendix I.
     """
     if resolution % step:
-        nearest = max(step, resolution // step * step)
+        above = (resolution // step + 1) * step
         raise DataError(
-            f"data.resolution {resolution} is not a multiple of data.bucket_step {step}: resolution {nearest} would fit"
+            f"data.resolution {resolution} is not a multiple of data.bucket_step {step}: resolution {above} would fit"
         )
     wide = []
     for longer in range(resolution + step, resolution * resolution // step + 1, step):
