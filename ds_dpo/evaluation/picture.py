@@ -74,14 +74,15 @@ def image_grid(
     notes = [line for note in notes for line in _wrap(note, width - 2 * MARGIN)]
     top = MARGIN + TITLE_SIZE + 12 + len(notes) * LINE + 10
     row_height = side + 2 * FRAME + LINE + 10
-    page = Image.new("RGB", (width, top + 2 * LINE + 8 + len(rows) * row_height + MARGIN), "white")
+    first_row = top + (1 + max(len(_wrap(name, side)) for name in columns)) * LINE + 8
+    page = Image.new("RGB", (width, first_row + len(rows) * row_height + MARGIN), "white")
     draw = ImageDraw.Draw(page)
     draw.text((MARGIN, MARGIN), title, fill="black", font=_font(TITLE_SIZE))
     for place, note in enumerate(notes):
         draw.text((MARGIN, MARGIN + TITLE_SIZE + 12 + place * LINE), note, fill="#444444", font=_font(TEXT_SIZE))
     _draw_headings(draw, groups, lefts, top=top, side=side)
     for place, row in enumerate(rows):
-        _draw_row(page, row, lefts, top=top + 2 * LINE + 8 + place * row_height, side=side)
+        _draw_row(page, row, lefts, top=first_row + place * row_height, side=side)
     return page
 
 
@@ -130,10 +131,12 @@ def _draw_headings(
         middle = (lefts[first] + lefts[last] + side) // 2
         if group.heading:
             draw.text((middle, top), group.heading, fill="#444444", font=font, anchor="ma")
-            line = top + LINE - 1
-            draw.line((lefts[first], line, lefts[last] + side, line), fill="#999999")
+            rule = top + LINE - 1
+            draw.line((lefts[first], rule, lefts[last] + side, rule), fill="#999999")
         for left, name in zip(lefts[first : last + 1], group.columns, strict=True):
-            draw.text((left + side // 2, top + LINE + 2), name, fill="black", font=font, anchor="ma", stroke_width=0.3)
+            for line, words in enumerate(_wrap(name, side)):
+                place = (left + side // 2, top + (1 + line) * LINE + 2)
+                draw.text(place, words, fill="black", font=font, anchor="ma", stroke_width=0.3)
         first = last + 1
 
 
@@ -155,10 +158,15 @@ def _draw_row(page: Image.Image, row: Row, lefts: Sequence[int], *, top: int, si
         draw.text(below, tile.text, fill=MARK_COLOURS[tile.mark], font=font, anchor="ma")
 
 
+def to_picture(image: Tensor) -> Image.Image:
+    """An image (3, X, Y) in 0..1 in 8 bits a channel; a pixel that is not finite is black."""
+    pixels = (image.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels)
+
+
 def _enlarge(image: Tensor, side: int) -> Image.Image:
     """An image (3, X, Y) as a square of side pixels; drawn larger it keeps its pixels as they are."""
-    pixels = (image.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    picture = Image.fromarray(pixels)
+    picture = to_picture(image)
     resampling = Image.Resampling.NEAREST if max(picture.size) <= side else Image.Resampling.LANCZOS
     return picture if picture.size == (side, side) else picture.resize((side, side), resampling)
 

@@ -78,9 +78,11 @@ def draw_images(
     images = []
     for start in range(0, len(prompts), at_once):
         part = slice(start, start + at_once)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
         latents = pipeline(
             prompt=list(prompts[part]),
-            latents=_noise(pipeline, seeds[part], resolution),
+            latents=_noise(pipeline, generators, resolution),
+            generator=generators,  # samplers that add noise at each step go on from where the starting noise ended
             height=resolution,
             width=resolution,
             num_inference_steps=num_inference_steps,
@@ -103,14 +105,14 @@ def _check_request(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: S
         raise ValueError(f"text encoders in {text_dtype}, UNet in {unet_dtype}: the pipeline needs one dtype for both")
 
 
-def _noise(pipeline: DiffusionPipeline, seeds: Sequence[int], resolution: int) -> Tensor:
+def _noise(pipeline: DiffusionPipeline, generators: Sequence[torch.Generator], resolution: int) -> Tensor:
     """Starting latents (N, C, X / factor, Y / factor) in the UNet's dtype.
 
     Drawn in fp32 on the CPU, so that they are the same noise on every device and in every dtype.
     """
     side = resolution // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
-    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     return noise.to(pipeline.device, pipeline.unet.dtype)
 
 

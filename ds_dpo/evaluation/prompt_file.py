@@ -1,0 +1,75 @@
+"""Prompts to draw, each with its seeds: from the command line, a text file, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds_dpo.errors import ConfigError
+
+FIELDS = ("prompt", "seed")
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image that each model is to draw."""
+
+    prompt: str
+    seed: int
+
+
+def list_drawings(prompts: Sequence[str], file: Path | None, seeds: Sequence[int]) -> list[Drawing]:
+    """Each prompt with each seed, those of the file last; one that states its seed with that alone.
+
+    Raises ConfigError where there is nothing to draw, a seed cannot be, or the file is not as read_prompts wants it.
+    """
+    stated = [(prompt, None) for prompt in prompts] + ([] if file is None else read_prompts(file))
+    if not stated:
+        raise ConfigError("nothing to draw: give --prompt TEXT or --prompts FILE")
+    drawings = [
+        Drawing(prompt, chosen)
+        for prompt, seed in stated
+        for chosen in (dict.fromkeys(seeds) if seed is None else [seed])
+    ]
+    for drawing in drawings:
+        if not 0 <= drawing.seed < 2**63:
+            raise ConfigError(f"seed {drawing.seed}: must be 0 or more and less than 2**63")
+    return list(dict.fromkeys(drawings))
+
+
+def read_prompts(path: Path) -> list[tuple[str, int | None]]:
+    """Prompts and the seeds that they state: a prompt a line, or in a .jsonl file an object with prompt and seed.
+
+    Empty lines are passed over. Raises ConfigError naming file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {path}: cannot be read ({error}); a UTF-8 text file would fit") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise ConfigError(f"--prompts {path}: no prompt in it")
+    if path.suffix in JSON_LINES:
+        return list(_from_json_lines(path, lines))
+    return [(line, None) for _, line in lines]
+
+
+def _from_json_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[str, int | None]]:
+    for number, line in lines:
+        where = f"--prompts {path}, line {number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{where}: not JSON ({error})") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+            raise ConfigError(f'{where}: {line[:80]}: such as {{"prompt": "a red circle", "seed": 7}} would fit')
+        unknown = sorted(entry.keys() - set(FIELDS))
+        if unknown:
+            raise ConfigError(f"{where}: {unknown[0]!r} is not known; {' and '.join(FIELDS)} are")
+        seed = entry.get("seed")
+        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+            raise ConfigError(f"{where}: seed {seed!r}: a whole number would fit")
+        yield entry["prompt"], seed
