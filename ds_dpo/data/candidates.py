@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ds_dpo.data.column_types import is_list
 from ds_dpo.data.formats import Columns
 from ds_dpo.errors import DataError
 
@@ -41,11 +42,6 @@ class Candidates:
         return Candidates(
             row=self.row[kept], first=self.first[kept], second=self.second[kept], is_tie=self.is_tie[kept]
         )
-
-
-def is_list(type_: pa.DataType) -> bool:
-    """Whether a column has a list in each row."""
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
 
 def is_grouped(schema: pa.Schema, columns: Columns) -> bool:
@@ -79,8 +75,10 @@ def find_candidates(table: pa.Table, columns: Columns, *, num_rows: int, grouped
             f"{name}: each row has one image ({columns.of_role['images']}), and no column says which belong together; "
             "give it with data.columns, such as group=prompt_id"
         )
+    if is_list(table.column(column).type):
+        raise DataError(f"{name}: {column} has a list in each row, and {columns.of_role['images']} one image")
     return _within_groups(
-        read_numbers(table.column(column), column, name),
+        as_numbers(table.column(column)),
         table.column(columns.of_role["group"]),
         column,
         IS_LOWER_BETTER[columns.layout],
@@ -90,9 +88,7 @@ def find_candidates(table: pa.Table, columns: Columns, *, num_rows: int, grouped
 
 def read_labels(column: pa.ChunkedArray, column_name: str, name: str) -> NDArray[np.float64]:
     """Return (R,) 1, 0, or 0.5 for null; raises DataError for a label that says nothing about a winner."""
-    if not _is_number(column.type):
-        raise DataError(f"{name}: {column_name} is {column.type}; a number or bool would fit: 1, 0, or 0.5 for a tie")
-    labels = _as_floats(column)
+    labels = as_numbers(column)
     labels = np.where(np.isnan(labels), 0.5, labels)
     unknown = np.flatnonzero(~np.isin(labels, (0, 0.5, 1)))
     if len(unknown):
@@ -103,20 +99,8 @@ def read_labels(column: pa.ChunkedArray, column_name: str, name: str) -> NDArray
     return labels
 
 
-def read_numbers(column: pa.ChunkedArray | pa.Array, column_name: str, name: str) -> NDArray[np.float64]:
-    """Return float64, NaN for null. Raises DataError for a column of another type."""
-    if not _is_number(column.type):
-        raise DataError(f"{name}: {column_name} is {column.type}; a number would fit")
-    return _as_floats(column)
-
-
-def _is_number(type_: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_boolean(type_) or type_ == pa.null()
-    )
-
-
-def _as_floats(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
+def as_numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
+    """Return a column of numbers or bools as float64, NaN for null."""
     return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
 
 
@@ -138,7 +122,7 @@ def _within_rows(column: pa.ChunkedArray, column_name: str, is_lower_better: boo
         row = int(np.flatnonzero(np.asarray(lists.is_null()))[0])
         raise DataError(f"{name}: {column_name} is null in row {row}; a list of numbers would fit")
     lengths = np.asarray(pc.list_value_length(lists)).astype(np.int64)
-    values = read_numbers(pc.list_flatten(lists), column_name, name)
+    values = as_numbers(pc.list_flatten(lists))
     starts = np.cumsum(lengths) - lengths
     if np.isnan(values).any():
         value = int(np.flatnonzero(np.isnan(values))[0])
@@ -169,8 +153,7 @@ def _within_groups(
 def codes_of(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Return a number for each distinct value, counted in order of appearance; nulls share one."""
     encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
-    indices = encoded.indices if isinstance(encoded, pa.DictionaryArray) else encoded.chunk(0).indices
-    return np.asarray(indices).astype(np.int64)
+    return np.asarray(encoded.indices).astype(np.int64)
 
 
 def _pairs_within(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

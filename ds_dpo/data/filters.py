@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ds_dpo.config import DataConfig
-from ds_dpo.data.candidates import Candidates, codes_of, model_numbers, read_numbers
+from ds_dpo.data.candidates import Candidates, as_numbers, codes_of, model_numbers
 from ds_dpo.data.formats import Columns
 from ds_dpo.errors import DataError
 
@@ -38,7 +38,7 @@ class Setting:
 
     def numbers(self, role: str) -> NDArray[np.float64]:
         """Return a role's numbers, (R,), NaN for null."""
-        return read_numbers(self.column(role), self.columns[role], self.name)
+        return as_numbers(self.column(role))
 
 
 @dataclass(frozen=True, kw_only=True)

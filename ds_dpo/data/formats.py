@@ -128,7 +128,15 @@ FORMATS: Mapping[str, Format] = {
     ),
     "webdataset": Format(
         roles={
-            "prompt": ("original_prompt.txt", "prompt.txt", "caption.txt", "txt", "caption", "json:prompt"),
+            "prompt": (
+                "original_prompt.txt",
+                "prompt.txt",
+                "caption.txt",
+                "txt",
+                "caption",
+                "json:prompt",
+                "json:caption",
+            ),
             "image_0": ("jpg_0.jpg", "jpg_0.png", "jpg_0"),
             "image_1": ("jpg_1.jpg", "jpg_1.png", "jpg_1"),
             "label": ("label_0.txt", "label_0", "json:label_0"),
@@ -181,14 +189,25 @@ def find_columns(available: Sequence[str], data: DataConfig, name: str) -> Colum
         if column not in available:
             raise DataError(f"{name}: data.columns has {role}={column}; its columns are {', '.join(available)}")
     found = dict(asked)
-    format_ = FORMATS[data.format]
-    for role, names in format_.roles.items():
+    for role, names in FORMATS[data.format].roles.items():
         if role not in found and (present := [each for each in names if each in available]):
             found[role] = present[0]
+    return choose_columns(found, available, data, name)
+
+
+def choose_columns(found: Mapping[str, str], available: Sequence[str], data: DataConfig, name: str) -> Columns:
+    """Return the layout that columns found for roles make, and those of its roles. Raises DataError where none."""
+    format_ = FORMATS[data.format]
+    asked = asked_columns(data)
     layout = _choose_layout(format_, found, asked)
     if missing := [role for role in ROLES_OF_LAYOUT[layout] if role not in found]:
         raise _missing_columns(format_, layout, missing, found, available, name)
     others = ROLES_OF_SOME_LAYOUT - set(ROLES_OF_LAYOUT[layout])
+    if unread := [role for role in asked if role in others]:
+        raise DataError(
+            f"{name}: data.columns has {unread[0]}={asked[unread[0]]}, which is not read beside "
+            f"{', '.join(ROLES_OF_LAYOUT[layout])}; leave it out"
+        )
     return Columns(layout=layout, of_role={role: column for role, column in found.items() if role not in others})
 
 

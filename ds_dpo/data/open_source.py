@@ -16,18 +16,23 @@ from ds_dpo.config import DataConfig
 from ds_dpo.data.arrow_copy import cache_folder, open_as_arrow
 from ds_dpo.data.buckets import bucket_shapes, choose_bucket
 from ds_dpo.data.candidates import columns_of_candidates, find_candidates, is_grouped
+from ds_dpo.data.column_types import require_types
 from ds_dpo.data.filters import Setting, choose_pairs, columns_of_filters, describe_counts
-from ds_dpo.data.formats import ROLES_OF_LAYOUT, Columns, find_columns, require_columns_of_settings
+from ds_dpo.data.formats import ROLES_OF_LAYOUT, Columns, choose_columns, find_columns, require_columns_of_settings
 from ds_dpo.data.image_files import ImageFiles
 from ds_dpo.data.images import read_size
 from ds_dpo.data.open_dataset import SplitFiles, find_split
 from ds_dpo.data.pair_index import ENTRY, PairIndex, make_index, open_index
 from ds_dpo.data.records import PICKAPIC_ID, RecordReader
-from ds_dpo.data.rows import ArrowRows, ParquetRows, Rows, content_of_files, state_of_files
+from ds_dpo.data.rows import ArrowRows, ParquetRows, RowReader, Rows, content_of_files, state_of_files
 from ds_dpo.data.source import PairRecord, PairSource
+from ds_dpo.data.stored_table import open_stored
+from ds_dpo.data.tar_rows import member_reader, roles_found, tar_batches
+from ds_dpo.data.text_rows import text_batches
 from ds_dpo.errors import DataError
 
-INDEX_VERSION = 1  # another number where the same settings would give another index
+# another number where the same settings would give another index, or other stored rows
+INDEX_VERSION, ROWS_VERSION = 1, 1
 PAIRS_BETWEEN_LINES = 50_000
 # what an index follows from, beside the rows
 SETTINGS_OF_INDEX = (
@@ -113,13 +118,14 @@ def open_source(data: DataConfig, *, say: Say, in_file_order: bool = False) -> P
     """
     name = f"{data.dataset}, split {data.split}"
     found = find_split(data)
-    rows = _open_rows(found, data, say=say, in_file_order=in_file_order)
-    columns = find_columns(rows.schema.names, data, name)
+    opened = _open_rows(found, data, name, say=say, in_file_order=in_file_order)
+    rows, columns = opened.rows, opened.columns
+    require_types(rows.schema, columns, name)
     require_columns_of_settings(columns, data, name)
     grouped = is_grouped(rows.schema, columns)
     root = found.root if data.image_root is None else Path(data.image_root).expanduser()
     reader = RecordReader(
-        read_row=rows.reader(sorted(set(columns.of_role.values()))),
+        read_row=opened.read_row,
         columns=columns,
         grouped=grouped,
         name=name,
@@ -138,13 +144,43 @@ def open_source(data: DataConfig, *, say: Say, in_file_order: bool = False) -> P
     return IndexedPairs(name=name, reader=reader, index=index, fingerprint=fingerprint)
 
 
-def _open_rows(found: SplitFiles, data: DataConfig, *, say: Say, in_file_order: bool) -> Rows:
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    rows: Rows
+    columns: Columns
+    read_row: RowReader
+
+
+def _open_rows(found: SplitFiles, data: DataConfig, name: str, *, say: Say, in_file_order: bool) -> _Opened:
+    if found.kind == "tar":
+        make = tar_batches(found.files, data, name, say=say)
+        tar_rows = open_stored(cache_folder(data), _stored_key(found, data), make, say=say)
+        columns = choose_columns(roles_found(tar_rows, data), tar_rows.schema.names, data, name)
+        return _Opened(rows=tar_rows, columns=columns, read_row=member_reader(_reader(tar_rows, columns), found.files))
+    rows = _table_rows(found, data, name, say=say, in_file_order=in_file_order)
+    columns = find_columns(rows.schema.names, data, name)
+    return _Opened(rows=rows, columns=columns, read_row=_reader(rows, columns))
+
+
+def _table_rows(found: SplitFiles, data: DataConfig, name: str, *, say: Say, in_file_order: bool) -> Rows:
+    if found.kind == "text":
+        make = text_batches(found.files, data, name)
+        return open_stored(cache_folder(data), _stored_key(found, data), make, say=say)
     if found.dataset is not None:
         return ArrowRows(found.dataset, content=found.dataset._fingerprint)
     if in_file_order:
         return ParquetRows(found.files, root=found.root)
     dataset = open_as_arrow(found.files, data, say=say)
     return ArrowRows(dataset, content=content_of_files(found.files, root=found.root))
+
+
+def _reader(rows: Rows, columns: Columns) -> RowReader:
+    return rows.reader(sorted(set(columns.of_role.values())))
+
+
+def _stored_key(found: SplitFiles, data: DataConfig) -> str:
+    parts = [ROWS_VERSION, state_of_files(found.files), data.format, data.columns]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _build_index(

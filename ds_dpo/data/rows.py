@@ -65,6 +65,10 @@ class ArrowRows:
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def has_values(self, column: str) -> bool:
+        """Whether any row has one that is not null; known without reading it."""
+        return bool(self._dataset.data.column(column).null_count < len(self))
+
     def table(self, columns: Sequence[str], num_rows: int) -> pa.Table:
         """Return the first rows of these columns."""
         return self._dataset.select_columns(list(columns))[:num_rows]
@@ -153,7 +157,7 @@ class _FileOrderReader:
             if group != self._group or row < self._next_row:
                 self._start(group)
             while found is None:
-                batch = next(self._batches)
+                batch = self._next_batch()
                 self._recent.append((self._next_row, batch))
                 self._next_row += batch.num_rows
                 found = self._kept(row)
@@ -172,6 +176,13 @@ class _FileOrderReader:
             if first <= row < first + batch.num_rows:
                 return first, batch
         return None
+
+    def _next_batch(self) -> pa.RecordBatch:
+        try:
+            return next(self._batches)
+        except (OSError, pa.ArrowException) as error:
+            number, group_of_file = self._places[self._group]
+            raise DataError(f"{self._files[number]}: row group {group_of_file} cannot be read: {error}") from error
 
     def _start(self, group: int) -> None:
         number, group_of_file = self._places[group]
