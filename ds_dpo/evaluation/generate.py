@@ -21,13 +21,14 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ds_dpo.errors import ConfigError, ModelError
-from ds_dpo.evaluation.drawn_model import FoundModel, Loading, ModelChoice, find_models, load_model
+from ds_dpo.evaluation.drawn_model import FoundModel, Loading, Lora, ModelChoice, find_models, load_model
 from ds_dpo.evaluation.picture import Group, Row, Tile, image_grid, replace_file, save_png, to_picture
 from ds_dpo.evaluation.prompt_file import Drawing, list_drawings
 from ds_dpo.evaluation.sampling import draw_images
 
 Say = Callable[[str], None]
 PICTURE_NAME, RECORD_NAME, IMAGES_NAME = "grid.png", "record.json", "images"
+UNTELLING = ("export", "model", "pytorch_lora_weights")  # last parts of paths that every run or LoRA has
 SHOWN_PIXELS = 160  # least side of an image in the picture, so that its prompt has room beside it
 
 
@@ -131,21 +132,29 @@ def _device(name: str) -> torch.device:
 
 def short_labels(choices: Sequence[ModelChoice]) -> tuple[str, ...]:
     """Names for a picture: the last parts of the models' paths that tell them apart, and their LoRAs'."""
-    parts = [re.split(r"[/\\]+", choice.name.rstrip("/\\").removesuffix(".safetensors")) for choice in choices]
-    longest = max(map(len, parts))
-    for depth in range(1, longest + 1):
+    parts = [_path_parts(choice.name) for choice in choices]
+    for depth in range(1, max(map(len, parts)) + 1):
         labels = tuple(
-            " + ".join(["/".join(part[-depth:]), *(_lora_label(lora) for lora in choice.loras)])
-            for part, choice in zip(parts, choices, strict=True)
+            " + ".join([_last_parts(own, depth), *map(_lora_label, choice.loras)])
+            for own, choice in zip(parts, choices, strict=True)
         )
         if len(set(labels)) == len(labels):
             return labels
     raise ConfigError("two --model are the same, with the same LoRAs; leave one out, or tell them apart with --labels")
 
 
-def _lora_label(lora: Any) -> str:
-    stem = re.split(r"[/\\]+", lora.name.rstrip("/\\").removesuffix(".safetensors"))[-1]
-    return stem if lora.scale == 1 else f"{stem} x {lora.scale:g}"
+def _path_parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[/\\]+", name.removesuffix(".safetensors")) if part]
+
+
+def _last_parts(parts: Sequence[str], depth: int) -> str:
+    says_nothing = parts[-1] in UNTELLING
+    return "/".join(parts[-depth - says_nothing :])
+
+
+def _lora_label(lora: Lora) -> str:
+    name = _last_parts(_path_parts(lora.name), depth=1)
+    return name if lora.scale == 1 else f"{name} x {lora.scale:g}"
 
 
 def own_resolution(pipeline: DiffusionPipeline) -> int:

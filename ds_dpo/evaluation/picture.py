@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
 import os
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ MARK_COLOURS: dict[Mark | None, str] = {"win": "#15803d", "loss": "#c2410c", Non
 MIN_TILE_PIXELS, MAX_TILE_PIXELS = 96, 512
 MARGIN, TILE_GAP, GROUP_GAP, FRAME = 16, 6, 24, 4
 LABEL_WIDTH = 190
+MAX_LABEL_LETTERS = 2000  # more than any tile has room for
 TITLE_SIZE, TEXT_SIZE = 20, 14
 LINE = TEXT_SIZE + 5
 
@@ -176,6 +175,17 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most so many pixels, reckoned with a mean width of the font's letters."""
-    letter = _font(TEXT_SIZE).getlength("the quick brown fox jumps over") / 30
-    return textwrap.wrap(text, max(8, math.floor(width / letter))) or [""]
+    """Lines of at most so many pixels; a word that is wider is broken."""
+    font, lines = _font(TEXT_SIZE), [""]
+    for word in text[:MAX_LABEL_LETTERS].split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
