@@ -1,8 +1,12 @@
-"""Turn the ZeRO shards of a run into a diffusers model; needs neither GPU nor DeepSpeed.
+"""Turn the ZeRO shards of a run into a model that people load; needs neither GPU nor DeepSpeed.
 
 Examples:
-    python scripts/consolidate.py runs/my_run runs/my_run/export
+    python scripts/consolidate.py runs/my_run my_model
     python scripts/consolidate.py runs/my_run my_model --format pipeline --dtype bf16 --step 200
+    python scripts/consolidate.py runs/my_run tuned.safetensors --format single-file --base_file base.safetensors
+    python scripts/consolidate.py runs/my_run my_lora --format lora --rank 64
+
+Options may be written with - or _. docs/export.md tells what to take for which program.
 """
 
 import argparse
@@ -14,24 +18,50 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ds_dpo.errors import run_program
 
 
-def parse_arguments() -> argparse.Namespace:
-    from ds_dpo.export.consolidate import FORMATS
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    from ds_dpo.export.formats import FORMATS
+    from ds_dpo.export.lora_file import NAMINGS
     from ds_dpo.export.unet import DTYPES
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("source", type=Path, help="a run folder, one of its checkpoints, or a save_dir of DeepSpeed")
-    parser.add_argument("out", type=Path, help="folder to write; an earlier export there is replaced")
+    parser.add_argument("out", type=Path, help="folder to write, or a .safetensors file; an earlier export is replaced")
+    parser.add_argument("--format", choices=list(FORMATS), default="unet", help="default: unet")
     parser.add_argument("--step", type=int, help="which checkpoint of the run; default: the newest whole one")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="default: fp16, rounded from fp32")
-    parser.add_argument("--format", choices=list(FORMATS), default="unet", help="the UNet alone, or with all around it")
     parser.add_argument("--base", metavar="MODEL", help="folder or hub id of the base; default: as the run says")
-    parser.add_argument("--vae", metavar="MODEL", help="folder or hub id of a VAE to put into the pipeline")
-    return parser.parse_args()
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights, where the run kept one")
+    parser.add_argument("--keys", metavar="PREFIX", help="the UNet's parameters lie under this name, such as unet")
+    folder = parser.add_argument_group("unet, pipeline")
+    folder.add_argument("--variant", metavar="NAME", help="name the files for from_pretrained(variant=NAME): fp16")
+    folder.add_argument("--max_shard_gb", type=float, metavar="GB", help="largest file; default: 10")
+    folder.add_argument("--vae", metavar="MODEL", help="pipeline: folder or hub id of a VAE to put into it")
+    single = parser.add_argument_group("single-file")
+    single.add_argument("--base_file", type=Path, metavar="FILE", help="checkpoint to put the UNet into; default: none")
+    lora = parser.add_argument_group("lora")
+    lora.add_argument("--rank", type=int, help="of a full run: rank of the LoRA that approximates its change")
+    lora.add_argument("--lora_naming", choices=list(NAMINGS), default="diffusers", help="default: diffusers")
+    lora.add_argument("--lora_alpha", type=float, help="of a LoRA run without adapter_config.json, in any format")
+    hub = parser.add_argument_group("model card and hub")
+    hub.add_argument("--license", metavar="ID", help="of the model card; default: that of the base, where it is known")
+    hub.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the folder")
+    hub.add_argument("--private", action="store_true", help="make the repository a private one")
+    return parser.parse_args([_with_underscores(argument) for argument in argv])
+
+
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    from ds_dpo.export.consolidate import Request, consolidate
+    arguments = parse_arguments(sys.argv[1:])
+    from ds_dpo.export.consolidate import consolidate
+    from ds_dpo.export.request import Request
     from ds_dpo.quiet import quiet_libraries
 
     quiet_libraries()

@@ -50,8 +50,10 @@ class Adapter:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def has_magnitudes(self) -> bool:
-        return any(layer.magnitude is not None for layer in self.layers.values())
+    def parameters(self) -> set[str]:
+        """Names of all that it adds to the UNet."""
+        named = {name for layer in self.layers.values() for name in (layer.down, layer.up, layer.magnitude)}
+        return {name for name in named if name is not None}
 
 
 def find_adapter(weights: Weights, *, lora_alpha: float | None = None) -> Adapter | None:
@@ -131,12 +133,7 @@ def merge_adapter(weights: Weights, adapter: Adapter, base: Mapping[str, Tensor]
     base: the base's own weights, if at hand. A frozen weight is taken from there where the checkpoint holds its
     rounding to 16 bit, which has fewer digits, and where the checkpoint was saved without its frozen weights.
     """
-    of_adapter = {
-        name
-        for layer in adapter.layers.values()
-        for name in (layer.down, layer.up, layer.magnitude)
-        if name is not None
-    }
+    of_adapter = adapter.parameters
     saved = {name.replace(BASE_LAYER, "."): name for name in weights.parameters if name not in of_adapter}
     parameters = {name: weights.parameters[own] for name, own in saved.items()}
     if not saved and base is not None:

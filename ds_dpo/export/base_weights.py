@@ -13,20 +13,16 @@ SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
 def weights_at_hand(base: BaseModel | None) -> FileWeights | None:
-    """The base's UNet weights if they lie on this machine, in a folder or the hub's cache; None where they do not.
-
-    Raises ModelError where a folder is there, but no weights that can be read are in it.
-    """
+    """The base's UNet weights if they can be read on this machine, in a folder or the hub's cache; else None."""
     if base is None:
         return None
-    if Path(base.name).is_dir():
-        return _in_folder(Path(base.name), base)
-    config = _cached(base, "unet/config.json")
-    if config is None:
-        return None
+    folder: Path | None = Path(base.name)
+    if folder is not None and not folder.is_dir():
+        config = _cached(base, "unet/config.json")
+        folder = None if config is None else config.parent.parent
     try:
-        return _in_folder(config.parent.parent, base)
-    except ModelError:  # of a hub model the cache may hold any part
+        return None if folder is None else _in_folder(folder, base)
+    except ModelError:  # a folder may hold settings alone, the hub's cache any part of a model
         return None
 
 
@@ -40,8 +36,8 @@ def required_weights(base: BaseModel | None, *, why: str) -> FileWeights:
             f"{why} needs the base's weights, and the checkpoint does not name its base; add --base MODEL"
         )
     found = weights_at_hand(base)
-    if found is not None:
-        return found
+    if found is not None or Path(base.name).is_dir():
+        return found or _in_folder(Path(base.name), base)
     infix = f".{base.variant}" if base.variant else ""
     patterns = ("unet/config.json", f"unet/{UNET_STEM}*{infix}*.safetensors*")
     return _in_folder(fetch_folder(base.name, revision=base.revision, patterns=patterns), base)

@@ -1,42 +1,28 @@
-"""From a run's ZeRO shards to a folder that diffusers loads."""
+"""From a run's ZeRO shards to what people load, verified before it is there."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from ds_dpo.config import resolve_asset
-from ds_dpo.errors import ConfigError
-from ds_dpo.export.destination import check_replaceable, new_folder
-from ds_dpo.export.pipeline import copy_files, list_copies, locate_pipeline, locate_vae
-from ds_dpo.export.source import BaseModel, Source, choose_base, find_source, unet_config
-from ds_dpo.export.unet import DTYPES, write_unet
+from ds_dpo.errors import CheckpointError, ConfigError
+from ds_dpo.export.adapter import find_adapter, merge_adapter
+from ds_dpo.export.base_weights import required_weights, weights_at_hand
+from ds_dpo.export.card import CardFacts, facts_of_run, write_card
+from ds_dpo.export.destination import check_replaceable, new_file, new_folder
+from ds_dpo.export.formats import FORMATS, Job, Plan, Written
+from ds_dpo.export.pipeline import copy_files
+from ds_dpo.export.publish import push_folder
+from ds_dpo.export.request import Request, check_options, is_one_file
+from ds_dpo.export.source import Source, choose_base, find_source, unet_config
+from ds_dpo.export.verification import Distance, measure_distance, verify_files
+from ds_dpo.export.weights import Weights, averaged, select_keys
 from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
 
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to export: source is a run, a checkpoint or a DeepSpeed save_dir; base and vae override the run's own."""
-
-    source: Path
-    out: Path
-    step: int | None = None
-    dtype: str = "fp16"
-    format: str = "unet"
-    base: str | None = None
-    vae: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Files to copy beside the UNet, and the lines that load the result."""
-
-    copies: list[tuple[Path, str]]
-    usage: str
 
 
 def consolidate(request: Request, *, say: Say = print) -> None:
@@ -44,28 +30,32 @@ def consolidate(request: Request, *, say: Say = print) -> None:
 
     Raises CheckpointError, ModelError or ConfigError naming what cannot be read, checked, found or written.
     """
-    if request.vae is not None and request.format != "pipeline":
-        raise ConfigError(f"--vae {request.vae}: only a pipeline has a VAE; add --format pipeline")
+    check_options(request)
     started = time.perf_counter()
     check_replaceable(request.out)
     source = find_source(request.source, step=request.step, say=say)
     checkpoint = open_checkpoint(source.folder)
     say(describe(source, checkpoint))
-    base = choose_base(source, request.base)
-    config = unet_config(source, base)
-    plan = FORMATS[request.format](request, base)
-    dtype = DTYPES[request.dtype]
-    weights_bytes = dtype.itemsize * sum(placement.numel for placement in checkpoint.parameters.values())
-    copied_bytes = sum(path.stat().st_size for path, _ in plan.copies)
-    with new_folder(request.out, needed_bytes=weights_bytes + copied_bytes, record=_record(request, checkpoint)) as out:
-        copy_files(plan.copies, out)
-        written = write_unet(checkpoint, config, out / "unet", dtype=dtype)
+    job = look_into(request, source, checkpoint, say=say)
+    plan = FORMATS[request.format](job)
+    distance = _measure(job, plan, say=say)
+    with _destination(request, plan, job) as place:
+        copy_files(plan.copies, place)
+        written = plan.write(place / plan.file_name if plan.file_name and place.is_dir() else place, distance)
+        verify_files(written.paths, written.specs, others=written.others)
+        num_bytes = sum(path.stat().st_size for path in written.paths)
+        if not is_one_file(request):
+            write_card(place, card_facts(job, source, checkpoint, plan, written, distance))
+    for remark in written.remarks:
+        say(remark)
     seconds = time.perf_counter() - started
-    say(f"wrote {written.num_tensors} tensors, {written.num_bytes / 1e9:.3f} GB in {request.dtype}, {seconds:.1f} s")
-    if plan.copies:
-        say(f"copied {len(plan.copies)} files of {base.name if base else ''}, {copied_bytes / 1e9:.3f} GB")
+    say(f"wrote {len(written.specs)} tensors, {num_bytes / 1e9:.3f} GB in {request.dtype}, {seconds:.1f} s")
+    if plan.copies and job.base is not None:
+        say(f"copied {len(plan.copies)} files of {job.base.name}")
     say(f"saved to {request.out}")
     say(f"use: {plan.usage}")
+    if request.push_to_hub is not None:
+        push_folder(request.out, request.push_to_hub, private=request.private, say=say)
 
 
 def describe(source: Source, checkpoint: ZeroCheckpoint) -> str:
@@ -78,26 +68,93 @@ def describe(source: Source, checkpoint: ZeroCheckpoint) -> str:
     )
 
 
-def _plan_unet(request: Request, base: BaseModel | None) -> Plan:
-    torch_dtype = _torch_name(request)
-    usage = f'UNet2DConditionModel.from_pretrained("{request.out}", subfolder="unet", torch_dtype={torch_dtype})'
-    return Plan([], usage)
+def look_into(request: Request, source: Source, checkpoint: ZeroCheckpoint, *, say: Say) -> Job:
+    """Find out what the checkpoint holds and what it started from.
+
+    Raises as consolidate does.
+    """
+    held = _held_weights(request, checkpoint, say=say)
+    base = choose_base(source, request.base)
+    base_weights = weights_at_hand(base)
+    adapter = find_adapter(held, lora_alpha=request.lora_alpha)
+    if adapter is None:
+        if request.lora_alpha is not None:
+            raise ConfigError(f"--lora_alpha {request.lora_alpha:g}: {source.folder} holds no LoRA")
+        weights = held
+    else:
+        say(f"holds a LoRA on {len(adapter.layers)} layers")
+        is_alone = len(held.parameters) == len(adapter.parameters)
+        if is_alone and base_weights is None and request.format != "lora":
+            base_weights = required_weights(base, why="a checkpoint of the LoRA alone")
+        weights = merge_adapter(held, adapter, base_weights)
+    return Job(
+        request=request,
+        held=held,
+        weights=weights,
+        adapter=adapter,
+        config=unet_config(source, base),
+        base=base,
+        base_weights=base_weights,
+        record=_record(request, checkpoint),
+    )
 
 
-def _plan_pipeline(request: Request, base: BaseModel | None) -> Plan:
-    if base is None:
-        raise ConfigError(f"--format pipeline: {request.source} does not name its base pipeline; add --base MODEL")
-    pipeline = locate_pipeline(base)
-    vae = request.vae or base.vae  # the run's own VAE made the latents that it was trained on
-    copies = list_copies(pipeline, variant=base.variant, vae=locate_vae(resolve_asset(vae)) if vae else None)
-    return Plan(copies, f'DiffusionPipeline.from_pretrained("{request.out}", torch_dtype={_torch_name(request)})')
+def _held_weights(request: Request, checkpoint: ZeroCheckpoint, *, say: Say) -> Weights:
+    held: Weights = averaged(checkpoint) if request.ema else checkpoint
+    if request.keys is None:
+        return held
+    inside = select_keys(held, request.keys)
+    outside = len(held.parameters) - len(inside.parameters)
+    say(f"took {len(inside.parameters)} parameters under {request.keys!r}, left out {outside} others")
+    return inside
 
 
-FORMATS: dict[str, Callable[[Request, BaseModel | None], Plan]] = {"unet": _plan_unet, "pipeline": _plan_pipeline}
+def _measure(job: Job, plan: Plan, *, say: Say) -> Distance | None:
+    """Compare with the base where it can be had, and say how far the run has moved."""
+    base = job.base_weights
+    if base is None and plan.needs_distance:
+        base = required_weights(job.base, why="--format lora of a full run")
+    if base is None or not job.weights.parameters:
+        known = "no base is known" if job.base is None else f"no weights of {job.base.name} are at hand"
+        say(f"distance from the base: not measured, as {known}")
+        return None
+    distance = measure_distance(job.weights, base)
+    if not math.isfinite(distance.relative):
+        raise CheckpointError(f"{job.weights.folder}: values are NaN or infinite: the run has diverged")
+    say(distance.describe())
+    return distance
 
 
-def _torch_name(request: Request) -> str:
-    return str(DTYPES[request.dtype])
+def _destination(request: Request, plan: Plan, job: Job) -> AbstractContextManager[Path]:
+    if is_one_file(request):
+        return new_file(request.out, needed_bytes=plan.needed_bytes)
+    return new_folder(request.out, needed_bytes=plan.needed_bytes, record=job.record)
+
+
+def card_facts(
+    job: Job, source: Source, checkpoint: ZeroCheckpoint, plan: Plan, written: Written, distance: Distance | None
+) -> CardFacts:
+    """What the model card of this export states."""
+    request = job.request
+    moved = {} if distance is None else {"relative distance from the base": f"{distance.relative:.3g}"}
+    facts = CardFacts(
+        format=request.format,  # type: ignore[arg-type]  # the table of formats has these names
+        title=job.title,
+        repo_id=request.push_to_hub,
+        file_name=plan.file_name,
+        holds_unet_only=request.format == "single-file" and request.base_file is None,
+        dtype=request.dtype,
+        is_ema=request.ema,
+        base=request.base,
+        family="sdxl" if job.config.get("addition_embed_type") == "text_time" else "sd15",
+        vae=request.vae,
+        steps=checkpoint.global_steps,
+        zero_stage=checkpoint.stage,
+        ranks=checkpoint.world_size,
+        details={**written.details, **moved},
+        license=request.license,
+    )
+    return facts if source.run is None else facts_of_run(source.run, facts)
 
 
 def _record(request: Request, checkpoint: ZeroCheckpoint) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all, and that never replaces what is not an earlier export."""
+"""A folder or file that appears complete or not at all, and that never replaces what is not an earlier export."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from ds_dpo.errors import CheckpointError
 
 RECORD_NAME = "export.json"
+RECORD_KEY = "ds_dpo.export"  # of a safetensors file's metadata
 
 
 @contextlib.contextmanager
@@ -38,8 +39,31 @@ def new_folder(out: Path, *, needed_bytes: int, record: Mapping[str, Any]) -> It
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_file(out: Path, *, needed_bytes: int) -> Iterator[Path]:
+    """Give the path of a temporary file to write; at the end it is renamed to out, after an error it is removed.
+
+    What is written has the record of the export in its metadata, by which a later one knows what it may replace.
+    Raises CheckpointError where out is anything else, the disk is too small or refuses to be written.
+    """
+    check_replaceable(out)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        check_space(out.parent, needed_bytes=needed_bytes)
+        yield temporary
+        temporary.replace(out)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def check_replaceable(out: Path) -> None:
     """Raise CheckpointError unless out is absent, empty, or an earlier export to which nothing was added."""
+    if out.is_file():
+        _check_replaceable_file(out)
+        return
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / RECORD_NAME).is_file():
@@ -53,6 +77,18 @@ def check_replaceable(out: Path) -> None:
         raise CheckpointError(
             f"{out}: an earlier export to which {added[0]!r} was added; move that away, or name another folder"
         )
+
+
+def _check_replaceable_file(out: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(out, framework="pt") as file:
+            is_export = RECORD_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):  # whatever else it is, it is no export
+        is_export = False
+    if not is_export:
+        raise CheckpointError(f"{out}: exists and is not an earlier export; name another file, or remove it first")
 
 
 def check_space(folder: Path, *, needed_bytes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ class LoraLayer:
     @property
     def rank(self) -> int:
         return self.down[0]
+
+    @property
+    def num_elements(self) -> int:
+        return sum(math.prod(shape) for shape in (self.down, self.up, self.magnitude or (0,)))
 
 
 Part = str  # "down", "up" or "magnitude"

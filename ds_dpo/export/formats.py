@@ -1,0 +1,264 @@
+"""The forms that an export can have: what each needs, and how it writes its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.config import resolve_asset
+from ds_dpo.errors import ConfigError
+from ds_dpo.export.adapter import Adapter, file_layers, is_untrained, read_part
+from ds_dpo.export.base_weights import prediction_type_of, required_weights
+from ds_dpo.export.destination import RECORD_KEY
+from ds_dpo.export.lora_file import (
+    DIFFUSERS_NAME,
+    LoraLayer,
+    Produce,
+    diffusers_metadata,
+    kohya_metadata,
+    write_lora_file,
+)
+from ds_dpo.export.lora_svd import ChangeLora
+from ds_dpo.export.modelspec import describe_model
+from ds_dpo.export.pipeline import list_copies, locate_pipeline, locate_vae
+from ds_dpo.export.request import FILE_SUFFIX, Request, is_one_file
+from ds_dpo.export.safetensors_stream import TensorSpec
+from ds_dpo.export.single_file import EMA_PREFIX, check_base_file, read_base_file, single_file_shapes, write_single_file
+from ds_dpo.export.source import BaseModel
+from ds_dpo.export.unet import DTYPES, MAX_FILE_BYTES, check_parameters, expected_shapes, write_unet
+from ds_dpo.export.verification import Distance
+from ds_dpo.export.weights import Weights
+from ds_dpo.models.files import FileWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """An export that was looked into: where its weights come from and what is known of its base.
+
+    held: the weights as the checkpoint holds them. weights: the UNet's own, with the run's LoRA, if any, merged in.
+    base_weights: where they are at hand. record: tells a later export that this one may be replaced.
+    """
+
+    request: Request
+    held: Weights
+    weights: Weights
+    adapter: Adapter | None
+    config: Mapping[str, Any]
+    base: BaseModel | None
+    base_weights: FileWeights | None
+    record: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        return self.request.out.stem if is_one_file(self.request) else self.request.out.name
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files that were written, the tensors that they should hold, and what the user should know of them.
+
+    others: names of tensors that come from a base file.
+    """
+
+    paths: list[Path]
+    specs: list[TensorSpec]
+    others: frozenset[str] = frozenset()
+    remarks: list[str] = field(default_factory=list)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a format is written: into a folder, or as file_name inside of one.
+
+    usage: the line that loads it. copies: files to put beside, and their names. write: given the folder or file, and
+    the distance from the base if it was measured.
+    """
+
+    write: Callable[[Path, Distance | None], Written]
+    needed_bytes: int
+    usage: str
+    file_name: str | None = None
+    copies: list[tuple[Path, str]] = field(default_factory=list)
+    needs_distance: bool = False
+
+
+def weights_bytes(job: Job) -> int:
+    """Size of the UNet's weights in the output's dtype."""
+    return DTYPES[job.request.dtype].itemsize * sum(place.numel for place in job.weights.parameters.values())
+
+
+def _variant_argument(request: Request) -> str:
+    return f', variant="{request.variant}"' if request.variant else ""
+
+
+def plan_unet(job: Job) -> Plan:
+    """A folder with the UNet alone, for UNet2DConditionModel.from_pretrained(subfolder="unet")."""
+    request = job.request
+    check_parameters(job.weights, expected_shapes(job.config))
+    arguments = f'subfolder="unet"{_variant_argument(request)}, torch_dtype={DTYPES[request.dtype]}'
+    usage = f'UNet2DConditionModel.from_pretrained("{request.out}", {arguments})'
+    return Plan(partial(_write_unet, job), weights_bytes(job), usage)
+
+
+def plan_pipeline(job: Job) -> Plan:
+    """A whole pipeline: the base's parts as they are, this UNet, and another VAE where one is named."""
+    request, base = job.request, job.base
+    if base is None:
+        raise ConfigError(f"--format pipeline: {request.source} does not name its base pipeline; add --base MODEL")
+    pipeline = locate_pipeline(base)
+    vae = request.vae or base.vae  # the run's own VAE made the latents that it was trained on
+    copies = list_copies(pipeline, variant=base.variant, vae=locate_vae(resolve_asset(vae)) if vae else None)
+    arguments = f"torch_dtype={DTYPES[request.dtype]}{_variant_argument(request)}"
+    plan = plan_unet(job)
+    copied_bytes = sum(path.stat().st_size for path, _ in copies)
+    usage = f'DiffusionPipeline.from_pretrained("{request.out}", {arguments})'
+    return Plan(plan.write, plan.needed_bytes + copied_bytes, usage, copies=copies)
+
+
+def _write_unet(job: Job, folder: Path, distance: Distance | None) -> Written:
+    request, dtype = job.request, DTYPES[job.request.dtype]
+    gigabytes = request.max_shard_gb
+    written = write_unet(
+        job.weights,
+        job.config,
+        folder / "unet",
+        dtype=dtype,
+        max_file_bytes=MAX_FILE_BYTES if gigabytes is None else int(gigabytes * 1e9),
+        variant=request.variant,
+    )
+    specs = [TensorSpec(name, shape, dtype) for name, shape in expected_shapes(job.config).items()]
+    return Written([folder / "unet" / name for name in written.files], specs)
+
+
+def plan_single_file(job: Job) -> Plan:
+    """One file under the names of A1111, Forge and ComfyUI: the UNet alone, or in a base file."""
+    request = job.request
+    check_parameters(job.weights, expected_shapes(job.config))
+    shapes = single_file_shapes(job.config)
+    base = None if request.base_file is None else read_base_file(request.base_file)
+    if base is not None:
+        check_base_file(base, shapes)
+    others = frozenset(base.tensors if base is not None else ()) - shapes.keys()
+
+    def write(path: Path, distance: Distance | None) -> Written:
+        metadata = {
+            **describe_model(job.config, title=job.title, prediction_type=prediction_type_of(job.base)),
+            RECORD_KEY: json.dumps(job.record),
+        }
+        dtype = DTYPES[request.dtype]
+        specs = write_single_file(path, job.weights, job.config, dtype=dtype, metadata=metadata, base=base)
+        return Written([path], specs, others, _remarks_on(others))
+
+    base_bytes = 0 if request.base_file is None else request.base_file.stat().st_size
+    folder = "models/diffusion_models" if base is None else "models/checkpoints (A1111, Forge: models/Stable-diffusion)"
+    return Plan(write, weights_bytes(job) + base_bytes, f"ComfyUI: {folder}", file_name=f"{job.title}{FILE_SUFFIX}")
+
+
+def _remarks_on(others: frozenset[str]) -> list[str]:
+    if not others:
+        return ["the UNet alone: A1111 and Forge want a whole checkpoint; name one with --base_file"]
+    lines = [f"kept {len(others)} tensors of the base file as they are"]
+    averages = sum(name.startswith(EMA_PREFIX) for name in others)
+    if averages:
+        lines.append(
+            f"{averages} of them are {EMA_PREFIX}*, the base's own moving average: a program that is told to take "
+            "those gets the base"
+        )
+    return lines
+
+
+def plan_lora(job: Job) -> Plan:
+    """A LoRA: that of the run, or one of a given rank computed from what a full run changed."""
+    return _plan_trained_lora(job, job.adapter) if job.adapter is not None else _plan_computed_lora(job)
+
+
+def _plan_trained_lora(job: Job, adapter: Adapter) -> Plan:
+    if job.request.rank is not None:
+        ranks = sorted({layer.rank for layer in adapter.layers.values()})
+        raise ConfigError(f"--rank {job.request.rank}: this run trained a LoRA, of rank {ranks}; leave the option out")
+    layers = file_layers(job.held, adapter, expected_shapes(job.config))
+
+    def write(path: Path, distance: Distance | None) -> Written:
+        produce = partial(read_part, job.held, adapter)
+        specs = _write_lora(job, path, layers, produce, adapter.settings)
+        nothing = ["WARNING: this run trained nothing: every lora_B is zero"] if is_untrained(job.held, adapter) else []
+        return Written([path], specs, remarks=nothing, details=_lora_details(layers))
+
+    return _lora_plan(job, layers, write)
+
+
+def _plan_computed_lora(job: Job) -> Plan:
+    request = job.request
+    if request.rank is None:
+        raise ConfigError(
+            f"--format lora: {request.source} holds no LoRA but a fully trained UNet; add --rank R (such as 64) to "
+            "have its change approximated by one"
+        )
+    check_parameters(job.weights, expected_shapes(job.config))
+    rank, base = request.rank, job.base_weights or required_weights(job.base, why="--format lora of a full run")
+
+    def write(path: Path, distance: Distance | None) -> Written:
+        assert distance is not None
+        change = ChangeLora(job.weights, base, distance, rank=rank, dtype=DTYPES[request.dtype])
+        layers = change.layers()
+        specs = _write_lora(job, path, layers, change.produce, {})
+        return Written([path], specs, remarks=change.describe(), details=_lora_details(layers))
+
+    return _lora_plan(job, {}, write, needs_distance=True)
+
+
+def _lora_plan(
+    job: Job,
+    layers: Mapping[str, LoraLayer],
+    write: Callable[[Path, Distance | None], Written],
+    *,
+    needs_distance: bool = False,
+) -> Plan:
+    # a LoRA is never larger than the weights that it changes would be in fp32
+    elements = sum(layer.num_elements for layer in layers.values())
+    needed = 4 * elements if layers else 2 * weights_bytes(job)
+    is_kohya = job.request.lora_naming == "kohya"
+    name = f"{job.title}{FILE_SUFFIX}" if is_kohya or is_one_file(job.request) else DIFFUSERS_NAME
+    usage = (
+        "ComfyUI: models/loras; A1111, Forge: models/Lora"
+        if is_kohya
+        else f'pipeline.load_lora_weights("{job.request.out}")'
+    )
+    return Plan(write, needed, usage, file_name=name, needs_distance=needs_distance)
+
+
+def _write_lora(
+    job: Job, path: Path, layers: Mapping[str, LoraLayer], produce: Produce, settings: Mapping[str, Any]
+) -> list[TensorSpec]:
+    request = job.request
+    own = METADATA_OF_NAMING[request.lora_naming](layers, settings, job.config)
+    spec = describe_model(job.config, title=job.title, prediction_type=prediction_type_of(job.base), is_lora=True)
+    metadata = {**spec, **own, RECORD_KEY: json.dumps(job.record)}
+    dtype = DTYPES[request.dtype]
+    return write_lora_file(path, layers, produce, naming=request.lora_naming, dtype=dtype, metadata=metadata)
+
+
+METADATA_OF_NAMING: dict[
+    str, Callable[[Mapping[str, LoraLayer], Mapping[str, Any], Mapping[str, Any]], dict[str, str]]
+] = {
+    "diffusers": lambda layers, settings, _: diffusers_metadata(layers, settings),
+    "kohya": lambda layers, _, config: kohya_metadata(layers, config),
+}
+
+
+def _lora_details(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
+    ranks = sorted({layer.rank for layer in layers.values()})
+    return {"LoRA rank": ", ".join(map(str, ranks)), "LoRA layers": len(layers)}
+
+
+FORMATS: dict[str, Callable[[Job], Plan]] = {
+    "unet": plan_unet,
+    "pipeline": plan_pipeline,
+    "single-file": plan_single_file,
+    "lora": plan_lora,
+}

@@ -1,0 +1,83 @@
+"""What may be asked of an export, and which options belong to which format."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.errors import ConfigError
+
+FILE_SUFFIX = ".safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to export: source is a run, a checkpoint or a DeepSpeed save_dir; base and vae override the run's own.
+
+    keys: prefix of the UNet's parameters in a checkpoint that holds more. max_shard_gb: in 10^9 bytes.
+    """
+
+    source: Path
+    out: Path
+    step: int | None = None
+    dtype: str = "fp16"
+    format: str = "unet"
+    base: str | None = None
+    vae: str | None = None
+    variant: str | None = None
+    max_shard_gb: float | None = None
+    keys: str | None = None
+    ema: bool = False
+    base_file: Path | None = None
+    rank: int | None = None
+    lora_alpha: float | None = None
+    lora_naming: str = "diffusers"
+    license: str | None = None
+    push_to_hub: str | None = None
+    private: bool = False
+
+
+SOURCE_OPTIONS = frozenset({"source", "step", "base", "keys", "ema", "lora_alpha"})
+ALWAYS = SOURCE_OPTIONS | {"out", "format", "dtype", "license", "push_to_hub", "private"}
+FORMAT_OPTIONS: dict[str, frozenset[str]] = {
+    "unet": ALWAYS | {"variant", "max_shard_gb"},
+    "pipeline": ALWAYS | {"variant", "max_shard_gb", "vae"},
+    "single-file": ALWAYS | {"base_file"},
+    "lora": ALWAYS | {"rank", "lora_naming"},
+}
+FILE_FORMATS = ("single-file", "lora")  # what one file can hold
+
+
+def is_one_file(request: Request) -> bool:
+    """Tell whether the export is a file by itself, and no folder."""
+    return request.out.suffix == FILE_SUFFIX
+
+
+def check_options(request: Request) -> None:
+    """Raise ConfigError for an option that the format would ignore, and for values that cannot be."""
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if field.name not in FORMAT_OPTIONS[request.format] and value != field.default:
+            takers = [name for name, options in FORMAT_OPTIONS.items() if field.name in options]
+            raise ConfigError(
+                f"--{field.name} {value}: --format {request.format} has no use for it; it is for {' and '.join(takers)}"
+            )
+    if is_one_file(request) and request.format not in FILE_FORMATS:
+        raise ConfigError(f"{request.out}: --format {request.format} is a folder; name one, without {FILE_SUFFIX}")
+    if request.push_to_hub is not None and is_one_file(request):
+        raise ConfigError(
+            f"--push_to_hub {request.push_to_hub}: {request.out} is a file; name a folder, which gets a model card too"
+        )
+    if request.private and request.push_to_hub is None:
+        raise ConfigError("--private: nothing is pushed; add --push_to_hub OWNER/NAME")
+    if request.variant is not None and not re.fullmatch(r"\w+", request.variant):
+        raise ConfigError(f"--variant {request.variant!r}: stands in file names; a word such as fp16 would fit")
+    for name in ("max_shard_gb", "rank", "lora_alpha"):
+        _check_positive(name, getattr(request, name))
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if value is not None and not value > 0:
+        raise ConfigError(f"--{name} {value}: a number above 0 would fit")
