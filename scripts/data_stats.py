@@ -120,7 +120,9 @@ def write_files(folder, statistics, text, pairs, config) -> None:
 
     title = f"{config.data.dataset}, split {config.data.split}"
     notes = [
-        f"{len(pairs)} of {statistics.pairs:,} pairs, drawn at random (seed {config.seed}): not picked.",
+        f"All {len(pairs):,} pairs."
+        if len(pairs) == statistics.pairs
+        else f"{len(pairs)} of {statistics.pairs:,} pairs, drawn at random (seed {config.seed}): not picked.",
         "Left and right as in the dataset where it says so, else the winner is left. Sizes are height x width.",
     ]
     sheet = [sheet_pair(pair) for pair in pairs]

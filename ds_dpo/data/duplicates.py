@@ -18,9 +18,9 @@ class Duplicates:
     """Repetitions among pairs, which are named by their place in the arrays that were given.
 
     pairs_of_one_image: the two images of the pair are the same file. pairs_per_image: for each distinct image.
-    repeated_pairs: those whose prompt, images and winner an earlier pair has. contradictions: (place of a pair that
-    one image wins, place of a pair that the other wins), one for each question, which is a prompt and two images,
-    that has both. contradicting_pairs: number of all pairs of such questions, ties left out.
+    repeated_pairs: those whose prompt, images and winner an earlier pair has. contradictions: (N, 2), the first places
+    at which one and the other image won, for each question (a prompt and two images) where both did.
+    contradicting_pairs: number of all pairs of such questions, ties left out.
     """
 
     pairs_of_one_image: Places
@@ -67,4 +67,4 @@ def _contradictions(questions: Places, directions: NDArray[np.int8]) -> tuple[Pl
         asked_forward, asked_backward, assume_unique=True, return_indices=True
     )
     places = np.stack([forward[first_forward[in_forward]], backward[first_backward[in_backward]]], axis=1)
-    return places, int(np.count_nonzero(np.isin(questions, both) & (directions != 0)))
+    return np.sort(places, axis=1), int(np.count_nonzero(np.isin(questions, both) & (directions != 0)))

@@ -156,15 +156,15 @@ def take_statistics(
             try:
                 record = source.read(index)
             except BadRowError as error:
-                tally.bad_pairs.append(error.bad_row)
+                decoding.append(partial(tally.bad_pairs.append, error.bad_row))  # in its turn: they stay in file order
                 on_pair(index, error.bad_row)
-                continue
-            on_pair(index, record)
-            place = tally.add_pair(record)
-            if is_looked_into[index]:
-                training_size = shapes[bisect_right(bucket_ends, index)]
-                future = pool.submit(facts_of_pair, record, training_size=training_size)
-                decoding.append(partial(_settle, tally, place, index, record, future))
+            else:
+                on_pair(index, record)
+                place = tally.add_pair(record)
+                if is_looked_into[index]:
+                    training_size = shapes[bisect_right(bucket_ends, index)]
+                    future = pool.submit(facts_of_pair, record, training_size=training_size)
+                    decoding.append(partial(_settle, tally, place, index, record, future))
             if len(decoding) > PAIRS_DECODED_AHEAD:
                 decoding.popleft()()
         for settle in decoding:

@@ -7,7 +7,7 @@ from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ds_dpo.evaluation.pair_sheet import SheetImage, SheetPair
+from ds_dpo.evaluation.pair_sheet import Outcome, SheetImage, SheetPair
 
 NUM_COLUMNS = 3
 TILE_PIXELS, FRAME, TILE_GAP = 152, 5, 8
@@ -18,6 +18,7 @@ LINE, SMALL_LINE = TEXT_SIZE + 5, SMALL_SIZE + 4
 CAPTION_HEIGHT = SMALL_LINE + 8
 MAX_PROMPT_LINES, MAX_UID_LINES = 4, 2
 TEXT, DIM, WIN, LINE_COLOUR, EMPTY = "#1c1c1a", "#63635e", "#0b6bcb", "#b9b9b2", "#eeeeea"
+BADGES: dict[Outcome, str] = {"won": "won", "lost": "lost", "tie": "tie", "unread": ""}
 
 
 def sheet_picture(pairs: Sequence[SheetPair], *, title: str, notes: Sequence[str]) -> Image.Image:
@@ -47,9 +48,9 @@ def _card_height(pair: SheetPair) -> int:
 
 
 def _card_lines(pair: SheetPair) -> tuple[list[str], list[str]]:
-    prompt = _wrap(pair.prompt, _font(TEXT_SIZE), CARD_WIDTH, max_lines=MAX_PROMPT_LINES) or ["(empty prompt)"]
+    prompt = _wrap(pair.prompt_shown, _font(TEXT_SIZE), CARD_WIDTH, max_lines=MAX_PROMPT_LINES)
     uid = _wrap(pair.uid, _font(SMALL_SIZE), CARD_WIDTH, max_lines=MAX_UID_LINES)
-    return prompt, [*uid, *_wrap(pair.facts, _font(SMALL_SIZE), CARD_WIDTH, max_lines=1)]
+    return prompt, [*uid, *_wrap(pair.facts, _font(SMALL_SIZE), CARD_WIDTH, max_lines=2)]
 
 
 def _draw_card(page: Image.Image, draw: ImageDraw.ImageDraw, pair: SheetPair, corner: tuple[int, int]) -> None:
@@ -86,11 +87,11 @@ def _draw_caption(draw: ImageDraw.ImageDraw, image: SheetImage, corner: tuple[in
     left, top = corner
     font = _font(SMALL_SIZE)
     if image.outcome == "won":
-        width = int(font.getlength("WON"))
+        width = int(font.getlength(BADGES["won"]))
         draw.rounded_rectangle((left, top, left + width + 11, top + SMALL_LINE), radius=8, fill=WIN)
-        draw.text((left + 6, top + SMALL_LINE // 2), "WON", fill="white", font=font, anchor="lm")
+        draw.text((left + 6, top + SMALL_LINE // 2), BADGES["won"], fill="white", font=font, anchor="lm")
     else:
-        draw.text((left, top + SMALL_LINE // 2), image.outcome, fill=DIM, font=font, anchor="lm")
+        draw.text((left, top + SMALL_LINE // 2), BADGES[image.outcome], fill=DIM, font=font, anchor="lm")
     right = left + TILE_PIXELS + 2 * FRAME - 1
     draw.text((right, top + SMALL_LINE // 2), image.caption, fill=DIM, font=font, anchor="rm")
 

@@ -16,7 +16,7 @@ from ds_dpo.data.source import BadRow, PairRecord, RawImage
 from ds_dpo.data.tally import winner_of
 from ds_dpo.errors import DataError
 
-Outcome = Literal["won", "lost", "tie"]
+Outcome = Literal["won", "lost", "tie", "unread"]
 OUTCOMES: dict[int, tuple[Outcome, Outcome]] = {1: ("won", "lost"), 0: ("tie", "tie"), -1: ("lost", "won")}
 THUMBNAIL_PIXELS = 384
 # JPEG's 8 x 8 blocks would show where a few pixels are drawn large
@@ -34,25 +34,39 @@ class SheetImage:
 
     @property
     def caption(self) -> str:
-        """Its size, or that it is bad."""
-        return "bad image" if self.size is None else f"{self.size[0]} x {self.size[1]}"
+        """Its size, or that there is none."""
+        if self.size is None:
+            return "bad image" if self.problem else ""
+        return f"{self.size[0]} x {self.size[1]}"
+
+    @property
+    def label(self) -> str:
+        """The outcome in words."""
+        return LABELS[self.outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetPair:
-    """images: left and right. facts: target, weight and the like, in words."""
+    """images: left and right. prompt: None where the row could not be read. facts: target and weight, in words."""
 
     uid: str
-    prompt: str
+    prompt: str | None
     facts: str
     images: tuple[SheetImage, SheetImage]
+
+    @property
+    def prompt_shown(self) -> str:
+        """The prompt, or in brackets why there is none."""
+        if self.prompt is None:
+            return "(not read)"
+        return self.prompt if self.prompt.strip() else "(empty prompt)"
 
 
 def sheet_pair(pair: PairRecord | BadRow) -> SheetPair:
     """Return a pair with thumbnails; the chosen image is right where its row says that it was the second."""
     if isinstance(pair, BadRow):
-        missing = SheetImage(outcome="tie", picture=None, size=None, problem=pair.reason)
-        return SheetPair(uid=pair.uid, prompt="", facts="bad row", images=(missing, missing))
+        unread = SheetImage(outcome="unread", picture=None, size=None, problem="")
+        return SheetPair(uid=pair.uid, prompt=None, facts=f"bad row: {pair.reason}", images=(unread, unread))
     chosen, rejected = OUTCOMES[winner_of(pair)]
     images = (_sheet_image(pair.chosen, chosen), _sheet_image(pair.rejected, rejected))
     is_swapped = pair.metadata.get("label") == 0
@@ -91,9 +105,8 @@ def sheet_html(pairs: Sequence[SheetPair], *, title: str, notes: Sequence[str], 
 
 def _card(pair: SheetPair) -> str:
     figures = "".join(_figure(image) for image in pair.images)
-    prompt = escape(pair.prompt) if pair.prompt.strip() else "<i>empty prompt</i>"
     return (
-        f'<article><div class="pair">{figures}</div><p class="prompt" dir="auto">{prompt}</p>'
+        f'<article><div class="pair">{figures}</div><p class="prompt" dir="auto">{escape(pair.prompt_shown)}</p>'
         f'<p class="facts"><bdi>{escape(pair.uid)}</bdi><br>{escape(pair.facts)}</p></article>'
     )
 
@@ -103,10 +116,10 @@ def _figure(image: SheetImage) -> str:
         inside = f'<div class="bad">{escape(image.problem)}</div>'
     else:
         small = ' class="small"' if max(image.picture.size) <= SMALL_PIXELS else ""
-        inside = f'<img{small} alt="{image.outcome}" src="{_data_uri(image.picture)}">'
+        inside = f'<img{small} alt="{image.label}" src="{_data_uri(image.picture)}">'
     return (
         f'<figure class="{image.outcome}"><div class="frame">{inside}</div>'
-        f"<figcaption><b>{LABELS[image.outcome]}</b> <span>{image.caption}</span></figcaption></figure>"
+        f"<figcaption><b>{image.label}</b> <span>{image.caption}</span></figcaption></figure>"
     )
 
 
@@ -128,7 +141,7 @@ def _data_uri(picture: Image.Image) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-LABELS: dict[Outcome, str] = {"won": "✓ won", "lost": "lost", "tie": "= tie"}
+LABELS: dict[Outcome, str] = {"won": "✓ won", "lost": "lost", "tie": "= tie", "unread": ""}
 # the winner is told by a word, a tick, and a full thick frame beside a thin dashed one; colour only adds to them
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --text: #1c1c1a; --dim: #63635e; --line: #c9c9c2;
