@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,16 +85,12 @@ def open_index(folder: Path, key: str, build: Callable[[], PairIndex], *, say: C
 def _read(place: Path) -> PairIndex | None:
     """Return the index of a folder, or None where it is missing or not whole."""
     try:
-        facts = _facts_from(json.loads((place / FACTS_FILE).read_text()))
-        entries = np.load(place / ENTRIES_FILE, mmap_mode="r", allow_pickle=False)
+        facts = IndexFacts(**json.loads((place / FACTS_FILE).read_text()))
+        entries = np.lib.format.open_memmap(place / ENTRIES_FILE, mode="r")  # which unpickles nothing
     except (OSError, ValueError, TypeError, KeyError):
         return None
     is_whole = entries.dtype == ENTRY and entries.shape == (sum(facts.bucket_sizes),)
     return PairIndex(entries=entries, facts=facts) if is_whole and facts.counts["pairs"] == len(entries) else None
-
-
-def _facts_from(values: Any) -> IndexFacts:
-    return IndexFacts(**values)
 
 
 def _write(index: PairIndex, place: Path) -> None:
