@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ds_dpo.batch import PairSamples
 from ds_dpo.checkpoint import CheckpointStore, RunIdentity
 from ds_dpo.config import RunConfig, ValidationConfig, identity
+from ds_dpo.data.cache_record import Precision
 from ds_dpo.data.loader import PairStream, open_stream
-from ds_dpo.data.pickapic import PickAPic
-from ds_dpo.data.source import PairSource
 from ds_dpo.deepspeed_config import ResolvedDeepSpeed, describe
 from ds_dpo.distributed import (
     RankEnvironment,
@@ -29,7 +28,6 @@ from ds_dpo.distributed import (
     node_turns,
     raise_together,
 )
-from ds_dpo.encode import OnlineEncoder
 from ds_dpo.engine import DTYPES, Engine, build_engine, pick_device, silence_deepspeed, start_communication
 from ds_dpo.errors import ConfigError
 from ds_dpo.evaluation.picture import save_png, validation_grid
@@ -40,16 +38,13 @@ from ds_dpo.models.files import locate_pipeline, locate_vae
 from ds_dpo.models.loading import (
     drawing_scheduler,
     file_weights,
-    latent_shape,
-    load_text,
     load_unet,
-    load_vae,
     peak_host_gib,
     read_noise_schedule,
 )
 from ds_dpo.models.reference import FrozenCopy
-from ds_dpo.models.text import TextEncoder
 from ds_dpo.objectives import OBJECTIVES
+from ds_dpo.pair_feed import Encode, Encoders, PairFeed, build_encode, load_encoders, open_feed
 from ds_dpo.preference_step import PreferenceStep
 from ds_dpo.preflight import require_equal_start
 from ds_dpo.run_folder import RunFolder
@@ -74,8 +69,15 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
     device = pick_device(place.local_rank)
     start_communication(timeout=collective_timeout(), device=device)
 
-    source = _open_data(config, place, log)
-    models = _load_models(config, place, dtype=DTYPES[resolved.precision], device=device, log=log)
+    feed = _open_pairs(config, place, precision=resolved.precision, log=log)
+    models = _load_models(
+        config,
+        place,
+        dtype=DTYPES[resolved.precision],
+        device=device,
+        with_encoders=feed.needs_encoders or config.cadence.sample_every_steps is not None,
+        log=log,
+    )
     engine = build_engine(
         models.policy,
         settings=resolved.settings,
@@ -102,11 +104,11 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
             engine.keep_average(decay=config.ema.decay)  # anew: from the file's own values
     store.require_space()
     step = _step(config, engine, models)
-    stream = _open_stream(config, source, place, progress=progress, log=log)
-    encode = OnlineEncoder(vae=models.vae, text=models.text, device=device)
+    stream = _open_stream(config, feed, place, progress=progress, log=log)
+    encode = build_encode(feed, models.encoders, device=device)
     batches = _preflight(step, encode, iter(stream), progress=progress, log=log)
 
-    _write_start(folder, config, resolved)
+    _write_start(folder, config, resolved, feed)
     log.open(folder.log, last_step=progress.step, max_train_steps=config.max_train_steps)
     writer = MetricsWriter(folder.path, last_step=progress.step) if is_main() else None
     stop = StopRequest(folder.stop_file)
@@ -136,25 +138,28 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
             writer.close()
 
 
-def _open_data(config: RunConfig, place: RankEnvironment, log: RunLog) -> PairSource:
-    with node_turns(place):  # the node's first rank downloads, the others find its files
-        source = PickAPic(config.data)
-    log.line(source.description)
-    return source
+def _open_pairs(config: RunConfig, place: RankEnvironment, *, precision: Precision, log: RunLog) -> PairFeed:
+    with node_turns(place):  # the node's first rank downloads and counts, the others find its files
+        return open_feed(config, precision=precision, say=log.line)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The modules of a run on their device. reference: None where the objective needs none."""
+    """The modules of a run on their device. reference, encoders: None where nothing needs them."""
 
     policy: UNet2DConditionModel
     reference: FrozenCopy | None
-    vae: AutoencoderKL
-    text: TextEncoder
+    encoders: Encoders | None
 
 
 def _load_models(
-    config: RunConfig, place: RankEnvironment, *, dtype: torch.dtype, device: torch.device, log: RunLog
+    config: RunConfig,
+    place: RankEnvironment,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    with_encoders: bool,
+    log: RunLog,
 ) -> Models:
     model = config.model
     with node_turns(place):
@@ -169,7 +174,8 @@ def _load_models(
         policy.to(device)
         uses_reference = OBJECTIVES[config.objective.type].uses_reference
         reference = FrozenCopy(policy, dtype=dtype, device=device) if uses_reference else None
-        models = Models(policy=policy, reference=reference, vae=load_vae(model), text=load_text(model, dtype=dtype))
+        encoders = load_encoders(config, dtype=dtype) if with_encoders else None
+        models = Models(policy=policy, reference=reference, encoders=encoders)
     if model.gradient_checkpointing:
         # diffusers' is not re-entrant: that recomputes less, and works with ZeRO-3
         policy.enable_gradient_checkpointing()
@@ -209,14 +215,12 @@ def _step(config: RunConfig, engine: Engine, models: Models) -> PreferenceStep:
 
 
 def _open_stream(
-    config: RunConfig, source: PairSource, place: RankEnvironment, *, progress: Progress, log: RunLog
-) -> PairStream:
+    config: RunConfig, feed: PairFeed, place: RankEnvironment, *, progress: Progress, log: RunLog
+) -> PairStream[Any]:
     return open_stream(
-        source,
+        feed.pairs,
         data=config.data,
         seed=config.seed,
-        latent_shape=latent_shape(config.model, config.data.resolution),
-        num_train_timesteps=read_noise_schedule(config.model).num_train_timesteps,
         pairs_per_step=config.batch.pairs_per_step,
         micro_batch_pairs=config.batch.micro_batch_pairs,
         rank=place.rank,
@@ -228,12 +232,12 @@ def _open_stream(
 
 def _preflight(
     step: PreferenceStep,
-    encode: OnlineEncoder,
-    batches: Iterator[PairSamples],
+    encode: Encode,
+    batches: Iterator[Any],
     *,
     progress: Progress,
     log: RunLog,
-) -> Iterator[PairSamples]:
+) -> Iterator[Any]:
     """Check what can be checked before the first update; returns the batches, the one that was looked at included."""
     if progress.step > 0:
         log.line("preflight: skipped, since a resumed policy differs from its reference")
@@ -247,11 +251,11 @@ def _preflight(
     return chain([first], batches)
 
 
-def _write_start(folder: RunFolder, config: RunConfig, resolved: ResolvedDeepSpeed) -> None:
+def _write_start(folder: RunFolder, config: RunConfig, resolved: ResolvedDeepSpeed, feed: PairFeed) -> None:
     error: ConfigError | None = None
     if is_main():
         try:
-            folder.write_start(config, resolved.settings, world_size=resolved.world_size)
+            folder.write_start(config, resolved.settings, world_size=resolved.world_size, data=feed.counts)
         except ConfigError as caught:
             error = caught
     raise_together(error)
@@ -269,12 +273,13 @@ def _cadence(config: RunConfig, resolved: ResolvedDeepSpeed) -> Cadence:
 def _sampler(config: RunConfig, engine: Engine, models: Models) -> ValidationSampler | None:
     if config.cadence.sample_every_steps is None:
         return None
-    validation = config.validation
+    validation, encoders = config.validation, models.encoders
+    assert encoders is not None, "loaded where images are drawn"
     return ValidationSampler(
         unet=engine.module,
-        vae=models.vae,
-        tokenizers=[tower.tokenizer for tower in models.text.towers],
-        text_encoders=[tower.encoder for tower in models.text.towers],
+        vae=encoders.vae,
+        tokenizers=[tower.tokenizer for tower in encoders.text.towers],
+        text_encoders=[tower.encoder for tower in encoders.text.towers],
         scheduler=drawing_scheduler(config.model),
         prompts=validation.prompts,
         seeds=validation.seeds,

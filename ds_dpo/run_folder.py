@@ -76,13 +76,18 @@ class RunFolder:
             if old.get(name) != new[name]
         ]
 
-    def write_start(self, config: RunConfig, settings: Mapping[str, Any], *, world_size: int) -> None:
-        """Save what this start was made with; each file is replaced whole or not at all. Raises ConfigError."""
+    def write_start(
+        self, config: RunConfig, settings: Mapping[str, Any], *, world_size: int, data: Mapping[str, int]
+    ) -> None:
+        """Save what this start was made with; each file is replaced whole or not at all.
+
+        data: numbers of the dataset by name, such as rows, ties and pairs. Raises ConfigError.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _replace(self.deepspeed, json.dumps(settings, indent=2) + "\n")
             starts = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.exists() else []
-            starts.append(describe_environment(world_size))
+            starts.append({**describe_environment(world_size), "data": dict(data)})
             _replace(self.environment, json.dumps(starts, indent=2) + "\n")
             # last: where this file is, the others are, whenever a start was killed
             _replace(self.config, config_to_yaml(config))

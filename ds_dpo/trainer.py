@@ -6,11 +6,12 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ds_dpo.batch import PairSamples, PreferenceBatch
+from ds_dpo.batch import PreferenceBatch
 from ds_dpo.checkpoint import CheckpointStore
 from ds_dpo.config import CadenceConfig
 from ds_dpo.distributed import gather_objects, is_main
@@ -52,9 +53,9 @@ class Trainer:
         *,
         engine: Engine,
         step: PreferenceStep,
-        batches: Iterator[PairSamples],
+        batches: Iterator[Any],
         bad_rows: Callable[[], Sequence[object]],
-        encode: Callable[[PairSamples], PreferenceBatch],
+        encode: Callable[[Any], PreferenceBatch],
         cadence: Cadence,
         progress: Progress,
         store: CheckpointStore,
@@ -67,8 +68,8 @@ class Trainer:
     ) -> None:
         """Join the parts.
 
-        batches: this rank's micro-batches, without end. bad_rows: the rows that it could not read so far.
-        writer: rank 0's, None elsewhere. sample: draws validation images (N, 3, X, Y), called by all ranks;
+        batches: this rank's micro-batches as encode takes them, without end. bad_rows: the rows that it could not read
+        so far. writer: rank 0's, None elsewhere. sample: draws validation images (N, 3, X, Y), called by all ranks;
         save_samples: writes them and the step, on rank 0.
         """
         self._engine, self._step, self._encode = engine, step, encode

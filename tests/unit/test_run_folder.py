@@ -29,18 +29,19 @@ def test_a_new_folder_is_anyones(run: RunFolder) -> None:
 
 
 def test_a_start_is_saved_and_read_back(run: RunFolder) -> None:
-    run.write_start(config("--seed", "3"), SETTINGS, world_size=2)
-    run.write_start(config("--seed", "3"), SETTINGS, world_size=4)
+    run.write_start(config("--seed", "3"), SETTINGS, world_size=2, data={})
+    run.write_start(config("--seed", "3"), SETTINGS, world_size=4, data={"rows": 9, "pairs": 8})
     assert config_from_yaml(run.config) == config("--seed", "3")
     assert json.loads(run.deepspeed.read_text()) == SETTINGS
     starts = json.loads(run.environment.read_text())
     assert [start["world_size"] for start in starts] == [2, 4]
+    assert [start["data"] for start in starts] == [{}, {"rows": 9, "pairs": 8}]
     assert starts[0]["packages"].keys() >= {"torch", "deepspeed", "diffusers"}
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "deepspeed.json", "environment.json"]
 
 
 def test_another_identity_is_refused_with_old_and_new(run: RunFolder) -> None:
-    run.write_start(config(), SETTINGS, world_size=2)
+    run.write_start(config(), SETTINGS, world_size=2, data={})
     with pytest.raises(ConfigError) as refused:
         run.require_same_run(config("--objective.beta", "2000", "--seed", "1"), precision="fp16")
     said = str(refused.value)
@@ -50,7 +51,7 @@ def test_another_identity_is_refused_with_old_and_new(run: RunFolder) -> None:
 
 
 def test_free_changes_are_taken_and_listed(run: RunFolder) -> None:
-    run.write_start(config(), SETTINGS, world_size=2)
+    run.write_start(config(), SETTINGS, world_size=2, data={})
     assert run.require_same_run(config(), precision="bf16") == []
     said = run.require_same_run(config("--micro_batch_pairs", "4", "--data.workers", "2"), precision="bf16")
     assert said == [
@@ -62,7 +63,7 @@ def test_free_changes_are_taken_and_listed(run: RunFolder) -> None:
 def test_no_secret_of_the_environment_is_saved(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "swordfish")
-    run.write_start(config(), SETTINGS, world_size=1)
+    run.write_start(config(), SETTINGS, world_size=1, data={})
     assert [path for path in run.path.rglob("*") if path.is_file() and "swordfish" in path.read_text()] == []
 
 
@@ -84,16 +85,16 @@ def test_a_start_killed_while_it_is_saved_can_be_repeated(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", kill_at(number))
         with pytest.raises(KeyboardInterrupt):
-            run.write_start(config(), SETTINGS, world_size=1)
+            run.write_start(config(), SETTINGS, world_size=1, data={})
     assert run.require_same_run(config("--seed", "5"), precision="bf16") == [], "nobody's yet"
-    run.write_start(config("--seed", "5"), SETTINGS, world_size=1)
+    run.write_start(config("--seed", "5"), SETTINGS, world_size=1, data={})
     assert run.require_same_run(config("--seed", "5"), precision="bf16") == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"output_dir .*file/run.* cannot be written: Not a directory"):
-        RunFolder(tmp_path / "file" / "run").write_start(config(), SETTINGS, world_size=1)
+        RunFolder(tmp_path / "file" / "run").write_start(config(), SETTINGS, world_size=1, data={})
 
 
 def test_precision_is_read_from_the_settings() -> None:

@@ -29,7 +29,7 @@ def write(folder: Path, facts: CardFacts) -> tuple[ModelCard, str]:
 
 def run_folder(path: Path, *arguments: str) -> Path:
     config = load_config(["--config", "sdxl_pickapic", "--output_dir", str(path), *arguments]).config
-    RunFolder(path).write_start(config, SETTINGS, world_size=16)
+    RunFolder(path).write_start(config, SETTINGS, world_size=16, data={})
     return path
 
 

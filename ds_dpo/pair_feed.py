@@ -1,0 +1,89 @@
+"""A run's pairs, and how they become batches: decoded and encoded as they come, or read from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from ds_dpo.batch import PreferenceBatch
+from ds_dpo.config import RunConfig
+from ds_dpo.data.cache_record import DTYPES, Precision
+from ds_dpo.data.loader import PairReader
+from ds_dpo.data.open_source import open_source
+from ds_dpo.data.pair_cache import CachedPairs, PairCache, open_cache
+from ds_dpo.data.prepare import OnlinePairs
+from ds_dpo.encode import CachedEncoder, OnlineEncoder
+from ds_dpo.encode_cache.fingerprint import fingerprint_of
+from ds_dpo.errors import DataError
+from ds_dpo.models.loading import latent_shape, load_text, load_vae, read_noise_schedule
+from ds_dpo.models.text import TextEncoder
+
+Say = Callable[[str], None]
+Encode = Callable[[Any], PreferenceBatch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFeed:
+    """pairs: what the loader reads, in whatever form. counts: numbers of the dataset by name, for the record."""
+
+    pairs: PairReader[Any]
+    counts: Mapping[str, int]
+    cache: PairCache | None
+
+    @property
+    def needs_encoders(self) -> bool:
+        return self.cache is None
+
+
+def open_feed(config: RunConfig, *, precision: Precision, say: Say) -> PairFeed:
+    """Open the pairs that a run trains on. precision: of the run, in which prompts are encoded.
+
+    Raises DataError where dataset or cache cannot be read, and ConfigError where the cache is of something else.
+    """
+    num_train_timesteps = read_noise_schedule(config.model).num_train_timesteps
+    if config.data.cache is None:
+        source = open_source(config.data, say=say)
+        say(source.description)
+        online = OnlinePairs(
+            source,
+            data=config.data,
+            seed=config.seed,
+            latent_shape=partial(latent_shape, config.model),
+            num_train_timesteps=num_train_timesteps,
+        )
+        return PairFeed(pairs=online, counts=source.counts, cache=None)
+    cache = open_cache(config.data.cache, say=say)
+    cache.require_fits(fingerprint_of(config, text_dtype=precision), data=config.data)
+    if cache.record.num_pairs == cache.record.num_bad_pairs:
+        raise DataError(f"data.cache {config.data.cache}: none of its {cache.record.num_pairs} pairs could be read")
+    cached = CachedPairs(cache, data=config.data, seed=config.seed, num_train_timesteps=num_train_timesteps)
+    return PairFeed(pairs=cached, counts=cache.record.source_counts, cache=cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """The frozen models around the UNet."""
+
+    vae: AutoencoderKL
+    text: TextEncoder
+
+
+def load_encoders(config: RunConfig, *, dtype: torch.dtype) -> Encoders:
+    """Load VAE and text encoders. dtype: of the text encoders; the VAE has its own. Raises ModelError."""
+    return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype))
+
+
+def build_encode(feed: PairFeed, encoders: Encoders | None, *, device: torch.device) -> Encode:
+    """Return what makes a batch of what the loader gives. encoders: None for a cache alone."""
+    if feed.cache is not None:
+        stored = feed.cache.record.images
+        return CachedEncoder(
+            quantity=stored.quantity, vae_dtype=DTYPES[stored.vae_dtype], vae_config=stored.scaling, device=device
+        )
+    assert encoders is not None, "loaded where the feed needs them"
+    return OnlineEncoder(vae=encoders.vae, text=encoders.text, device=device)
