@@ -55,7 +55,8 @@ class OpenFiles:
     def tensor(self, name: str, offset: int, *, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a tensor whose bytes begin at an offset of a file; they are copied once."""
         values = torch.empty(shape, dtype=dtype)
-        self.read(name, offset, memoryview(values.view(-1).view(torch.uint8).numpy()))
+        into: Any = values.view(-1).view(torch.uint8).numpy()
+        self.read(name, offset, memoryview(into))
         return values
 
 

@@ -93,7 +93,7 @@ class StoredImages(_Part):
 
 
 class StoredText(_Part):
-    """states_shape: (L, D). pooled_width: P, None for a family without. dtype: the text encoders' own, kept as it is."""
+    """states_shape: (L, D). pooled_width: P, None for a family without. dtype: that of the text encoders."""
 
     states_shape: tuple[int, int]
     pooled_width: int | None
@@ -122,7 +122,7 @@ class CacheRecord(_Part):
     image_shards, prompt_shards: by their numbers in the tables; names inside the folder.
     """
 
-    format: Literal[1] = FORMAT_VERSION
+    format: int = FORMAT_VERSION
     fingerprint: dict[str, str]
     source_description: str
     source_counts: dict[str, int]

@@ -1,0 +1,99 @@
+"""What a cache follows from, by the name of each part: two runs that agree in it can train on the same cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from ds_dpo.config import DataConfig, RunConfig
+from ds_dpo.config_fields import FIELDS
+from ds_dpo.data.cache_record import Precision
+from ds_dpo.errors import CheckpointError, ConfigError, ModelError
+from ds_dpo.manifest import hash_file
+from ds_dpo.models.files import TEXT_STEM, VAE_STEM, find_weights, locate_pipeline, locate_vae, read_json
+from ds_dpo.models.loading import FAMILIES
+
+# fields of data that act when a cached pair is read; every other one that makes a run the run it is, is compared
+ACT_ON_READING = {"flip", "size_conditioning", "prompt_dropout"}
+
+
+def fingerprint_of(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
+    """Return what a cache for this run must have been made of; models count by their files' contents, not their names.
+
+    text_dtype: of the text encoders, the run's precision. Raises ModelError where a model is missing, and ConfigError
+    for data.crop random.
+    """
+    _require_one_crop(config.data)
+    model = config.model
+    pipeline = locate_pipeline(model)
+    parts = _data_fields(config.data)
+    parts["model.family"] = model.family
+    parts["model.vae_dtype"] = model.vae_dtype
+    # revision and variant are the pipeline's; a VAE from elsewhere has its own names
+    variant = model.variant if model.vae is None else None
+    parts["vae"] = _content_of_model(locate_vae(model), VAE_STEM, variant=variant)
+    for name in FAMILIES[model.family].text_encoders:
+        parts[name] = _content_of_model(pipeline / name, TEXT_STEM, variant=model.variant)
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        parts[tokenizer] = _content_of_folder(pipeline / tokenizer)
+    parts["text_dtype"] = text_dtype
+    return parts
+
+
+def _require_one_crop(data: DataConfig) -> None:
+    if data.crop == "random":
+        raise ConfigError("data.crop random does not fit a cache, which holds each image cut once; take center")
+
+
+def _data_fields(data: DataConfig) -> dict[str, str]:
+    values = data.model_dump(mode="json")
+    names = [spec.path.removeprefix("data.") for spec in FIELDS.values() if spec.section == "data" and spec.is_identity]
+    return {f"data.{name}": json.dumps(values[name]) for name in names if name not in ACT_ON_READING}
+
+
+def _content_of_model(folder: Path, stem: str, *, variant: str | None) -> str:
+    # names that begin with _ tell of the library's version and of where the model was saved
+    config = {name: value for name, value in read_json(folder / "config.json").items() if not name.startswith("_")}
+    digests = [remembered_sha256(path) for path in find_weights(folder, stem, variant=variant).paths]
+    return hashlib.sha256("\n".join([json.dumps(config, sort_keys=True), *digests]).encode()).hexdigest()
+
+
+def _content_of_folder(folder: Path) -> str:
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder, so the pipeline is not complete")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    lines = [f"{path.name} {remembered_sha256(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return a file's SHA-256, hashed once for each path, size and time of change on this machine.
+
+    Remembered under $XDG_CACHE_HOME/ds_dpo, by default ~/.cache/ds_dpo, as a text encoder takes seconds to read. Raises
+    ModelError where the file cannot be read.
+    """
+    real = path.resolve()
+    state = real.stat()
+    key = hashlib.sha256(f"{real}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:40]
+    note = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds_dpo" / "sha256" / key
+    if note.is_file() and len(found := note.read_text(encoding="ascii").strip()) == 64:
+        return found
+    try:
+        digest = hash_file(real).sha256
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+    _remember(note, digest)
+    return digest
+
+
+def _remember(note: Path, digest: str) -> None:
+    temporary = note.with_name(f"{note.name}.{os.getpid()}.partial")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(digest + "\n", encoding="ascii")
+        temporary.replace(note)
+    except OSError:
+        # a home that cannot be written, as on some clusters, costs the seconds of hashing again and nothing else
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,29 @@
+"""How far a long work is, in lines at intervals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+SECONDS_BETWEEN_LINES = 15
+
+
+class Progress:
+    """Counts what this rank has done, and says so every SECONDS_BETWEEN_LINES and at the end."""
+
+    def __init__(self, verb: str, unit: str, *, total: int, say: Callable[[str], None]) -> None:
+        self.done = 0
+        self._verb, self._unit, self._total, self._say = verb, unit, total, say
+        self._start = self._last_line = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES and self.done < self._total:
+            return
+        self._last_line = now
+        rate = self.done / max(now - self._start, 1e-9)
+        left = timedelta(seconds=round((self._total - self.done) / rate))
+        of = f"{self._verb} {self.done} of {self._total} {self._unit} of this rank"
+        self._say(f"{of}, {rate:.3g} {self._unit}/s, {left} left")

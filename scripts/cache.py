@@ -1,0 +1,121 @@
+"""Encode the images and prompts of a run's pairs once, so that training reads latents and text from disk.
+
+Takes the run's own options (ds_dpo/train.py --help) beside those below. Each distinct image and each distinct prompt is
+encoded once, on any number of ranks; the same command again goes on where it was killed. Then train with
+--data.cache FOLDER and the same options.
+
+    deepspeed --num_gpus 8 scripts/cache.py --config sdxl_pickapic --out caches/pickapic
+    python scripts/cache.py --config miniature --out runs/cache --dtype fp32
+    python scripts/cache.py --config sdxl_pickapic --out caches/pickapic --verify
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ds_dpo.config import RunConfig, load_config
+from ds_dpo.errors import ConfigError, run_program
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return this program's own options, and the run's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: data.cache, else beside output_dir, with _cache added"
+    )
+    parser.add_argument(
+        "--store",
+        choices=["moments", "mean"],
+        default="moments",
+        help="of each image: mean and log-variance, so that each visit draws its own latent, or the mean alone, half "
+        "the size; default: moments",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16", "fp16"],
+        default="fp16",
+        help="of what is stored of images; fp16 rounds a value by at most 1/2048 of itself, bf16 by 1/256, fp32 is "
+        "exact and twice the size; text is stored as it is encoded; default: fp16",
+    )
+    parser.add_argument(
+        "--flips",
+        action="store_true",
+        help="store each image mirrored too, twice the size; always done where data.flip is not off, which needs it",
+    )
+    parser.add_argument(
+        "--shard_pairs",
+        type=_positive,
+        default=1024,
+        metavar="N",
+        help="pairs of a shard; a kill loses at most one shard of each rank; default: 1024",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_positive,
+        metavar="N",
+        help="images that pass the VAE at once; default: 1 of 1024 x 1024 pixels",
+    )
+    parser.add_argument("--verify", action="store_true", help="look through a finished cache; writes nothing")
+    parser.add_argument(
+        "--verify_images",
+        type=int,
+        default=4,
+        metavar="N",
+        help="pairs that --verify encodes again and compares, with 0 the dataset is not needed; default: 4",
+    )
+    return parser.parse_known_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}; 1 or more would fit")
+    return value
+
+
+def default_folder(config: RunConfig) -> Path:
+    """Return data.cache, or else output_dir with _cache added."""
+    if config.data.cache is not None:
+        return Path(config.data.cache).expanduser()
+    folder = Path(config.output_dir)
+    return folder.with_name(f"{folder.name}_cache")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    own, of_run = parse_arguments(sys.argv[1:] if argv is None else argv)
+    from ds_dpo.quiet import quiet_libraries
+
+    quiet_libraries()
+    loaded = load_config(of_run)
+    if loaded.dry_run:
+        raise ConfigError("option --dry_run is ds_dpo/train.py's; scripts/cache.py has none")
+    config = loaded.config
+    from ds_dpo.deepspeed_file import deepspeed_config_path, precision_of_file, read_deepspeed_file
+
+    precision = precision_of_file(read_deepspeed_file(deepspeed_config_path(config.deepspeed_config)))
+    # with torch and DeepSpeed it takes ten seconds to import what follows; a mistyped option is told at once
+    from ds_dpo.encode_cache.plan import Request
+    from ds_dpo.encode_cache.program import run
+
+    request = Request(
+        config=config,
+        text_dtype=precision,
+        out=own.out or default_folder(config),
+        quantity=own.store,
+        dtype=own.dtype,
+        mirrored=own.flips or config.data.flip != "off",
+        shard_pairs=own.shard_pairs,
+        images_at_once=own.batch,
+    )
+    run(request, verify=own.verify_images if own.verify else None)
+
+
+if __name__ == "__main__":
+    run_program(main)
