@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cache
 from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
@@ -137,12 +139,10 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, *, max_lines: int
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> int:
     """Return how many letters fit; one at least."""
-    number = len(text)
-    while number > 1 and font.getlength(text[:number]) > width:
-        number -= 1
-    return number
+    return max(1, bisect_right(range(1, len(text) + 1), float(width), key=lambda number: font.getlength(text[:number])))
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=size)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow is built with FreeType, as its wheels are"
