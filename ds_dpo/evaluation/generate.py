@@ -21,10 +21,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ds_dpo.errors import ConfigError, ModelError
-from ds_dpo.evaluation.drawn_model import FoundModel, Loading, Lora, ModelChoice, find_models, load_model
+from ds_dpo.evaluation.drawn_model import FoundModel, Loading, ModelChoice, find_models, load_model
 from ds_dpo.evaluation.picture import Group, Row, Tile, image_grid, replace_file, save_png, to_picture
 from ds_dpo.evaluation.prompt_file import Drawing, list_drawings
 from ds_dpo.evaluation.sampling import draw_images
+from ds_dpo.evaluation.single_file_model import SUFFIX
 
 Say = Callable[[str], None]
 PICTURE_NAME, RECORD_NAME, IMAGES_NAME = "grid.png", "record.json", "images"
@@ -132,29 +133,31 @@ def _device(name: str) -> torch.device:
 
 def short_labels(choices: Sequence[ModelChoice]) -> tuple[str, ...]:
     """Names for a picture: the last parts of the models' paths that tell them apart, and their LoRAs'."""
-    parts = [_path_parts(choice.name) for choice in choices]
-    for depth in range(1, max(map(len, parts)) + 1):
-        labels = tuple(
-            " + ".join([_last_parts(own, depth), *map(_lora_label, choice.loras)])
-            for own, choice in zip(parts, choices, strict=True)
-        )
-        if len(set(labels)) == len(labels):
-            return labels
+    deepest = max(len(_path_parts(choice.name)) for choice in choices)
+    for depth in range(1, deepest + 1):
+        for keeps_suffix in (False, True):  # a file and a folder may differ in nothing else
+            labels = tuple(_label(choice, depth, keeps_suffix) for choice in choices)
+            if len(set(labels)) == len(labels):
+                return labels
     raise ConfigError("two --model are the same, with the same LoRAs; leave one out, or tell them apart with --labels")
 
 
-def _path_parts(name: str) -> list[str]:
-    return [part for part in re.split(r"[/\\]+", name.removesuffix(".safetensors")) if part]
+def _label(choice: ModelChoice, depth: int, keeps_suffix: bool) -> str:
+    loras = []
+    for lora in choice.loras:
+        name = _last_parts(lora.name, depth, keeps_suffix)
+        loras.append(name if lora.scale == 1 else f"{name} x {lora.scale:g}")
+    return " + ".join([_last_parts(choice.name, depth, keeps_suffix), *loras])
 
 
-def _last_parts(parts: Sequence[str], depth: int) -> str:
+def _last_parts(name: str, depth: int, keeps_suffix: bool) -> str:
+    parts = _path_parts(name if keeps_suffix else name.removesuffix(SUFFIX))
     says_nothing = parts[-1] in UNTELLING
     return "/".join(parts[-depth - says_nothing :])
 
 
-def _lora_label(lora: Lora) -> str:
-    name = _last_parts(_path_parts(lora.name), depth=1)
-    return name if lora.scale == 1 else f"{name} x {lora.scale:g}"
+def _path_parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[/\\]+", name) if part] or [name]
 
 
 def own_resolution(pipeline: DiffusionPipeline) -> int:

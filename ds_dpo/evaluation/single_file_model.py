@@ -109,6 +109,9 @@ def load_single_file(
             **UNUSED_PARTS.get(family.__name__, {}),
             dtype=dtype,
         )
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            _require_all(source, part)
     if sampler is not None:
         pipeline.scheduler = sampler(pipeline.scheduler.config)
     return pipeline
