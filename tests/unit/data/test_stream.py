@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import islice
 
 import pytest
@@ -16,7 +16,7 @@ from datasets import Dataset
 from pair_files import ListedPairs, config, file_of, picture, row
 
 from ds_dpo.data.keyed_hash import id_of
-from ds_dpo.data.loader import MAX_REPLACEMENTS, open_stream
+from ds_dpo.data.loader import MAX_REPLACEMENTS, _Loaded, open_stream
 from ds_dpo.data.order import PairOrder, place_of, replacement_index
 from ds_dpo.data.pickapic import PickAPic
 from ds_dpo.data.prepare import OnlinePairs, join_samples
@@ -222,6 +222,31 @@ def test_reading_takes_nothing_from_the_global_generator():
     for workers in (0, 1):
         next(iter(stream_of(SOURCE, workers=workers)))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SomeSamples:
+    latents: torch.Tensor
+    pooled: torch.Tensor | None
+    prompts: list[str]
+
+
+def test_every_tensor_of_any_samples_is_pinned_and_the_rest_is_left(monkeypatch):
+    # page-locked memory needs an accelerator: a double stands in for it
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: 2 * tensor)
+    for pooled in (None, torch.ones(2)):
+        samples = SomeSamples(latents=torch.arange(3), pooled=pooled, prompts=["a"])
+        pinned = _Loaded(samples=samples, bad_rows=[], error=None).pin_memory().samples
+        assert pinned.latents.tolist() == [0, 2, 4]
+        assert pinned.prompts == ["a"]
+        assert pinned.pooled is None if pooled is None else pinned.pooled.tolist() == [2, 2]
+
+
+def test_samples_of_any_kind_are_joined_in_order():
+    parts = [SomeSamples(latents=torch.full((1, 2), n), pooled=None, prompts=[str(n)]) for n in range(3)]
+    joined = join_samples(parts)
+    assert joined.latents.tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert (joined.pooled, joined.prompts) == (None, ["0", "1", "2"])
 
 
 # ---- bad rows ----
