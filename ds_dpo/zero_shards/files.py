@@ -10,16 +10,28 @@ from pathlib import Path
 from ds_dpo.errors import CheckpointError
 
 MODEL_STATES = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
+AVERAGES = re.compile(r"ema_rank_(?P<rank>\d{5})\.pt")
+UNIVERSAL_FOLDER = "zero"  # of a universal checkpoint: a folder for each parameter
 OPTIMIZER_STATES = re.compile(r"(?P<bf16>bf16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
 
 
 @dataclasses.dataclass(frozen=True)
 class TagFiles:
-    """Files of a tag folder in order of rank; optimizer is empty without ZeRO, model has one file below ZeRO 3."""
+    """Files of a tag folder in order of rank.
+
+    optimizer is empty without ZeRO and in a universal checkpoint, model has one file below ZeRO 3, averages are this
+    project's own.
+    """
 
     folder: Path
     model: tuple[Path, ...]
     optimizer: tuple[Path, ...]
+    averages: tuple[Path, ...] = ()
+
+    @property
+    def is_universal(self) -> bool:
+        """Tell whether DeepSpeed's ds_to_universal wrote this folder."""
+        return not self.optimizer and (self.folder / UNIVERSAL_FOLDER).is_dir()
 
 
 def is_tag_folder(folder: Path) -> bool:
@@ -49,24 +61,41 @@ def find_files(folder: Path) -> TagFiles:
         raise CheckpointError(f"{folder}: optimizer shards with and without bf16_ mixed; two runs were saved into it")
     if len({match["rank"] is None for match in model}) > 1:
         raise CheckpointError(f"{folder}: model states of ZeRO 3 and of another stage; two runs were saved into it")
-    return TagFiles(folder, _in_order(folder, model), _in_order(folder, optimizer))
+    averages = [match for path in folder.glob("ema_rank_*") if (match := AVERAGES.fullmatch(path.name))]
+    return TagFiles(folder, *(_in_order(folder, matches) for matches in (model, optimizer, averages)))
+
+
+def check_saved_name(path: Path, stem: str) -> None:
+    """Raise CheckpointError where a file was saved under another rank's or kind's name than it has.
+
+    stem: the name that torch.save left inside of it; a file saved through a stream has none that says anything.
+    """
+    saved = f"{stem}.pt"
+    is_telling = any(pattern.fullmatch(saved) for pattern in (MODEL_STATES, OPTIMIZER_STATES, AVERAGES))
+    if is_telling and saved != path.name:
+        raise CheckpointError(f"{path}: was saved as {saved}; files have been renamed or swapped")
 
 
 def _in_order(folder: Path, matches: Sequence[re.Match[str]]) -> tuple[Path, ...]:
     by_rank = {int(match["rank"] or 0): match for match in matches}
     missing = sorted(set(range(max(by_rank, default=-1) + 1)) - by_rank.keys())
     if missing:
-        example = next(iter(by_rank.values()))
-        name = example[0].replace(f"rank_{example['rank']}_", f"rank_{missing[0]}_", 1)
+        name = _name_of_rank(next(iter(by_rank.values()))[0], missing[0])
         raise CheckpointError(f"{folder / name}: missing, so the checkpoint is incomplete")
     return tuple(folder / by_rank[rank][0] for rank in sorted(by_rank))
+
+
+def _name_of_rank(example: str, rank: int) -> str:
+    # zero-padded where the example is
+    return re.sub(r"(?<=rank_)\d+", lambda found: str(rank).zfill(len(found[0])), example, count=1)
 
 
 def check_number_of_ranks(files: Sequence[Path], *, expected: int) -> None:
     """Raise CheckpointError unless there is one file for each of the expected ranks."""
     if len(files) < expected:
         raise CheckpointError(
-            f"{files[0].parent}: written by {expected} ranks, but there are {len(files)} files like {files[0].name}"
+            f"{files[0].with_name(_name_of_rank(files[0].name, len(files)))}: missing; "
+            f"written by {expected} ranks, but there are {len(files)} files"
         )
     if len(files) > expected:
         raise CheckpointError(f"{files[expected]}: left over from a run of more ranks; this one had {expected}")

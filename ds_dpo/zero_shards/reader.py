@@ -1,4 +1,4 @@
-"""Read single parameters, and their AdamW moments, from the shards of any ZeRO stage; memory holds one at a time."""
+"""Read single parameters, their averages and AdamW moments from the shards of any ZeRO stage, one at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
-from ds_dpo.zero_shards.files import find_files
+from ds_dpo.zero_shards.archive import PICKLE, Archive
+from ds_dpo.zero_shards.files import TagFiles, check_saved_name, find_files
 from ds_dpo.zero_shards.layout import Placement
-from ds_dpo.zero_shards.stages import Shards, open_stage
-from ds_dpo.zero_shards.unpickle import load_shard
+from ds_dpo.zero_shards.stages import open_stage
+from ds_dpo.zero_shards.tables import Shards, Table, verify_group
+from ds_dpo.zero_shards.unpickle import Shard, load_shard
 
-Quantity = Literal["fp32", "exp_avg", "exp_avg_sq"]
+Quantity = Literal["fp32", "exp_avg", "exp_avg_sq", "ema"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,47 +33,89 @@ class ZeroCheckpoint:
     global_steps: int
     parameters: dict[str, Placement]
     _shards: Shards
+    _verify: bool
+
+    @property
+    def has_ema(self) -> bool:
+        """Tell whether moving averages of the weights were saved."""
+        return "ema" in self._shards.tables
 
     def read(self, name: str, quantity: Quantity = "fp32", *, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Copy one full tensor out of the shards; fp32 is the master weight, or a frozen weight as it was saved.
+        """Copy one full tensor out of the shards.
 
+        fp32 is the master weight and ema its moving average; of a frozen weight both are the weight as it was saved.
         Returns the parameter's shape in dtype, rounded to nearest from fp32.
-        Raises CheckpointError for an unknown name, and for a quantity that the checkpoint has not.
+        Raises CheckpointError for an unknown name, for a quantity that the checkpoint has not, and for a file whose
+        bits have changed.
         """
+        placement, table = self._locate(name, quantity)
+        if self._verify:
+            for group in {span.group for span in placement.spans}:
+                verify_group(table, group)
+        result = torch.empty(placement.numel, dtype=dtype)
+        filled = 0
+        for span in placement.spans:
+            tensor, archive = table[span.rank].tensor(span.group)
+            source = tensor.reshape(-1)[span.start : span.stop]
+            result[filled : filled + span.stop - span.start].copy_(source)
+            if archive.holds(source):
+                archive.release_tensor(source)
+            filled += span.stop - span.start
+        return result.view(placement.shape)
+
+    def _locate(self, name: str, quantity: Quantity) -> tuple[Placement, Table]:
         if name not in self.parameters:
             raise CheckpointError(f"{self.folder}: no parameter {name!r} among {len(self.parameters)}")
         placement = self.parameters[name]
-        is_saved_weight = placement.is_frozen and quantity == "fp32"
+        is_saved_weight = placement.is_frozen and (quantity == "fp32" or (quantity == "ema" and self.has_ema))
         table = self._shards.tables.get("frozen" if is_saved_weight else quantity)
         if table is None or (placement.is_frozen and not is_saved_weight):
-            why = (
-                "the parameter is frozen"
-                if placement.is_frozen
-                else f"ZeRO {self.stage} before any update, or not saved"
-            )
-            raise CheckpointError(f"{self.folder}: no {quantity} of {name!r} ({why})")
-        tensor = torch.empty(placement.numel, dtype=dtype)
-        filled = 0
-        for span in placement.spans:
-            source = table[span.rank][span.group].reshape(-1)[span.start : span.stop]
-            tensor[filled : filled + span.stop - span.start].copy_(source)
-            filled += span.stop - span.start
-        return tensor.view(placement.shape)
+            raise CheckpointError(f"{self.folder}: no {quantity} of {name!r} ({self._why_absent(placement, quantity)})")
+        return placement, table
+
+    def _why_absent(self, placement: Placement, quantity: Quantity) -> str:
+        if quantity == "ema":
+            return "the run kept no moving averages"
+        return (
+            "the parameter is frozen" if placement.is_frozen else f"ZeRO {self.stage} before any update, or not saved"
+        )
 
 
-def open_checkpoint(folder: Path) -> ZeroCheckpoint:
+def open_checkpoint(folder: Path, *, verify: bool = True) -> ZeroCheckpoint:
     """Open a DeepSpeed tag folder: file headers are read and compared, tensors are not.
 
+    verify: compare tensors with the checksums that torch left in the files, each before it is first read; to be left
+    out where a manifest was verified already.
     Raises CheckpointError naming the file for one that is missing, torn, foreign, of another run, or unsafe.
     """
     files = find_files(folder)
-    model = [load_shard(path) for path in files.model]
-    shards = open_stage(files, model, [load_shard(path) for path in files.optimizer])
+    model = _load_model_states(files)
+    first = model[0].content
+    shards = open_stage(files, model, [_load(path) for path in files.optimizer])
     return ZeroCheckpoint(
         folder=folder,
         stage=shards.stage,
-        world_size=max(len(files.optimizer), int(model[0].get("dp_world_size", 1))),
-        global_steps=int(model[0].get("global_steps", 0)),
+        world_size=max(len(files.optimizer), int(first.get("dp_world_size", 1))),
+        global_steps=int(first.get("global_steps", 0)),
         parameters=shards.placements,
         _shards=shards,
+        _verify=verify,
     )
+
+
+def _load_model_states(files: TagFiles) -> list[Shard]:
+    """Load the first rank's file, and those of other ranks if they hold parts of frozen weights."""
+    first = _load(files.model[0])
+    if first.content.get("frozen_param_shapes"):
+        return [first, *(_load(path) for path in files.model[1:])]
+    for path in files.model[1:]:
+        archive = Archive(path)
+        check_saved_name(path, archive.stem)
+        archive.verify(PICKLE)
+    return [first]
+
+
+def _load(path: Path) -> Shard:
+    shard = load_shard(path)
+    check_saved_name(path, shard.archive.stem)
+    return shard

@@ -1,7 +1,8 @@
 """What DeepSpeed saved, stage by stage, brought into one form: placements, and tables of flat tensors.
 
-A table is indexed [rank][group]. Source of the layouts: deepspeed 0.19.8, runtime/zero/stage_1_and_2.py, stage3.py,
-runtime/bf16_optimizer.py, runtime/fp16/unfused_optimizer.py (state_dict of each) and runtime/engine.py.
+A table is indexed [rank], and then by group. Source of the layouts: deepspeed 0.19.8, runtime/zero/stage_1_and_2.py,
+stage3.py, runtime/bf16_optimizer.py, runtime/fp16/{fused,unfused}_optimizer.py (state_dict of each),
+runtime/engine.py and checkpoint/ds_to_universal.py.
 """
 
 from __future__ import annotations
@@ -15,57 +16,80 @@ from typing import Any
 from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
+from ds_dpo.zero_shards.averages import open_averages
 from ds_dpo.zero_shards.files import TagFiles, check_number_of_ranks
+from ds_dpo.zero_shards.frozen import (
+    fragment_table,
+    module_weights,
+    place_fragments,
+    place_whole,
+    whole_table,
+    with_shared,
+)
 from ds_dpo.zero_shards.layout import Placement, place_cut_group, place_split_parameter, place_split_parameters
+from ds_dpo.zero_shards.tables import MOMENTS, ShardRow, Shards, Table, shard_rows
+from ds_dpo.zero_shards.universal import open_universal
+from ds_dpo.zero_shards.unpickle import Shard
 from ds_dpo.zero_shards.unzeroed import match_masters
 
 State = dict[str, Any]
-Table = list[list[Tensor]]
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclasses.dataclass(frozen=True)
-class Shards:
-    """Placements of all parameters, and the tables that they point into: fp32, the moments, frozen."""
-
-    stage: int
-    placements: dict[str, Placement]
-    tables: dict[str, Table]
-
-
-def open_stage(files: TagFiles, model: Sequence[State], optimizer: Sequence[State]) -> Shards:
+def open_stage(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard]) -> Shards:
     """Bring the loaded files of one checkpoint into one form.
 
+    model: of all ranks if they hold parts of frozen weights, else of the first.
     Raises CheckpointError where ranks are missing, disagree, or hold another number of elements than they should.
     """
     with _named(files.folder):
-        inner = [state["optimizer_state_dict"] for state in optimizer]
-        stages = {_stage(state) for state in inner}
-        if len(stages) > 1:
-            raise CheckpointError(f"{files.folder}: shards of ZeRO stages {sorted(stages)} mixed")
-        stage = stages.pop() if stages else 0
-        if stage == 0 and model[0]["param_shapes"] is not None:
+        if files.is_universal:
+            return open_universal(files, model)
+        stage = _common_stage(files, optimizer)
+        if stage == 0 and model[0].content["param_shapes"] is not None:
             raise CheckpointError(f"{files.folder}: no *_optim_states.pt, which hold the weights of a ZeRO run")
         if stage not in OPENERS:
             raise CheckpointError(f"{files.folder}: ZeRO stage {stage}; known: {sorted(OPENERS)}")
-        _check_ranks(files, inner, stage=stage)
-        return OPENERS[stage](files.folder, model, inner)
+        _check_ranks(files, optimizer, stage=stage)
+        shards = OPENERS[stage](files, model, optimizer)
+        if not files.averages:
+            return shards
+        masters = [row.tensors for row in shards.tables["fp32"] if isinstance(row, ShardRow)]
+        averages = open_averages(files.averages, masters)
+        return dataclasses.replace(shards, tables={**shards.tables, "ema": averages})
 
 
-def _stage(state: State) -> int:
+def _inner(shard: Shard) -> State:
+    return shard.content["optimizer_state_dict"]
+
+
+def _stage(shard: Shard) -> int:
     # DeepSpeed's BF16_Optimizer (ZeRO 1 with fp32 accumulation) saves no zero_stage
+    state = _inner(shard)
     return int(state["zero_stage"]) if "zero_stage" in state else 1
 
 
-def _check_ranks(files: TagFiles, optimizer: Sequence[State], *, stage: int) -> None:
+def _common_stage(files: TagFiles, optimizer: Sequence[Shard]) -> int:
+    stages = [_stage(shard) for shard in optimizer]
+    for path, stage in zip(files.optimizer, stages, strict=True):
+        if stage != stages[0]:
+            raise CheckpointError(f"{path}: of ZeRO stage {stage}, among shards of stage {stages[0]}")
+    return stages[0] if stages else 0
+
+
+def _check_ranks(files: TagFiles, optimizer: Sequence[Shard], *, stage: int) -> None:
     if not optimizer:
         return
-    counts = {max(count) if isinstance(count := state["partition_count"], list) else count for state in optimizer}
-    if len(counts) > 1:
-        raise CheckpointError(f"{files.folder}: shards of runs of {sorted(counts)} ranks mixed")
-    expected = counts.pop()
-    check_number_of_ranks(files.optimizer, expected=expected)
-    check_number_of_ranks(files.model, expected=expected if stage == 3 else 1)
+    counts = [_num_ranks(shard) for shard in optimizer]
+    for path, count in zip(files.optimizer, counts, strict=True):
+        if count != counts[0]:
+            raise CheckpointError(f"{path}: of a run of {count} ranks, among shards of {counts[0]}")
+    check_number_of_ranks(files.optimizer, expected=counts[0])
+    check_number_of_ranks(files.model, expected=counts[0] if stage == 3 else 1)
+
+
+def _num_ranks(shard: Shard) -> int:
+    count = _inner(shard)["partition_count"]
+    return max(count) if isinstance(count, list) else int(count)
 
 
 @contextlib.contextmanager
@@ -79,13 +103,13 @@ def _named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_unpartitioned(folder: Path, model: Sequence[State], optimizer: Sequence[State]) -> Shards:
+def _open_unpartitioned(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard]) -> Shards:
     """ZeRO 0: the module is the master in fp32; in 16 bit the master lies, without names, beside it."""
-    weights, saved = _weights(model[0]), model[0]["optimizer"]
-    if "fp32_groups_flat" in saved:
-        raise CheckpointError(f"{folder}: ZeRO 0 with DeepSpeed's fused 16-bit optimizer is not supported; use ZeRO 1")
-    groups = saved.get("fp32_groups")
-    masters = dict(weights) if groups is None else match_masters(weights, groups, where=str(folder))
+    if files.averages:
+        raise CheckpointError(f"{files.averages[0]}: moving averages of a run without ZeRO, which has no flat groups")
+    weights, saved = module_weights(model[0]), model[0].content["optimizer"] or {}
+    groups = saved.get("fp32_groups_flat", saved.get("fp32_groups"))
+    masters = dict(weights) if groups is None else match_masters(weights, groups, where=str(files.model[0]))
     frozen = {name: weight for name, weight in weights.items() if name not in masters}
     placements = {
         name: place_split_parameter(master.shape, group=group, offset=0, world_size=1)
@@ -93,56 +117,65 @@ def _open_unpartitioned(folder: Path, model: Sequence[State], optimizer: Sequenc
     }
     return Shards(
         stage=0,
-        placements={**placements, **_place_whole(frozen)},
-        tables={"fp32": [list(masters.values())], "frozen": [list(frozen.values())]},
+        placements={**placements, **place_whole(frozen)},
+        tables={"fp32": [ShardRow(model[0].archive, list(masters.values()))], "frozen": whole_table(model[0], frozen)},
     )
 
 
-def _open_cut(folder: Path, model: Sequence[State], optimizer: Sequence[State]) -> Shards:
+def _open_cut(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard]) -> Shards:
     """ZeRO 1 and 2: each group is one vector, cut into a part per rank; frozen weights are whole in the module."""
-    group_shapes = model[0]["param_shapes"]
-    parts = [state["single_partition_of_fp32_groups"] for state in optimizer]
-    _check_groups(folder, parts, expected=len(group_shapes))
-    paddings = optimizer[0].get("param_alignment_paddings") or [None] * len(group_shapes)
+    group_shapes = model[0].content["param_shapes"]
+    parts = [_inner(shard)["single_partition_of_fp32_groups"] for shard in optimizer]
+    _check_groups(files, parts, expected=len(group_shapes))
+    paddings = _inner(optimizer[0]).get("param_alignment_paddings") or [None] * len(group_shapes)
     placements: dict[str, Placement] = {}
     for group, shapes in enumerate(group_shapes):
         sizes = [part[group].numel() for part in parts]
-        placements |= place_cut_group(shapes, group=group, part_sizes=sizes, paddings=paddings[group])
-    if not _is_round_robin(model[0]["ds_config"]):
-        for rank, state in enumerate(optimizer):
-            _check_slices(folder, rank, state.get("param_slice_mappings"), placements)
-    shared = model[0].get("shared_params") or {}
-    frozen = {name: weight for name, weight in _weights(model[0]).items() if name not in {*placements, *shared}}
-    states = [state["base_optimizer_state"] for state in optimizer]
+        with _suspecting(files.optimizer, sizes):
+            placements |= place_cut_group(shapes, group=group, part_sizes=sizes, paddings=paddings[group])
+    if not _is_round_robin(model[0].content["ds_config"]):
+        for rank, shard in enumerate(optimizer):
+            _check_slices(files.optimizer[rank], rank, _inner(shard).get("param_slice_mappings"), placements)
+    shared = model[0].content.get("shared_params") or {}
+    frozen = {name: weight for name, weight in module_weights(model[0]).items() if name not in {*placements, *shared}}
+    states = [_inner(shard)["base_optimizer_state"] for shard in optimizer]
     return Shards(
         stage=_stage(optimizer[0]),
-        placements=_with_shared({**placements, **_place_whole(frozen)}, shared),
-        tables={"fp32": parts, "frozen": [list(frozen.values())], **_moments(states, num_groups=len(group_shapes))},
+        placements=with_shared({**placements, **place_whole(frozen)}, shared),
+        tables={
+            "fp32": shard_rows(optimizer, parts),
+            "frozen": whole_table(model[0], frozen),
+            **_moments(optimizer, states, num_groups=len(group_shapes)),
+        },
     )
 
 
-def _open_split(folder: Path, model: Sequence[State], optimizer: Sequence[State]) -> Shards:
+def _open_split(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard]) -> Shards:
     """ZeRO 3: each parameter is split over the ranks, trainable ones by sub-group, frozen ones as fragments."""
-    group_shapes = model[0]["param_shapes"]
-    parts = [state["fp32_flat_groups"] for state in optimizer]
-    _check_groups(folder, parts, expected=len(group_shapes))
+    group_shapes = model[0].content["param_shapes"]
+    parts = [_inner(shard)["fp32_flat_groups"] for shard in optimizer]
+    _check_groups(files, parts, expected=len(group_shapes))
     placements: dict[str, Placement] = {}
     for group, shapes in enumerate(group_shapes):
         sizes = [part[group].numel() for part in parts]
-        placements |= place_split_parameters(shapes, group=group, part_sizes=sizes)
-    frozen_shapes = model[0].get("frozen_param_shapes") or {}
-    for group, (name, shape) in enumerate(frozen_shapes.items()):
-        placements[name] = place_split_parameter(shape, group=group, offset=0, world_size=len(model), is_frozen=True)
-    fragments = [[state["frozen_param_fragments"][name] for name in frozen_shapes] for state in model]
-    states = [state["optimizer_state_dict"] for state in optimizer]
+        with _suspecting(files.optimizer, sizes):
+            placements |= place_split_parameters(shapes, group=group, part_sizes=sizes)
+    states = [_inner(shard)["optimizer_state_dict"] for shard in optimizer]
     return Shards(
         stage=3,
-        placements=_with_shared(placements, model[0].get("shared_params") or {}),
-        tables={"fp32": parts, "frozen": fragments, **_moments(states, num_groups=len(group_shapes))},
+        placements=with_shared(
+            {**placements, **place_fragments(model[0], world_size=len(files.model))},
+            model[0].content.get("shared_params") or {},
+        ),
+        tables={
+            "fp32": shard_rows(optimizer, parts),
+            "frozen": fragment_table(files, model),
+            **_moments(optimizer, states, num_groups=len(group_shapes)),
+        },
     )
 
 
-OPENERS: dict[int, Callable[[Path, Sequence[State], Sequence[State]], Shards]] = {
+OPENERS: dict[int, Callable[[TagFiles, Sequence[Shard], Sequence[Shard]], Shards]] = {
     0: _open_unpartitioned,
     1: _open_cut,
     2: _open_cut,
@@ -150,30 +183,25 @@ OPENERS: dict[int, Callable[[Path, Sequence[State], Sequence[State]], Shards]] =
 }
 
 
-def _weights(model: State) -> dict[str, Tensor]:
-    buffers = set(model["buffer_names"])
-    return {name: weight for name, weight in model["module"].items() if name not in buffers}
-
-
-def _place_whole(frozen: Mapping[str, Tensor]) -> dict[str, Placement]:
-    return {
-        name: place_split_parameter(weight.shape, group=group, offset=0, world_size=1, is_frozen=True)
-        for group, (name, weight) in enumerate(frozen.items())
-    }
-
-
-def _with_shared(placements: dict[str, Placement], shared: Mapping[str, str]) -> dict[str, Placement]:
-    """Add the other names of shared parameters; shared: other name -> name under which it was saved."""
-    return placements | {other: placements[name] for other, name in shared.items() if name in placements}
-
-
-def _check_groups(folder: Path, parts: Sequence[Sequence[Tensor]], *, expected: int) -> None:
-    for rank, part in enumerate(parts):
+def _check_groups(files: TagFiles, parts: Sequence[Sequence[Tensor]], *, expected: int) -> None:
+    for path, part in zip(files.optimizer, parts, strict=True):
         if len(part) != expected or not all(isinstance(flat, Tensor) for flat in part):
             raise CheckpointError(
-                f"{folder}: rank {rank} saved {len(part)} groups of weights where {expected} are named; "
+                f"{path}: holds {len(part)} groups of weights where {expected} are named; "
                 "weights offloaded to NVMe are not in the checkpoint"
             )
+
+
+@contextlib.contextmanager
+def _suspecting(paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[None]:
+    """Add to an error on sizes the file whose size is unlike the others'."""
+    try:
+        yield
+    except CheckpointError as error:
+        odd = [
+            path for path, size in zip(paths, sizes, strict=True) if sizes.count(size) < max(map(sizes.count, sizes))
+        ]
+        raise CheckpointError(f"{(odd or [paths[0].parent])[0]}: {error}") from error
 
 
 def _is_round_robin(settings: Any) -> bool:
@@ -181,7 +209,7 @@ def _is_round_robin(settings: Any) -> bool:
     return isinstance(settings, dict) and bool(settings.get("zero_optimization", {}).get("round_robin_gradients"))
 
 
-def _check_slices(folder: Path, rank: int, saved: Any, placements: Mapping[str, Placement]) -> None:
+def _check_slices(path: Path, rank: int, saved: Any, placements: Mapping[str, Placement]) -> None:
     """Compare where a rank says its slices start with where they should: the shards of two ranks may be swapped."""
     for group, slices in enumerate(saved or []):
         expected = {
@@ -194,16 +222,19 @@ def _check_slices(folder: Path, rank: int, saved: Any, placements: Mapping[str, 
         if found != expected:
             name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
             raise CheckpointError(
-                f"{folder}: the shard of rank {rank} holds (start, elements) {found.get(name)} of {name!r}, "
-                f"not {expected.get(name)}; it belongs to another rank or run"
+                f"{path}: holds (start, elements) {found.get(name)} of {name!r}, not {expected.get(name)} "
+                f"as rank {rank} should; it belongs to another rank or run"
             )
 
 
-def _moments(states: Sequence[Any], *, num_groups: int) -> dict[str, Table]:
+def _moments(shards: Sequence[Shard], states: Sequence[Any], *, num_groups: int) -> dict[str, Table]:
     """Tables of the AdamW moments, those that every rank has for every group; none before the first update."""
     by_group = [state["state"] if isinstance(state, dict) else dict(enumerate(state)) for state in states]
     groups = range(num_groups)
     complete = [
         moment for moment in MOMENTS if all(moment in state.get(group, {}) for state in by_group for group in groups)
     ]
-    return {moment: [[state[group][moment] for group in groups] for state in by_group] for moment in complete}
+    tables: dict[str, Table] = {}
+    for moment in complete:
+        tables[moment] = shard_rows(shards, [[state[group][moment] for group in groups] for state in by_group])
+    return tables

@@ -1,4 +1,4 @@
-"""Names for the master weights of a 16-bit run without ZeRO, which DeepSpeed saves as bare lists."""
+"""Names for the master weights of a 16-bit run without ZeRO, which DeepSpeed saves as bare lists or flat vectors."""
 
 from __future__ import annotations
 
@@ -9,37 +9,65 @@ from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
 
+Fit = dict[str, Tensor]
 
-def match_masters(
-    weights: Mapping[str, Tensor], groups: Sequence[Sequence[Tensor]], *, where: str
-) -> dict[str, Tensor]:
+
+def match_masters(weights: Mapping[str, Tensor], groups: Sequence[Sequence[Tensor] | Tensor], *, where: str) -> Fit:
     """Find the parameter of each master weight: the one of its shape that is its rounding, in the module's order.
 
-    weights: 16-bit module weights by name, frozen ones included. groups: fp32 masters, a list for each group.
-    Returns name -> master. Raises CheckpointError unless there is exactly one such matching.
+    weights: 16-bit module weights by name, frozen ones included. groups: for each group its fp32 masters, as a list,
+    or laid end to end in one vector. Returns name -> master.
+    Raises CheckpointError unless there is exactly one such matching.
     """
-    matched: dict[str, Tensor] = {}
+    matched: Fit = {}
     for number, masters in enumerate(groups):
         free = [name for name in weights if name not in matched]
-        first = _first_fit(free, weights, masters)
+        first = _fit(free, weights, masters, backwards=False)
         # the same walk from the end gives the last fit; only when both agree is the matching the only one
-        last = _first_fit(free[::-1], weights, masters[::-1])
-        if first is None or last is None or first != last[::-1]:
+        last = _fit(free, weights, masters, backwards=True)
+        if first is None or last is None or first.keys() != last.keys():
             found = "no" if first is None else "more than one"
             raise CheckpointError(
                 f"{where}: ZeRO 0 saves 16-bit runs' master weights without names, and for group {number} {found} "
                 "matching with the module's weights is possible; save with ZeRO 1, 2 or 3"
             )
-        matched |= dict(zip(first, masters, strict=True))
+        matched |= first
     return {name: matched[name] for name in weights if name in matched}
 
 
-def _first_fit(names: Sequence[str], weights: Mapping[str, Tensor], masters: Sequence[Tensor]) -> list[str] | None:
-    fit: list[str] = []
-    for name in names:
-        if len(fit) < len(masters) and _rounds_to(masters[len(fit)], weights[name]):
-            fit.append(name)
-    return fit if len(fit) == len(masters) else None
+def _fit(
+    names: Sequence[str], weights: Mapping[str, Tensor], masters: Tensor | Sequence[Tensor], *, backwards: bool
+) -> Fit | None:
+    if isinstance(masters, Tensor):
+        return _fit_vector(names, weights, masters, backwards=backwards)
+    return _fit_list(names, weights, masters, backwards=backwards)
+
+
+def _fit_list(
+    names: Sequence[str], weights: Mapping[str, Tensor], masters: Sequence[Tensor], *, backwards: bool
+) -> Fit | None:
+    """Walk the names and take each whose weight is the rounding of the next master."""
+    left = list(masters) if backwards else list(masters)[::-1]
+    fit: Fit = {}
+    for name in reversed(names) if backwards else names:
+        if left and _rounds_to(left[-1], weights[name]):
+            fit[name] = left.pop()
+    return None if left else fit
+
+
+def _fit_vector(names: Sequence[str], weights: Mapping[str, Tensor], vector: Tensor, *, backwards: bool) -> Fit | None:
+    """Walk the names and take each whose weight is the rounding of the next elements of the vector."""
+    taken = 0
+    fit: Fit = {}
+    for name in reversed(names) if backwards else names:
+        numel = weights[name].numel()
+        start = vector.numel() - taken - numel if backwards else taken
+        if 0 < numel <= vector.numel() - taken:
+            master = vector[start : start + numel].view(weights[name].shape)
+            if _rounds_to(master, weights[name]):
+                fit[name] = master
+                taken += numel
+    return fit if taken == vector.numel() else None
 
 
 def _rounds_to(master: Tensor, weight: Tensor) -> bool:

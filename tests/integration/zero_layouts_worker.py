@@ -2,6 +2,7 @@
 
 Usage: python zero_layouts_worker.py OUT. For each case of CASES: OUT/CASE/global_step2/ (DeepSpeed's files) and
 OUT/CASE.pt with {"fp32": .., "exp_avg": .., "exp_avg_sq": .., "module": ..}: full tensors, gathered in the live engine.
+For each case of UNIVERSAL also OUT/CASE/global_step2_universal/, made by DeepSpeed's own converter.
 """
 
 import copy
@@ -16,6 +17,7 @@ from torch import nn
 WORLD_SIZE = 2
 QUANTITIES = ("fp32", "exp_avg", "exp_avg_sq")
 FP32_ACCUMULATION = {"data_types": {"grad_accum_dtype": "fp32"}}
+AUTOCAST = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
 # several sub-groups: on a rank the parameters have 18, 4, 17 and 6 elements
 SMALL_SUB_GROUPS = {"sub_group_size": 20, "stage3_param_persistence_threshold": 0}
 CASES: dict[str, dict] = {
@@ -31,7 +33,18 @@ CASES: dict[str, dict] = {
     "zero3_fp32": {"stage": 3, "precision": "fp32", "zero": {"stage3_param_persistence_threshold": 0}},
     "zero3_fp32_two_groups": {"stage": 3, "precision": "fp32", "num_groups": 2, "zero": SMALL_SUB_GROUPS},
     "zero3_bf16_sub_groups": {"stage": 3, "precision": "bf16", "top": FP32_ACCUMULATION, "zero": SMALL_SUB_GROUPS},
+    "zero3_fp16": {"stage": 3, "precision": "fp16", "zero": SMALL_SUB_GROUPS},
+    "zero0_bf16_fused": {"stage": 0, "precision": "bf16", "optimizer": "fused", "num_groups": 2},
+    "zero0_fp16_fused": {"stage": 0, "precision": "fp16", "optimizer": "fused"},
+    "zero2_autocast": {"stage": 2, "precision": "fp32", "top": AUTOCAST},
+    "zero3_autocast": {"stage": 3, "precision": "fp32", "top": AUTOCAST, "zero": SMALL_SUB_GROUPS},
+    "zero1_tied": {"stage": 1, "precision": "fp32", "model": "tied"},
+    "zero3_tied": {"stage": 3, "precision": "fp32", "model": "tied", "zero": SMALL_SUB_GROUPS},
+    "zero1_lora": {"stage": 1, "precision": "bf16", "model": "lora"},
+    "zero2_lora": {"stage": 2, "precision": "bf16", "model": "lora"},
+    "zero3_lora": {"stage": 3, "precision": "bf16", "model": "lora", "zero": SMALL_SUB_GROUPS},
 }
+UNIVERSAL = ("zero1_bf16", "zero2_fp32_two_groups", "zero3_fp32_two_groups", "zero3_lora")
 
 
 class Odd(nn.Module):
@@ -46,6 +59,36 @@ class Odd(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.frozen(self.first(x).relu()) * self.scale.to(x.dtype))
+
+
+class Tied(Odd):
+    """One weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Linear(5, 7)
+        self.again.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.again(x)[:, :5])
+
+
+def lora() -> nn.Module:
+    """Only adapters are trained, under the names that peft gives them."""
+    from peft import LoraConfig, get_peft_model
+
+    # from other than zeros, for every weight to move
+    return get_peft_model(Odd(), LoraConfig(r=2, target_modules=["first", "last"], init_lora_weights=False))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"odd": Odd, "tied": Tied, "lora": lora}
+
+
+class Fused(torch.optim.AdamW):
+    """What the engine is told to take for DeepSpeed's FusedAdam, which a CPU would compile for minutes."""
+
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "fused": Fused}
 
 
 def deepspeed_settings(*, stage: int, precision: str, top: dict, zero: dict) -> dict:
@@ -65,12 +108,15 @@ def deepspeed_settings(*, stage: int, precision: str, top: dict, zero: dict) -> 
 def train_and_save(case: str, out: Path, rank: int) -> None:
     import deepspeed
 
-    description = {"num_groups": 1, "top": {}, "zero": {}, **copy.deepcopy(CASES[case])}
+    defaults: dict = {"num_groups": 1, "top": {}, "zero": {}, "model": "odd", "optimizer": "adamw"}
+    description = {**defaults, **copy.deepcopy(CASES[case])}
     torch.manual_seed(0)
-    model = Odd()
+    model = MODELS[description.pop("model")]()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [trainable] if description.pop("num_groups") == 1 else [trainable[::2], trainable[1::2]]
-    optimizer = torch.optim.AdamW([{"params": group, "weight_decay": 0.0} for group in groups], lr=1e-2)
+    optimizer = OPTIMIZERS[description.pop("optimizer")](
+        [{"params": group, "weight_decay": 0.0} for group in groups], lr=1e-2
+    )
     settings = deepspeed_settings(**description)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     for step in range(2):
@@ -79,9 +125,45 @@ def train_and_save(case: str, out: Path, rank: int) -> None:
         engine.backward(engine(x).float().square().mean())
         engine.step()
     engine.save_checkpoint(str(out / case), tag="global_step2")
+    if engine.zero_optimization_stage() > 0:
+        save_averages(engine, out / case / "global_step2", rank)
     expected = gather(engine)
     if rank == 0:
         torch.save(expected, out / f"{case}.pt")
+
+
+def averaged(master: torch.Tensor) -> torch.Tensor:
+    """What stands in for a moving average of a weight."""
+    return master * 0.5 + 1
+
+
+def save_averages(engine, folder: Path, rank: int) -> None:
+    """Save averages as this project does, from the groups that the engine itself saved."""
+    (shard,) = folder.glob(f"*zero_pp_rank_{rank}_*optim_states.pt")
+    saved = torch.load(shard, weights_only=False)["optimizer_state_dict"]
+    masters = saved.get("fp32_flat_groups", saved.get("single_partition_of_fp32_groups"))
+    groups = [averaged(master.detach().float()) for master in masters]
+    state = {"format": 1, "decay": 0.5, "updates": 2, "flat_groups": groups}
+    torch.save(state, folder / f"ema_rank_{rank:05d}.pt")
+
+
+def convert_to_universal(folder: Path) -> None:
+    """Call what `python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state` calls."""
+    import argparse
+
+    from deepspeed.checkpoint import ds_to_universal
+
+    ds_to_universal.main(
+        argparse.Namespace(
+            input_folder=str(folder),
+            output_folder=f"{folder}_universal",
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+    )
 
 
 def gather(engine) -> dict[str, dict[str, torch.Tensor]]:
@@ -92,6 +174,7 @@ def gather(engine) -> dict[str, dict[str, torch.Tensor]]:
     is_linked = engine.zero_optimization_stage() == 3 or len(engine.optimizer.param_groups) == 1
     moments = QUANTITIES[1:] if is_linked else ()
     found: dict[str, dict[str, torch.Tensor]] = {quantity: {} for quantity in (*QUANTITIES, "module")}
+    found["shared"] = engine._get_shared_params()
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             found["module"][name] = parameter.detach().clone()
@@ -110,13 +193,20 @@ def stage_0(engine, name: str, parameter: nn.Parameter, found: dict) -> None:
     if not parameter.requires_grad:
         return
     master = parameter
-    for low, high in zip(
-        getattr(engine.optimizer, "fp16_groups", []), getattr(engine.optimizer, "fp32_groups", []), strict=True
-    ):
+    for low, high in zip(getattr(engine.optimizer, "fp16_groups", []), stage_0_masters(engine.optimizer), strict=True):
         for low_parameter, high_parameter in zip(low, high, strict=True):
             if low_parameter is parameter:
                 master = high_parameter
     found["fp32"][name] = master.detach().clone()
+
+
+def stage_0_masters(optimizer) -> list[list[torch.Tensor]]:
+    if hasattr(optimizer, "fp32_groups_flat"):
+        return [
+            [part.view_as(low) for part, low in zip(flat.split([low.numel() for low in group]), group, strict=True)]
+            for flat, group in zip(optimizer.fp32_groups_flat, optimizer.fp16_groups, strict=True)
+        ]
+    return getattr(optimizer, "fp32_groups", [])
 
 
 def run_rank(rank: int, work: Callable[..., None], out: Path, *arguments: str) -> None:
@@ -129,6 +219,7 @@ def run_rank(rank: int, work: Callable[..., None], out: Path, *arguments: str) -
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # the CPU computes in fp16 well enough for the file layout
     type(get_accelerator()).is_fp16_supported = lambda self: True
+    deepspeed.runtime.engine.FusedAdam = Fused
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=WORLD_SIZE
     )
@@ -146,6 +237,9 @@ def launch(work: Callable[..., None]) -> None:
 def all_cases(rank: int, out: Path) -> None:
     for case in CASES:
         train_and_save(case, out, rank)
+    if rank == 0:
+        for case in UNIVERSAL:
+            convert_to_universal(out / case / "global_step2")
 
 
 if __name__ == "__main__":

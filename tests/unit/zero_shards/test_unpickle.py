@@ -3,6 +3,7 @@
 import collections
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_plain_data_comes_back_and_tensors_stay_in_the_file(tmp_path):
     shard = tmp_path / "shard.pt"
     content = {"a": torch.arange(3), "b": collections.OrderedDict(c=[1, None, "x"]), "shape": torch.Size([2])}
     torch.save(content, shard)
-    found = load_shard(shard)
+    found = load_shard(shard).content
     assert found["a"].tolist() == [0, 1, 2]
     assert {key: found[key] for key in ("b", "shape")} == {key: content[key] for key in ("b", "shape")}
     assert str(shard) in Path("/proc/self/maps").read_text()
@@ -61,3 +62,55 @@ def test_torn_foreign_and_missing_files_are_named(tmp_path):
     for name in (*damaged, "list.pt", "absent.pt"):
         with pytest.raises(CheckpointError, match=name):
             load_shard(tmp_path / name)
+
+
+def rewrite(path, source, change):
+    """Copy a file of torch.save with its pickle changed and all checksums right."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            new.writestr(entry.filename, change(content) if entry.filename.endswith("/data.pkl") else content)
+
+
+def test_tensors_lie_within_their_storage(tmp_path):
+    whole = tmp_path / "whole.pt"
+    torch.save({"a": torch.arange(5, dtype=torch.int32)}, whole)
+    assert load_shard(whole).content["a"].tolist() == [0, 1, 2, 3, 4]
+    # the size, a tuple of one small integer, from 5 to 6
+    rewrite(tmp_path / "long.pt", whole, lambda content: content.replace(b"K\x05\x85", b"K\x06\x85"))
+    with pytest.raises(CheckpointError, match=r"long.pt: damaged.*requiring"):
+        load_shard(tmp_path / "long.pt")
+
+
+def test_what_is_set_on_the_names_of_the_list_stays_in_its_file(tmp_path):
+    # GLOBAL, then BUILD with a dictionary: an attempt to change the stand-in itself
+    pickled = (
+        b"\x80\x02}cdeepspeed.runtime.fp16.loss_scaler\nLossScaler\n}X\x05\x00\x00\x00stateK\x01sbX\x01\x00\x00\x00ks."
+    )
+    source = tmp_path / "source.pt"
+    torch.save({}, source)
+    for content in (pickled, b"\x80\x02}X\x01\x00\x00\x00kcdeepspeed.runtime.fp16.loss_scaler\nLossScaler\n)\x81s."):
+        rewrite(tmp_path / "other.pt", source, lambda _, content=content: content)
+        try:
+            found = load_shard(tmp_path / "other.pt").content
+        except CheckpointError:
+            continue
+        assert not hasattr(found["k"], "state")
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "data/0"])
+def test_changed_bits_are_found(tmp_path, name):
+    shard = tmp_path / "shard.pt"
+    torch.save({"a": torch.arange(1000)}, shard)
+    with zipfile.ZipFile(shard) as archive:
+        record = archive.read(f"shard/{name}")
+    content = bytearray(shard.read_bytes())
+    content[content.index(record) + len(record) // 2] ^= 4
+    shard.write_bytes(content)
+
+    def read():
+        loaded = load_shard(shard)
+        loaded.archive.verify_tensor(loaded.content["a"])
+
+    with pytest.raises(CheckpointError, match=rf"shard.pt: record '{name}' differs from its checksum"):
+        read()

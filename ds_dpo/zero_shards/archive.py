@@ -1,0 +1,131 @@
+"""A file of torch.save as bytes on the disk: which records it holds, mapped into memory, and whether they are whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ds_dpo.errors import CheckpointError
+
+try:  # the same checksum on the processor's own instructions, about 15 times as fast
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
+
+LOCAL_HEADER = struct.Struct("<4s22xHH")
+CHUNK_BYTES = 4 * 2**20  # stays in the processor's cache
+PICKLE = "data.pkl"
+BYTE_ORDER = "byteorder"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """Where the bytes of a record lie in the file, and their CRC-32."""
+
+    start: int
+    size: int
+    crc32: int
+
+
+class Archive:
+    """A zip file of torch.save, memory-mapped: pages are read when they are touched and can be given back.
+
+    stem: name that the file had, without suffix, when it was saved. records: by name within the archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and read its directory. Raises CheckpointError for a missing, torn or foreign file."""
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                # writable but private: torch wants to write, the file never changes
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.stem, self.records = self._read_directory()
+        except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
+            raise CheckpointError(f"{path}: torn, damaged, or not a file of torch.save ({error})") from error
+        self._base = self.tensor(0, torch.uint8, 1).data_ptr()
+        self._by_start = {record.start: name for name, record in self.records.items()}
+        self._verified: set[str] = set()
+
+    def _read_directory(self) -> tuple[str, dict[str, Record]]:
+        with zipfile.ZipFile(self.path) as directory:
+            entries = directory.infolist()
+        records, stems = {}, set()
+        for entry in entries:
+            stem, _, name = entry.filename.partition("/")
+            stems.add(stem)
+            records[name] = self._locate(entry)
+        if len(stems) != 1 or PICKLE not in records:
+            raise ValueError(f"no {PICKLE} in its folder")
+        return stems.pop(), records
+
+    def _locate(self, entry: zipfile.ZipInfo) -> Record:
+        magic, name_length, extra_length = LOCAL_HEADER.unpack_from(self._map, entry.header_offset)
+        start = entry.header_offset + LOCAL_HEADER.size + name_length + extra_length
+        is_plain = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
+        if magic != b"PK\x03\x04" or not is_plain or start + entry.file_size > len(self._map):
+            raise ValueError(f"record {entry.filename} is damaged")
+        return Record(start, entry.file_size, entry.CRC)
+
+    def content(self, name: str) -> bytes:
+        """Bytes of a small record, checked. Raises CheckpointError where it is absent or damaged."""
+        if name not in self.records:
+            raise CheckpointError(f"{self.path}: damaged, it has no record {name!r}")
+        self.verify(name)
+        record = self.records[name]
+        return self._map[record.start : record.start + record.size]
+
+    def check_byte_order(self) -> None:
+        """Raise CheckpointError where the numbers were saved in another byte order than this machine's."""
+        found = self.content(BYTE_ORDER).decode() if BYTE_ORDER in self.records else "little"
+        if found != sys.byteorder:
+            raise CheckpointError(f"{self.path}: saved in {found!r} byte order, this machine's is {sys.byteorder!r}")
+
+    def tensor(self, start: int, dtype: torch.dtype, numel: int) -> Tensor:
+        """A flat tensor of bytes that stay in the file."""
+        return torch.frombuffer(self._map, dtype=dtype, count=numel, offset=start)
+
+    def verify(self, name: str) -> None:
+        """Compare a record with its CRC-32, once. Raises CheckpointError naming the file where they differ."""
+        if name in self._verified:
+            return
+        record, found = self.records[name], 0
+        stop = record.start + record.size
+        with memoryview(self._map) as view:
+            for start in range(record.start, stop, CHUNK_BYTES):
+                end = min(start + CHUNK_BYTES, stop)
+                found = crc32(view[start:end], found)
+                self._release(start, end)
+        if found != record.crc32:
+            raise CheckpointError(
+                f"{self.path}: record {name!r} differs from its checksum; bits have changed since it was saved"
+            )
+        self._verified.add(name)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor's elements lie in this file."""
+        return 0 <= tensor.data_ptr() - self._base < len(self._map)
+
+    def verify_tensor(self, tensor: Tensor) -> None:
+        """Verify the record that a tensor lies in."""
+        self.verify(self._by_start[tensor.untyped_storage().data_ptr() - self._base])
+
+    def release_tensor(self, tensor: Tensor) -> None:
+        """Give the memory of a contiguous tensor's pages back; they are read again when they are touched again."""
+        start = tensor.data_ptr() - self._base
+        self._release(start, start + tensor.nbytes)
+
+    def _release(self, start: int, stop: int) -> None:
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0:
+            self._map.madvise(mmap.MADV_DONTNEED, first, length)

@@ -1,0 +1,89 @@
+"""Flat tensors by rank and group, with the files that they lie in: what placements point into."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from ds_dpo.errors import CheckpointError
+from ds_dpo.zero_shards.archive import Archive
+from ds_dpo.zero_shards.layout import Placement
+from ds_dpo.zero_shards.unpickle import Shard, load_file
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+WORTH_A_THREAD_BYTES = 16 * 2**20
+
+
+class Row(Protocol):
+    """What one rank saved of one quantity, group by group."""
+
+    def tensor(self, group: int) -> tuple[Tensor, Archive]:
+        """The tensor of a group, still in its file, and that file."""
+        ...
+
+
+Table = Sequence[Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRow:
+    """Tensors that lie in one file."""
+
+    archive: Archive
+    tensors: Sequence[Tensor]
+
+    def tensor(self, group: int) -> tuple[Tensor, Archive]:
+        """The tensor of a group, and the file."""
+        return self.tensors[group], self.archive
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRow:
+    """Tensors of a universal checkpoint, each in a file of its own that is opened when it is read."""
+
+    paths: Sequence[Path]
+    numels: Sequence[int]
+
+    def tensor(self, group: int) -> tuple[Tensor, Archive]:
+        """The tensor of a group, and its file. Raises CheckpointError where it has another number of elements."""
+        content, archive = load_file(self.paths[group])
+        # DeepSpeed wraps it for stages 1 and 2, not for 3
+        tensor = content.get("param") if isinstance(content, dict) else content
+        found = tensor.numel() if isinstance(tensor, Tensor) else type(tensor).__name__
+        if not isinstance(tensor, Tensor) or found != self.numels[group]:
+            raise CheckpointError(f"{self.paths[group]}: holds {found} elements, not {self.numels[group]}")
+        return tensor, archive
+
+
+def shard_rows(shards: Sequence[Shard], tensors: Sequence[Sequence[Tensor]]) -> Table:
+    """A table of the tensors that each file holds; tensors: [rank][group]."""
+    return [ShardRow(shard.archive, own) for shard, own in zip(shards, tensors, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Placements of all parameters, and the tables that they point into: fp32, the moments, frozen, ema."""
+
+    stage: int
+    placements: dict[str, Placement]
+    tables: dict[str, Table]
+
+
+def verify_group(table: Table, group: int) -> None:
+    """Compare one group of every rank with the checksums in the files, each file once.
+
+    Raises CheckpointError naming the file that has changed.
+    """
+    found = [row.tensor(group) for row in table]
+    if sum(tensor.nbytes for tensor, _ in found) < WORTH_A_THREAD_BYTES:
+        for tensor, archive in found:
+            archive.verify_tensor(tensor)
+        return
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda pair: pair[1].verify_tensor(pair[0]), found))
