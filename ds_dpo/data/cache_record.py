@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ds_dpo.errors import DataError
 from ds_dpo.manifest import FileEntry, sync_folder
@@ -140,6 +140,17 @@ class CacheRecord(_Part):
     image_shards: list[str]
     prompt_shards: list[str]
     files: dict[str, StoredFile]
+
+    @model_validator(mode="after")
+    def only_files_of_the_cache_are_named(self) -> CacheRecord:
+        # a record is an untrusted file too: it must not send the reader outside of its folder
+        outside = [
+            name for name in self.files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        ]
+        unlisted = [name for name in (*self.image_shards, *self.prompt_shards) if name not in self.files]
+        if outside or unlisted:
+            raise ValueError(f"{(outside + unlisted)[0]} is no file of the cache")
+        return self
 
 
 def read_record(folder: Path) -> CacheRecord:

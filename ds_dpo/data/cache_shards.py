@@ -1,11 +1,11 @@
 """The shards of a cache: Arrow IPC files, written in one pass and opened by any Arrow library.
 
 Arrow's file format because it keeps bytes as they are (no compression, so a row is one run of bytes in the file), takes
-rows one batch after another, and opens elsewhere: `datasets.Dataset.from_file(path)`, or `load_dataset("arrow",
-data_files=...)`. Training does not go through Arrow: where each row's bytes lie is noted once, in the cache's tables,
-and read with `pread` straight into a tensor. Mapping the shards instead would count every page that was read to the
-worker's memory, fault in 4 KiB at a time on network file systems, and end the process (SIGBUS) where a disk fails or a
-file was cut short.
+rows one batch after another, says by its footer that it is whole, and opens elsewhere, as with
+`datasets.load_dataset("arrow", data_files=...)`. Training does not go through Arrow: where each row's bytes lie is
+noted once, in the cache's tables, and read with `pread` straight into a tensor. Mapping the shards instead would count
+every page that was read to the worker's memory, fault in 4 KiB at a time on network file systems, and end the process
+(SIGBUS) where a disk fails or a file was cut short.
 """
 
 from __future__ import annotations
