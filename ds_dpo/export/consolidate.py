@@ -34,7 +34,7 @@ def consolidate(request: Request, *, say: Say = print) -> None:
     started = time.perf_counter()
     check_replaceable(request.out)
     source = find_source(request.source, step=request.step, say=say)
-    checkpoint = open_checkpoint(source.folder)
+    checkpoint = open_checkpoint(source.folder, verify=not source.is_verified)
     say(describe(source, checkpoint))
     job = look_into(request, source, checkpoint, say=say)
     plan = FORMATS[request.format](job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -35,14 +36,20 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
     Raises ModelError for a configuration of another class, or one that diffusers refuses.
     """
+    return dict(_shapes_of(json.dumps(dict(config), sort_keys=True, default=list)))
+
+
+@functools.lru_cache(maxsize=4)  # building SDXL's takes a second, and an export asks several times
+def _shapes_of(config_json: str) -> dict[str, tuple[int, ...]]:
     from diffusers import UNet2DConditionModel
 
+    config = json.loads(config_json)
     named_class = config.get("_class_name", UNet2DConditionModel.__name__)
     if named_class != UNet2DConditionModel.__name__:
         raise ModelError(f"the model configuration is of {named_class!r}; this exports {UNet2DConditionModel.__name__}")
     try:
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(dict(config))
+            unet = UNet2DConditionModel.from_config(config)
     except (TypeError, ValueError) as error:
         raise ModelError(f"diffusers cannot build a UNet from the configuration: {error}") from error
     return {name: tuple(parameter.shape) for name, parameter in unet.state_dict().items()}

@@ -61,8 +61,6 @@ def averaged(checkpoint: ZeroCheckpoint) -> Weights:
     if not checkpoint.has_ema:
         raise CheckpointError(f"{checkpoint.folder}: no EMA weights in it; leave --ema out to export the trained ones")
 
-    def read(name: str, dtype: torch.dtype) -> Tensor:
-        is_frozen = checkpoint.parameters[name].is_frozen
-        return checkpoint.read(name, "fp32" if is_frozen else "ema", dtype=dtype)
-
-    return Derived(checkpoint.folder, checkpoint.parameters, read)
+    return Derived(
+        checkpoint.folder, checkpoint.parameters, lambda name, dtype: checkpoint.read(name, "ema", dtype=dtype)
+    )
