@@ -40,15 +40,44 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--model", dest="models", action=AddModel, required=True, help="what draws; again for a further column")
+    add(
+        "--model",
+        dest="models",
+        action=AddModel,
+        required=True,
+        metavar="MODEL",
+        help="what draws; again for a further column",
+    )
     add("--lora", dest="models", action=AddLora, metavar="FILE[:SCALE]", help="LoRA over the --model before it")
     add(
         "--base", metavar="MODEL", help="pipeline around UNets and single files; default: the first --model that is one"
     )
-    add("--labels", nargs="+", default=[], help="the models' names in the picture; default: from their paths")
-    add("--prompt", dest="prompts", action="append", default=[], help="what to draw; again for a further row")
+    add(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="the models' names in the picture; default: from their paths",
+    )
+    add(
+        "--prompt",
+        dest="prompts",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what to draw; again for a further row",
+    )
     add("--prompts", dest="prompt_file", type=Path, metavar="FILE", help="a prompt a line, or .jsonl: prompt and seed")
-    add("--seed", "--seeds", dest="seeds", type=int, nargs="+", action="extend", help="of the noise; default: 0")
+    add(
+        "--seed",
+        "--seeds",
+        dest="seeds",
+        type=int,
+        nargs="+",
+        action="extend",
+        metavar="N",
+        help="of the noise; default: 0",
+    )
     add(
         "--out", "--output_dir", "--output-dir", type=Path, default=Path("generated"), help="folder; default: generated"
     )

@@ -234,14 +234,12 @@ def test_a_lora_counts_by_its_scale(lora, tmp_path) -> None:
         ModelChoice(MINIATURE, (Lora(str(lora), 0.0),)),
         ModelChoice(MINIATURE, (Lora(str(lora)),)),
         ModelChoice(MINIATURE, (Lora(str(file), 0.5), Lora(str(lora), 0.5))),
-        ModelChoice(MINIATURE, (Lora(str(lora), 0.5),)),
     ]
     record = draw(tmp_path, *choices)
-    plain, zero, one, halves, half = (pixels(images_of(tmp_path, record, name)[0]) for name in record["models"])
+    plain, zero, one, halves = (pixels(images_of(tmp_path, record, name)[0]) for name in record["models"])
     assert torch.equal(plain, zero)
     assert (one - plain).abs().max() > 5
     assert (one - halves).abs().max() <= 1
-    assert (one - half).abs().max() > 2
 
 
 def test_16_bits_keep_a_vae_that_would_overflow_in_fp32(tmp_path, changed) -> None:
