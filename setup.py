@@ -47,6 +47,6 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.33"],
         "lora": ["peft>=0.18"],
-        "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML"],
+        "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "peft>=0.18"],
     },
 )
