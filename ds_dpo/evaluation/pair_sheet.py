@@ -156,7 +156,8 @@ h1 { font-size: 22px; margin: 0 0 8px; overflow-wrap: anywhere; }
 header p { margin: 2px 0; color: var(--dim); overflow-wrap: anywhere; }
 details { margin-top: 10px; }
 summary { cursor: pointer; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 12px; background: var(--card); border: 1px solid var(--line); border-radius: 6px;
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 12px; background: var(--card);
+  border: 1px solid var(--line); border-radius: 6px;
   font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 18px; }
 article { min-width: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; }
