@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ds_dpo.data.duplicates import DIGEST_BYTES
-from ds_dpo.data.images import FORMATS, MAX_PIXELS, cut_image, decode_rgb
-from ds_dpo.data.images import _file_bytes as file_bytes
+from ds_dpo.data.images import FORMATS, MAX_PIXELS, cut_image, decode_rgb, file_bytes
 from ds_dpo.data.source import PairRecord, RawImage
 from ds_dpo.errors import DataError
 

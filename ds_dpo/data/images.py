@@ -61,7 +61,7 @@ def read_size(raw: RawImage | None) -> tuple[int, int]:
 
     Raises DataError as decode_rgb does, for what the header shows; a torn file may still have a size.
     """
-    content = raw if isinstance(raw, Image.Image) else _file_bytes(raw)
+    content = raw if isinstance(raw, Image.Image) else file_bytes(raw)
     with _decoding(content) as image:
         if image.format == "PNG" and isinstance(content, bytes) and not _has_late_metadata(content):
             exif = Image.Image.getexif(image)  # PngImageFile's own decodes the pixels first
@@ -114,7 +114,7 @@ def _resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 @contextmanager
 def _decoding(raw: RawImage | None) -> Iterator[Image.Image]:
     """Open an image whose size is allowed; whatever is raised inside because of its bytes becomes a DataError."""
-    opened = raw if isinstance(raw, Image.Image) else io.BytesIO(_file_bytes(raw))
+    opened = raw if isinstance(raw, Image.Image) else io.BytesIO(file_bytes(raw))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bytes that decode all the same; what does not is an error below
@@ -130,7 +130,11 @@ def _decoding(raw: RawImage | None) -> Iterator[Image.Image]:
         raise DataError(f"cannot be decoded: {type(error).__name__}: {error}") from error
 
 
-def _file_bytes(raw: Mapping[str, Any] | bytes | None) -> bytes:
+def file_bytes(raw: Mapping[str, Any] | bytes | None) -> bytes:
+    """Return the bytes of an image that is not decoded yet, read from its path where the row has only that.
+
+    Raises DataError where there are none.
+    """
     if isinstance(raw, Mapping):
         content, path = raw.get("bytes"), raw.get("path")
         raw = _read_image_file(Path(path)) if content is None and path is not None else content

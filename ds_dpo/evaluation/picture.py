@@ -109,6 +109,8 @@ def replace_file(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # where it was not renamed
 
 
 def _column_lefts(groups: Sequence[Group], side: int) -> list[int]:
