@@ -167,11 +167,11 @@ def _table_rows(found: SplitFiles, data: DataConfig, name: str, *, say: Say, in_
         make = text_batches(found.files, data, name)
         return open_stored(cache_folder(data), _stored_key(found, data), make, say=say)
     if found.dataset is not None:
-        return ArrowRows(found.dataset, content=found.dataset._fingerprint)
+        return ArrowRows(found.dataset.data.table, content=found.dataset._fingerprint)
     if in_file_order:
         return ParquetRows(found.files, root=found.root)
-    dataset = open_as_arrow(found.files, data, say=say)
-    return ArrowRows(dataset, content=content_of_files(found.files, root=found.root))
+    table = open_as_arrow(found.files, data, say=say)
+    return ArrowRows(table, content=content_of_files(found.files, root=found.root))
 
 
 def _reader(rows: Rows, columns: Columns) -> RowReader:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
-from datasets import Dataset
 
-from ds_dpo.data.rows import ArrowRows
+from ds_dpo.data.rows import ArrowRows, map_arrow
+from ds_dpo.errors import DataError
 
 FOLDER = "ds_dpo_rows"
 ROWS_OF_A_BATCH = 10_000
@@ -76,8 +76,8 @@ def _read(place: Path) -> ArrowRows | None:
         facts = json.loads(_facts_file(place).read_text())
         if place.stat().st_size != facts["bytes"]:
             return None
-        return ArrowRows(Dataset.from_file(str(place)), content=facts["content"])
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
+        return ArrowRows(map_arrow([place]), content=facts["content"])
+    except (OSError, ValueError, TypeError, KeyError, DataError):
         return None
 
 
@@ -93,4 +93,4 @@ def _in_memory(make: MakeBatches) -> ArrowRows:
     hasher = hashlib.sha256()
     sink = pa.BufferOutputStream()
     _write(make(hasher), sink)
-    return ArrowRows(Dataset.from_buffer(sink.getvalue()), content=hasher.hexdigest()[:32])
+    return ArrowRows(pa.ipc.open_stream(sink.getvalue()).read_all(), content=hasher.hexdigest()[:32])
