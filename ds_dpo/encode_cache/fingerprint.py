@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -90,10 +91,8 @@ def remembered_sha256(path: Path) -> str:
 
 def _remember(note: Path, digest: str) -> None:
     temporary = note.with_name(f"{note.name}.{os.getpid()}.partial")
-    try:
+    # a home that cannot be written, as on some clusters, costs the seconds of hashing again and nothing else
+    with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(digest + "\n", encoding="ascii")
         temporary.replace(note)
-    except OSError:
-        # a home that cannot be written, as on some clusters, costs the seconds of hashing again and nothing else
-        temporary.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ class _Cutter:
         raw = getattr(record, wanted.side)
         if key_of_image(raw, shape, otherwise=f"{wanted.side} {wanted.index}") != wanted.key:
             raise DataError(
-                f"{record.uid}: its {wanted.side} image is not the one of a moment ago; the dataset changes"
+                f"{record.uid}: its {wanted.side} image is not the one that was scanned; the dataset changes"
             )
         uid = f"{record.uid} ({wanted.side} image)"
         try:
