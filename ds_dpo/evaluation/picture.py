@@ -105,12 +105,13 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # where it was not renamed
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # where it was not renamed
 
 
 def _column_lefts(groups: Sequence[Group], side: int) -> list[int]:
