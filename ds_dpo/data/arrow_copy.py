@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetsError
 from datasets.naming import filenames_for_dataset_split
 
 from ds_dpo.config import DataConfig
-from ds_dpo.data.rows import map_arrow
+from ds_dpo.data.arrow_streams import ArrowStreams, map_streams
 from ds_dpo.errors import DataError
 
 COMPLETE_COPY = datasets_config.DATASET_INFO_FILENAME  # written last
@@ -28,8 +28,8 @@ def cache_folder(data: DataConfig) -> Path:
     return Path(datasets_config.HF_DATASETS_CACHE if data.cache_dir is None else data.cache_dir)
 
 
-def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Callable[[str], None]) -> pa.Table:
-    """Return parquet files as one table mapped from disk, copied where no copy is there.
+def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Callable[[str], None]) -> ArrowStreams:
+    """Return parquet files as Arrow mapped from disk, copied where no copy is there.
 
     say: is told, before copying, how large the copy is and where it goes. Raises DataError where the disk has less
     room than that, or a file is no parquet.
@@ -49,17 +49,17 @@ def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Callable[[str
     return _open_copy(builder, data.split)
 
 
-def _open_copy(builder: DatasetBuilder, split: str) -> pa.Table:
+def _open_copy(builder: DatasetBuilder, split: str) -> ArrowStreams:
     """Map the files of a split of a builder that is prepared. Raises DataError where they are not whole."""
     info = builder.info.splits[split]
     names = filenames_for_dataset_split(builder.cache_dir, builder.dataset_name, split, "arrow", info.shard_lengths)
-    table = map_arrow([Path(name) for name in names])
-    if table.num_rows != info.num_examples:
+    streams = map_streams([Path(name) for name in names])
+    if streams.num_rows != info.num_examples:
         raise DataError(
-            f"{builder.cache_dir} has {table.num_rows} of {info.num_examples} rows of split {split}; delete the folder "
-            "and start anew"
+            f"{builder.cache_dir} has {streams.num_rows} of {info.num_examples} rows of split {split}; delete the "
+            "folder and start anew"
         )
-    return table
+    return streams
 
 
 def uncompressed_bytes(files: Sequence[Path]) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ds_dpo.config import DataConfig
 from ds_dpo.data.arrow_copy import cache_folder, open_as_arrow
+from ds_dpo.data.arrow_streams import map_streams
 from ds_dpo.data.buckets import bucket_shapes, choose_bucket
 from ds_dpo.data.candidates import columns_of_candidates, find_candidates, is_grouped
 from ds_dpo.data.column_types import require_types
@@ -167,11 +168,11 @@ def _table_rows(found: SplitFiles, data: DataConfig, name: str, *, say: Say, in_
         make = text_batches(found.files, data, name)
         return open_stored(cache_folder(data), _stored_key(found, data), make, say=say)
     if found.dataset is not None:
-        return ArrowRows(found.dataset.data.table, content=found.dataset._fingerprint)
+        return ArrowRows(map_streams(found.files), content=found.dataset._fingerprint)
     if in_file_order:
         return ParquetRows(found.files, root=found.root)
-    table = open_as_arrow(found.files, data, say=say)
-    return ArrowRows(table, content=content_of_files(found.files, root=found.root))
+    streams = open_as_arrow(found.files, data, say=say)
+    return ArrowRows(streams, content=content_of_files(found.files, root=found.root))
 
 
 def _reader(rows: Rows, columns: Columns) -> RowReader:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ds_dpo.data.arrow_streams import ArrowStreams
 from ds_dpo.errors import DataError
 
 ROWS_DECODED_AT_ONCE = 32  # of parquet; two images of 1024 x 1024 each are about 2 MB
@@ -44,20 +45,16 @@ class Rows(Protocol):
 
 
 class ArrowRows:
-    """Rows of an Arrow table, which is mapped from disk; any row at once."""
+    """Rows of Arrow streams, mapped from disk; any row at once."""
 
-    def __init__(self, table: pa.Table, *, content: str) -> None:
-        # not as a `datasets.Dataset`, which copies its list of batches several times: seconds at 10**6 rows
-        self._table = table
-        self._batches = [batch for batch in table.to_batches() if batch.num_rows]
-        lengths = np.array([batch.num_rows for batch in self._batches], dtype=np.int64)
-        self._starts: NDArray[np.int64] = np.cumsum(lengths) - lengths
+    def __init__(self, streams: ArrowStreams, *, content: str) -> None:
+        self._streams = streams
         self._content = content
 
     @property
     def schema(self) -> pa.Schema:
         """Columns and their types."""
-        return self._table.schema
+        return self._streams.schema
 
     @property
     def content(self) -> str:
@@ -65,23 +62,24 @@ class ArrowRows:
         return self._content
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._streams.num_rows
 
     def has_values(self, column: str) -> bool:
-        """Whether any row has one that is not null; known without reading it."""
-        return bool(self._table.column(column).null_count < len(self))
+        """Whether any row has one that is not null."""
+        return bool(self.table([column], len(self)).column(column).null_count < len(self))
 
     def table(self, columns: Sequence[str], num_rows: int) -> pa.Table:
         """Return the first rows of these columns."""
-        return self._table.select(list(columns)).slice(0, num_rows)
+        return self._streams.table(columns, num_rows)
 
     def reader(self, columns: Sequence[str]) -> RowReader:
         """Return how to read one row of these columns, by any index."""
-        numbers = {column: self._table.schema.get_field_index(column) for column in columns}
+        numbers = {column: self.schema.get_field_index(column) for column in columns}
+        streams = self._streams
 
         def read(row: int) -> Mapping[str, Any]:
-            number = int(np.searchsorted(self._starts, row, side="right")) - 1
-            batch, place = self._batches[number], row - int(self._starts[number])
+            number = int(np.searchsorted(streams.starts, row, side="right")) - 1
+            batch, place = streams.batch(number), row - int(streams.starts[number])
             return {column: batch.column(index)[place].as_py() for column, index in numbers.items()}
 
         return read
@@ -197,21 +195,6 @@ class _FileOrderReader:
         self._batches = self._open_file[1].iter_batches(
             ROWS_DECODED_AT_ONCE, row_groups=[group_of_file], columns=self._columns, use_threads=False
         )
-
-
-def map_arrow(files: Sequence[Path]) -> pa.Table:
-    """Return Arrow streams, as `datasets` writes them, as one table mapped from disk.
-
-    Raises DataError where one is not whole.
-    """
-    tables = []
-    for path in files:
-        try:
-            with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
-                tables.append(stream.read_all())
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} is no whole Arrow file ({error}); delete its folder and start anew") from error
-    return pa.concat_tables(tables)
 
 
 def content_of_files(files: Sequence[Path], *, root: Path) -> str:

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from ds_dpo.data.rows import ArrowRows, map_arrow
+from ds_dpo.data.arrow_streams import ArrowStreams, map_streams
+from ds_dpo.data.rows import ArrowRows
 from ds_dpo.errors import DataError
 
 FOLDER = "ds_dpo_rows"
@@ -76,7 +77,7 @@ def _read(place: Path) -> ArrowRows | None:
         facts = json.loads(_facts_file(place).read_text())
         if place.stat().st_size != facts["bytes"]:
             return None
-        return ArrowRows(map_arrow([place]), content=facts["content"])
+        return ArrowRows(map_streams([place]), content=facts["content"])
     except (OSError, ValueError, TypeError, KeyError, DataError):
         return None
 
@@ -93,4 +94,5 @@ def _in_memory(make: MakeBatches) -> ArrowRows:
     hasher = hashlib.sha256()
     sink = pa.BufferOutputStream()
     _write(make(hasher), sink)
-    return ArrowRows(pa.ipc.open_stream(sink.getvalue()).read_all(), content=hasher.hexdigest()[:32])
+    streams = ArrowStreams([pa.BufferReader(sink.getvalue())], ["rows in memory"])
+    return ArrowRows(streams, content=hasher.hexdigest()[:32])

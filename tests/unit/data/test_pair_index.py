@@ -10,6 +10,7 @@ from datasets import Dataset
 from pair_files import config, file_of, picture, row
 
 from ds_dpo.data import open_source as opening
+from ds_dpo.data.arrow_copy import SIZE_MARGIN, uncompressed_bytes
 from ds_dpo.data.buckets import bucket_shapes
 from ds_dpo.data.open_source import open_source
 from ds_dpo.data.rows import ArrowRows
@@ -140,10 +141,35 @@ def test_what_the_copy_takes_is_foreseen(path):
     Dataset.from_list([row(n, jpg_0=file_of(picture(n, width=64, height=64))) for n in range(300)]).to_parquet(path)
     source = opened(path)
     arrow = sum(file.stat().st_size for file in (path.parent / "cache").rglob("*.arrow"))
-    from ds_dpo.data.arrow_copy import SIZE_MARGIN, uncompressed_bytes
-
     assert len(source) == 300
     assert arrow < uncompressed_bytes([path]) * SIZE_MARGIN < 1.1 * arrow
+
+
+def test_a_torn_copy_is_refused_and_named(path):
+    opened(path)
+    (copy,) = (path.parent / "cache").rglob("*.arrow")
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"train\.arrow is no whole Arrow file .*; delete its folder and start anew"):
+        opened(path)
+    Dataset.from_list([row(0)]).to_parquet(path.parent / "b.parquet")
+    opened(path.parent / "b.parquet", cache_dir=str(path.parent / "other"))
+    (shorter,) = (path.parent / "other").rglob("*.arrow")
+    copy.write_bytes(shorter.read_bytes())
+    with pytest.raises(DataError, match="has 1 of 4 rows of split train"):
+        opened(path)
+    copy.unlink()
+    with pytest.raises(DataError, match="an Arrow file cannot be opened"):
+        opened(path)
+
+
+def test_rows_of_many_batches_are_found(tmp_path):
+    Dataset.from_list([row(n) for n in range(250)]).to_parquet(tmp_path / "a.parquet")
+    source = opened(tmp_path / "a.parquet", max_rows=240)
+    assert len(source.reader.read_row(249)) > 0
+    order = [239, 0, 99, 100, 199, 200, 1]
+    assert [source.read(index).prompt for index in order] == [f"prompt {index}" for index in order]
+    assert source.counts["rows"] == 240
 
 
 # ---- aspect buckets ----
