@@ -99,7 +99,7 @@ NUM_PROMPTS = 1 + 1 + 6  # '', that of pairs 0, 3, 6, 9, and those of 1, 2, 5, 7
 
 
 def config(*options: str) -> RunConfig:
-    return load_config(["--config", "miniature", "--deepspeed_config", "zero2_fp32", *options]).config
+    return load_config(["--config", "miniature", "--deepspeed_config", "zero2_fp32_cpu", *options]).config
 
 
 def request(out: Path, run: RunConfig, **changes: Any) -> Request:

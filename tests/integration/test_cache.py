@@ -1,0 +1,90 @@
+"""Caches of real processes: makers that are killed, and ranks under the launcher."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.launch
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    **os.environ,
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "PYTHONPATH": str(ROOT),
+}
+SHARD_PAIRS = 4  # as cache_worker.py has it
+# what cache_worker.py asks for, as a command
+OPTIONS = [
+    *("--config", "miniature", "--deepspeed_config", "zero2_fp32_cpu"),
+    *("--data.max_rows", "22", "--data.flip", "shared", "--data.workers", "1"),
+]
+
+
+def run(command):
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("caches")
+    run([sys.executable, "tests/integration/cache_worker.py", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def files_of(folder):
+    """Every file but the lock, by its content."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_makers_were_killed_at_ten_moments_before_the_cache_was_there(report):
+    assert len(report["trials"]) == 10
+    assert all(trial["was_killed"] for trial in report["trials"])
+    assert sum(not trial["existed"] for trial in report["trials"]) >= 8
+    assert len({trial["kill_at"] for trial in report["trials"]}) >= 8
+
+
+def test_a_killed_and_rerun_cache_is_the_uninterrupted_one_to_the_byte(out, report):
+    whole = files_of(out / "whole")
+    assert {"cache.json", "pairs.npy", "images.npy", "prompts.npy", "bad_pairs.arrow", "images/00004.arrow"} <= set(
+        whole
+    )
+    for number in range(len(report["trials"])):
+        assert files_of(out / f"trial_{number}") == whole, report["trials"][number]
+
+
+def test_a_rerun_encodes_again_at_most_the_shard_in_flight(report):
+    for trial in report["trials"]:
+        again = trial["killed"] + trial["rerun"] - report["num_images"]
+        assert 0 <= again <= 2 * SHARD_PAIRS, trial
+    # and something was left to it, which a maker that begins anew would not do
+    assert any(0 < trial["rerun"] < report["num_images"] for trial in report["trials"])
+
+
+def test_two_ranks_under_the_launcher_make_the_same_cache_and_one_verifies_it(out, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    program = ["scripts/cache.py", *OPTIONS, "--out", str(tmp_path / "cache")]
+    asked = ["--dtype", "fp16", "--shard_pairs", str(SHARD_PAIRS), "--batch", "2"]
+    said = run([deepspeed, "--num_accelerators", "2", "--master_port", str(port), *program, *asked])
+    assert "encoded 42 images in this run, on 2 ranks" in said
+    assert files_of(tmp_path / "cache") == files_of(out / "whole")
+    said = run([sys.executable, *program, "--verify", "--verify_images", "2"])
+    assert "2 pairs encoded again" in said
+    assert f"{tmp_path / 'cache'} is whole" in said
