@@ -19,6 +19,8 @@ CASES: dict[str, dict] = {
     "zero2_fp32": {"stage": 2, "precision": "fp32"},
     "zero1_bf16": {"stage": 1, "precision": "bf16", "top": FP32_ACCUMULATION},
     "zero3_bf16": {"stage": 3, "precision": "bf16", "zero": {"stage3_param_persistence_threshold": 0}},
+    "lora_zero2_bf16": {"stage": 2, "precision": "bf16", "lora": {"r": 4, "lora_alpha": 8}},
+    "lora_zero3_bf16": {"stage": 3, "precision": "bf16", "lora": {"r": 4, "lora_alpha": 8}},
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,10 +46,14 @@ def train_and_save(rank: int, out: Path, miniature: str, case: str) -> None:
     from diffusers import UNet2DConditionModel
 
     description = {"top": {}, "zero": {}, **CASES[case]}
+    lora = description.pop("lora", None)
     precision = description["precision"]
     unet = UNet2DConditionModel.from_pretrained(miniature, subfolder="unet")
     config = dict(unet.config)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4)
+    if lora is not None:
+        add_lora(unet, lora)
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-2 if lora else 1e-4)
     engine, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=deepspeed_settings(**description))
     for step in range(STEPS):
         inputs = unet_inputs(config, DTYPES[precision], seed=step * WORLD_SIZE + rank)
@@ -64,7 +70,18 @@ def train_and_save(rank: int, out: Path, miniature: str, case: str) -> None:
     torch.distributed.barrier()
     if rank == 0:
         torch.save({"module": weights, "prediction": prediction}, out / f"{case}.pt")
+        if lora is not None:
+            unet.peft_config["default"].save_pretrained(folder)
         finish_run(folder, config, description, miniature)
+
+
+def add_lora(unet: torch.nn.Module, settings: Mapping) -> None:
+    """Freeze the UNet and let peft add an adapter to its attention, as a LoRA run does."""
+    from peft import LoraConfig
+
+    unet.requires_grad_(False)
+    torch.manual_seed(0)  # the same start on every rank
+    unet.add_adapter(LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"], **settings))
 
 
 def finish_run(folder: Path, config: Mapping, description: Mapping, miniature: str) -> None:

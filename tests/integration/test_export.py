@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from safetensors.torch import load_file
 
 import ds_dpo
 
@@ -39,7 +41,11 @@ def consolidate(*arguments, cwd):
     return subprocess.run(command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("case", CASES)
+FULL = [case for case in CASES if "lora" not in CASES[case]]
+LORA = [case for case in CASES if "lora" in CASES[case]]
+
+
+@pytest.mark.parametrize("case", FULL)
 def test_unet_is_that_of_the_engine(runs, tmp_path, case):
     precision = CASES[case]["precision"]
     done = consolidate(runs / case, tmp_path / "out", "--dtype", precision, cwd=tmp_path)
@@ -71,6 +77,55 @@ def test_pipeline_is_the_base_with_another_unet(runs, tmp_path):
         assert all(torch.equal(found[name], weight) for name, weight in expected.items())
     live = torch.load(runs / "zero3_bf16.pt")["module"]
     assert all(torch.equal(tuned.unet.state_dict()[name].bfloat16(), weight) for name, weight in live.items())
+
+
+def distance(first, second):
+    return float((first - second).float().square().mean().sqrt())
+
+
+@pytest.mark.parametrize("case", LORA)
+def test_lora_run_gives_its_lora_and_the_merged_unet(runs, tmp_path, case):
+    live = torch.load(runs / f"{case}.pt")
+    adapter = {name: weight for name, weight in live["module"].items() if ".lora_" in name}
+    for options in (["lora", "--format", "lora"], ["unet"]):
+        done = consolidate(runs / case, tmp_path / options[0], *options[1:], "--dtype", "bf16", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"holds a LoRA on {len(adapter) // 2} layers" in done.stdout
+        assert "trained nothing" not in done.stdout
+    found = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    assert found.keys() == {f"unet.{name.replace('.default.', '.')}" for name in adapter}
+    assert all(torch.equal(found[f"unet.{name.replace('.default.', '.')}"], weight) for name, weight in adapter.items())
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", subfolder="unet", torch_dtype=torch.bfloat16).eval()
+    base = UNet2DConditionModel.from_pretrained(MINIATURE, subfolder="unet", torch_dtype=torch.bfloat16).eval()
+    inputs = unet_inputs(unet.config, torch.bfloat16, seed=99)
+    with torch.no_grad():
+        merged, untuned = unet(**inputs).sample, base(**inputs).sample
+        base.load_lora_adapter(tmp_path / "lora", prefix="unet", weight_name="pytorch_lora_weights.safetensors")
+        loaded = base(**inputs).sample
+    # peft loads adapters in fp32, and one in the layer rounds elsewhere than one beside it; training did far more
+    moved = distance(untuned, live["prediction"])
+    assert distance(loaded, live["prediction"]) < moved / 10
+    assert distance(merged, live["prediction"]) < moved / 10
+
+
+def test_single_file_and_lora_of_a_real_run(runs, tmp_path):
+    live = torch.load(runs / "zero3_bf16.pt")["module"]
+    config = json.loads((MINIATURE / "unet" / "config.json").read_text())
+    single = tmp_path / "tuned.safetensors"
+    done = consolidate(runs / "zero3_bf16", single, "--format", "single-file", "--dtype=bf16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    back = convert_ldm_unet_checkpoint(load_file(single), config)
+    assert back.keys() == live.keys()
+    assert all(torch.equal(back[name], weight) for name, weight in live.items())
+    options = ("--format", "lora", "--rank", "8", "--lora-naming", "kohya")
+    done = consolidate(runs / "zero3_bf16", tmp_path / "lora.safetensors", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for said in ("distance from the base: ", "energy kept at rank 8: ", "127 biases and norms hold "):
+        assert said in done.stdout
+    refused = consolidate(runs / "zero3_bf16", tmp_path / "x", "--rank", "8", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--rank 8: --format unet has no use for it; it is for lora" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora.safetensors", "tuned.safetensors"]
 
 
 def test_deepspeed_is_not_needed(runs, tmp_path):
