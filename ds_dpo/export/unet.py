@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.export.safetensors_stream import TensorSpec, split_into_files, write_safetensors
+from ds_dpo.export.unet_shapes import known_shapes
 from ds_dpo.export.weights import Weights
 
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+CLASS_NAME = "UNet2DConditionModel"
 WEIGHTS_STEM = "diffusion_pytorch_model"
 MAX_FILE_BYTES = 10 * 10**9  # diffusers' own limit of one file
 
@@ -41,12 +43,17 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=4)  # building SDXL's takes a second, and an export asks several times
 def _shapes_of(config_json: str) -> dict[str, tuple[int, ...]]:
+    config = json.loads(config_json)
+    named_class = config.get("_class_name", CLASS_NAME)
+    if named_class != CLASS_NAME:
+        raise ModelError(f"the model configuration is of {named_class!r}; this exports {CLASS_NAME}")
+    known = known_shapes(config)
+    return _built_shapes(config) if known is None else known
+
+
+def _built_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     from diffusers import UNet2DConditionModel
 
-    config = json.loads(config_json)
-    named_class = config.get("_class_name", UNet2DConditionModel.__name__)
-    if named_class != UNet2DConditionModel.__name__:
-        raise ModelError(f"the model configuration is of {named_class!r}; this exports {UNet2DConditionModel.__name__}")
     try:
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(config)
@@ -101,7 +108,7 @@ def write_unet(
         _write_json(folder / f"{WEIGHTS_STEM}.safetensors.index{_infix(variant)}.json", index)
     # _name_or_path tells where the base lay on the machine that trained
     published = {key: value for key, value in config.items() if key != "_name_or_path"}
-    _write_json(folder / "config.json", {**published, "_class_name": "UNet2DConditionModel"})
+    _write_json(folder / "config.json", {**published, "_class_name": CLASS_NAME})
     _check_written(folder, names, specs)
     return WrittenUnet(num_tensors=len(specs), num_bytes=num_bytes, files=tuple(names))
 

@@ -21,6 +21,7 @@ except ImportError:
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 CHUNK_BYTES = 4 * 2**20  # stays in the processor's cache
+RELEASED_BYTES = 64 * 2**10  # what Linux maps around a page, by default
 PICKLE = "data.pkl"
 BYTE_ORDER = "byteorder"
 
@@ -117,15 +118,22 @@ class Archive:
 
     def verify_tensor(self, tensor: Tensor) -> None:
         """Verify the record that a tensor lies in."""
-        self.verify(self._by_start[tensor.untyped_storage().data_ptr() - self._base])
+        if tensor.numel():
+            self.verify(self._record_of(tensor))
+
+    def is_verified(self, tensor: Tensor) -> bool:
+        """Tell whether the record that a tensor lies in was verified."""
+        return not tensor.numel() or self._record_of(tensor) in self._verified
+
+    def _record_of(self, tensor: Tensor) -> str:
+        return self._by_start[tensor.untyped_storage().data_ptr() - self._base]
 
     def release_tensor(self, tensor: Tensor) -> None:
-        """Give the memory of a contiguous tensor's pages back; they are read again when they are touched again."""
+        """Give the memory of a contiguous tensor's pages back; they are mapped again when they are touched again."""
         start = tensor.data_ptr() - self._base
         self._release(start, start + tensor.nbytes)
 
     def _release(self, start: int, stop: int) -> None:
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if length > 0:
-            self._map.madvise(mmap.MADV_DONTNEED, first, length)
+        # a touched page brings its neighbours along
+        first = start // RELEASED_BYTES * RELEASED_BYTES
+        self._map.madvise(mmap.MADV_DONTNEED, first, min(stop + RELEASED_BYTES, len(self._map)) - first)

@@ -80,7 +80,8 @@ def verify_group(table: Table, group: int) -> None:
 
     Raises CheckpointError naming the file that has changed.
     """
-    found = [row.tensor(group) for row in table]
+    groups = [row.tensor(group) for row in table]
+    found = [(tensor, archive) for tensor, archive in groups if not archive.is_verified(tensor)]
     if sum(tensor.nbytes for tensor, _ in found) < WORTH_A_THREAD_BYTES:
         for tensor, archive in found:
             archive.verify_tensor(tensor)
