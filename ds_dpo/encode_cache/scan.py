@@ -172,9 +172,8 @@ def read_scan(paths: Sequence[Path], *, columns: Sequence[str]) -> Scan:
     """Join the units' scans. columns: of SCAN_SCHEMA, that are needed beside the keys."""
     keys = ("prompt_key", "chosen_key", "rejected_key")
     pairs = pa.concat_tables([read_columns(path, [*keys, *columns]) for path in paths]).combine_chunks()
-    both = np.empty(2 * len(pairs), dtype=object)
-    for place, side in enumerate(SIDES):
-        both[place::2] = pairs[f"{side}_key"].to_numpy()
+    both = pa.concat_arrays([pairs[f"{side}_key"].combine_chunks() for side in SIDES])
+    by_turns = np.arange(2 * len(pairs)).reshape(2, -1).T.ravel()
     prompts = pa.concat_arrays([pa.array([key_of_prompt("")], pa.binary(16)), pairs["prompt_key"].combine_chunks()])
-    images = find_distinct(pa.array(both, pa.binary(16)))
+    images = find_distinct(both.take(pa.array(by_turns)))
     return Scan(pairs=pairs, images=images, prompts=find_distinct(prompts))
