@@ -2,8 +2,8 @@
 
 Writes shards of a real cache's form with random values (4 x 128 x 128 mean and log-variance of each image, 77 x 2048
 text states and 1280 pooled of each prompt, in fp16), and indices of 10^3, 10^5 and 10^6 pairs that point into them
-again and again, so that a disk need not hold 10^6 pairs. Reading goes the way of training: PairCache, CachedPairs, join,
-in the run's own shuffled order. The page cache is warm: the shards were read once before.
+again and again, so that a disk need not hold 10^6 pairs. Reading goes the way of training: PairCache, CachedPairs,
+join, in the run's own shuffled order. The page cache is warm: the shards were read once before.
 
     python benchmarks/cache_read.py [--folder /tmp/cache_read] [--seconds 10]
 

@@ -107,7 +107,7 @@ class Maker:
                 text_dtype="fp32",
                 out=folder,
                 quantity="moments",
-                dtype="fp16",
+                dtype="fp32",
                 mirrored=True,
                 shard_pairs=SHARD_PAIRS,
                 images_at_once=IMAGES_AT_ONCE,

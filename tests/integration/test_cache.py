@@ -81,10 +81,31 @@ def test_two_ranks_under_the_launcher_make_the_same_cache_and_one_verifies_it(ou
         port = probe.getsockname()[1]
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     program = ["scripts/cache.py", *OPTIONS, "--out", str(tmp_path / "cache")]
-    asked = ["--dtype", "fp16", "--shard_pairs", str(SHARD_PAIRS), "--batch", "2"]
+    asked = ["--dtype", "fp32", "--shard_pairs", str(SHARD_PAIRS), "--batch", "2"]
     said = run([deepspeed, "--num_accelerators", "2", "--master_port", str(port), *program, *asked])
     assert "encoded 42 images in this run, on 2 ranks" in said
     assert files_of(tmp_path / "cache") == files_of(out / "whole")
     said = run([sys.executable, *program, "--verify", "--verify_images", "2"])
     assert "2 pairs encoded again" in said
     assert f"{tmp_path / 'cache'} is whole" in said
+
+
+def losses(run_folder):
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def test_training_from_the_cache_gives_the_losses_of_online_encoding(out, tmp_path):
+    changes = ["--data.prompt_dropout", "0.3", "--data.size_conditioning", "true", "--max_train_steps", "4"]
+    quick = ["--pairs_per_step", "4", "--micro_batch_pairs", "2", "--cadence.sample_every_steps", "none"]
+    quick += ["--schedule.warmup_steps", "0"]
+    cases = [
+        [*OPTIONS, *changes, *quick, "--output_dir", str(tmp_path / "online")],
+        [*OPTIONS, *changes, *quick, "--output_dir", str(tmp_path / "cached"), "--data.cache", str(out / "whole")],
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    run([sys.executable, "tests/integration/train_cases.py", str(tmp_path / "cases.json")])
+    online, cached = losses(tmp_path / "online"), losses(tmp_path / "cached")
+    assert len(online) == 4
+    assert online[1:] != [online[0]] * 3  # it trains
+    assert cached == pytest.approx(online, abs=1e-4)
