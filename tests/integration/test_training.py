@@ -3,6 +3,7 @@
 One launch of `deepspeed` with two ranks and one of plain Python run all cases; the tests look at what they left.
 """
 
+import io
 import json
 import math
 import os
@@ -10,7 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ds_dpo.zero_shards.reader import open_checkpoint
 
@@ -71,6 +75,33 @@ def launch(cases, folder, *, ranks):
     return done
 
 
+FEW_ROWS = {"data__max_rows": 100, "data__flip": "independent", "data__prompt_dropout": 0.3}
+TWO_SHAPES = {"data__aspect_buckets": "true", "data__bucket_step": 8, "micro": 4, "data__size_conditioning": "true"}
+
+
+def make_cache(folder):
+    """Encode the pairs of FEW_ROWS with scripts/cache.py, as a user does."""
+    options = [text for text in arguments("unused", **FEW_ROWS) if "output_dir" not in text]
+    program = [str(ROOT / "scripts" / "cache.py"), *options, "--deepspeed_config=zero2_fp32_cpu", "--dtype=fp32"]
+    command = [sys.executable, *program, "--flips", f"--out={folder}"]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def write_pairs_of_two_shapes(path):
+    """Write 12 square pairs and 12 wide ones in Pick-a-Pic's columns."""
+    sizes = [(32, 32), (40, 24)] * 12
+    files = [png(size, shade=10 * number) for number, size in enumerate(sizes)]
+    columns = {"caption": ["a red circle"] * 24, "jpg_0": files, "jpg_1": files[2:] + files[:2], "label_0": [1.0] * 24}
+    pq.write_table(pa.table(columns), path)
+
+
+def png(size, *, shade):
+    file = io.BytesIO()
+    Image.new("RGB", size, (shade, 128, 255 - shade)).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """All runs, by folder name, and what rank 0 printed."""
@@ -98,6 +129,11 @@ def runs(tmp_path_factory):
     )
     one_rank = [case(out, f"1_rank_{stage}_{micro}", stage=stage, micro=micro) for stage, micro in GRID[::4]]
     one_rank.append(case(out, "1_rank_2_8", stage=2, micro=8))
+    make_cache(out / "cache")
+    few = {"stage": 2, "micro": 8, "max_train_steps": 5, **FEW_ROWS}
+    one_rank += [case(out, "online", **few), case(out, "cached", data__cache=out / "cache", **few)]
+    write_pairs_of_two_shapes(out / "shapes.parquet")
+    one_rank.append(case(out, "buckets", **{**few, **TWO_SHAPES}, data__dataset=out / "shapes.parquet"))
     for cases, ranks in ((two_ranks, 2), (one_rank, 1)):
         done = launch(sorted(cases, key=zero_stage), out, ranks=ranks)
         (out / f"printed_{ranks}.txt").write_text(done.stdout + done.stderr)
@@ -148,6 +184,23 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(runs, stage):
     ]
     assert len(shards[0]) == len(shards[1]) == 2
     assert "resumed from step 5" in (runs / f"resumed_{stage}" / "log.txt").read_text()
+
+
+def test_cached_run_is_the_online_one(runs):
+    online, cached = metrics(runs / "online"), metrics(runs / "cached")
+    for quantity in (*LOSSES_OF_A_STEP, "gradient_norm"):
+        assert [line[quantity] for line in cached] == pytest.approx([line[quantity] for line in online], abs=1e-4)
+    counted = [json.loads((runs / name / "environment.json").read_text())[0]["data"] for name in ("online", "cached")]
+    assert counted[0] == counted[1]
+    assert counted[0]["rows"] == 100 == counted[0]["pairs"] + counted[0]["dropped_ties"]
+
+
+def test_run_in_buckets_of_two_shapes_trains(runs):
+    lines = metrics(runs / "buckets")
+    assert len(lines) == 5
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert lines[0]["bad_rows"] == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)
