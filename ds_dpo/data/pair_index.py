@@ -89,8 +89,8 @@ def _read(place: Path) -> PairIndex | None:
         entries = np.lib.format.open_memmap(place / ENTRIES_FILE, mode="r")  # which unpickles nothing
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    is_whole = entries.dtype == ENTRY and entries.shape == (sum(facts.bucket_sizes),)
-    return PairIndex(entries=entries, facts=facts) if is_whole and facts.counts["pairs"] == len(entries) else None
+    is_whole = entries.dtype == ENTRY and entries.shape == (facts.counts["pairs"],)
+    return PairIndex(entries=entries, facts=facts) if is_whole else None
 
 
 def _write(index: PairIndex, place: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -148,11 +147,12 @@ class _FileOrderReader:
         columns: Sequence[str],
     ) -> None:
         self._files, self._starts, self._places, self._columns = files, starts, places, list(columns)
-        self._forget()
+        self._open_file: tuple[int, pq.ParquetFile] | None = None
+        self._recent: deque[tuple[int, pa.RecordBatch]] = deque(maxlen=NUM_BATCHES_KEPT)
+        self._group, self._next_row = -1, 0
+        self._batches: Iterator[pa.RecordBatch] = iter(())
 
     def __call__(self, row: int) -> Mapping[str, Any]:
-        if self._process != os.getpid():  # a forked process would move the file position of the others
-            self._forget()
         found = self._kept(row)
         if found is None:
             group = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -165,13 +165,6 @@ class _FileOrderReader:
                 found = self._kept(row)
         first, batch = found
         return batch.slice(row - first, 1).to_pylist()[0]
-
-    def _forget(self) -> None:
-        self._process = os.getpid()
-        self._open_file: tuple[int, pq.ParquetFile] | None = None
-        self._recent: deque[tuple[int, pa.RecordBatch]] = deque(maxlen=NUM_BATCHES_KEPT)
-        self._group, self._next_row = -1, 0
-        self._batches: Iterator[pa.RecordBatch] = iter(())
 
     def _kept(self, row: int) -> tuple[int, pa.RecordBatch] | None:
         for first, batch in reversed(self._recent):
@@ -192,6 +185,7 @@ class _FileOrderReader:
             # buffer_size: streams a row group, whose images may be hundreds of megabytes
             self._open_file = (number, pq.ParquetFile(self._files[number], buffer_size=2**20))
         self._group, self._next_row = group, int(self._starts[group])
+        # no threads: those of Arrow do not survive the fork of a loader's process
         self._batches = self._open_file[1].iter_batches(
             ROWS_DECODED_AT_ONCE, row_groups=[group_of_file], columns=self._columns, use_threads=False
         )

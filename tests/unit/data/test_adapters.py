@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -91,7 +92,7 @@ def ranked_parquet(tmp_path):
 
 def ranked_rows_of_groups(tmp_path):
     # ImageRewardDB's rows, as the hub converts them to parquet; its groups are not neighbours here
-    ranks = [("a", 2), ("b", 1), ("a", 1), ("b", 1), ("a", 3)]
+    ranks = [("a", 2), ("b", 1), ("a", 1), ("b", 2), ("a", 3)]
     content = [
         {"image": picture(n), "prompt_id": group, "prompt": f"prompt {group}", "rank": rank}
         for n, (group, rank) in enumerate(ranks)
@@ -100,7 +101,7 @@ def ranked_rows_of_groups(tmp_path):
         {"image": ImageFeature(), "prompt_id": Value("string"), "prompt": Value("string"), "rank": Value("int32")}
     )
     Dataset.from_list(content, features=features).to_parquet(tmp_path / "a.parquet")
-    pairs = [("prompt a", 2, 0), ("prompt a", 0, 4), ("prompt a", 2, 4)]
+    pairs = [("prompt a", 2, 0), ("prompt a", 0, 4), ("prompt b", 1, 3), ("prompt a", 2, 4)]
     return tmp_path / "a.parquet", {"format": "ranked"}, pairs
 
 
@@ -141,7 +142,7 @@ def hpdv3(tmp_path):
 
 def diffengine_csv(tmp_path):
     write_images(tmp_path, range(6))
-    with open(tmp_path / "metadata.csv", "w", newline="") as file:
+    with open(tmp_path / "metadata.csv", "w", newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
         writer = csv.writer(file)
         writer.writerow(["image", "image2", "label_0", "text"])
         writer.writerows([["0.png", "1.png", 1, "12"], ["2.png", "3.png", "", "tie"], ["4.png", "5.png", 0, "a, b"]])
@@ -242,6 +243,35 @@ def test_straight_reading_goes_back_and_forth_over_row_groups(tmp_path):
     assert [source.read(index).prompt for index in order] == [f"prompt {index}" for index in order]
 
 
+def test_straight_reading_goes_far_back_within_a_row_group(tmp_path):
+    Dataset.from_list([row(n) for n in range(400)]).to_parquet(tmp_path / "a.parquet", batch_size=400)
+    source = opened(tmp_path, tmp_path / "a.parquet", in_file_order=True)
+    assert [source.read(index).prompt for index in (399, 0, 398)] == ["prompt 399", "prompt 0", "prompt 398"]
+
+
+@pytest.mark.parametrize("in_file_order", [False, True])
+def test_forked_processes_read_beside_each_other(in_file_order, tmp_path):
+    Dataset.from_list([row(n) for n in range(120)]).to_parquet(tmp_path / "a.parquet", batch_size=60)
+    source = opened(tmp_path, tmp_path / "a.parquet", in_file_order=in_file_order)
+    assert source.read(0).prompt == "prompt 0"  # the file is open, and rows after it are to come
+    children = []
+    for start in (1, 60):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                prompts = [source.read(index).prompt for index in range(start, 120)]
+                os.write(writing, b"same" if prompts == [f"prompt {n}" for n in range(start, 120)] else b"else")
+            finally:
+                os._exit(0)
+        os.close(writing)
+        children.append((child, reading))
+    assert [source.read(index).prompt for index in range(120)] == [f"prompt {n}" for n in range(120)]
+    for child, reading in children:
+        assert os.read(reading, 4) == b"same"
+        os.waitpid(child, 0)
+
+
 def test_straight_reading_makes_no_copy(tmp_path):
     path, _, _ = pickapic(tmp_path)
     opened(tmp_path, path, in_file_order=True)
@@ -269,6 +299,16 @@ def test_a_column_of_ids_makes_pairs_known_by_it(tmp_path):
     assert source.read(0).pair_id == id_of("7")
     assert source.read(0).uid == f"row 0 of {path}, split train (id 7)"
     assert source.fingerprint["pair_ids"] == "the rows' own"
+
+
+def test_pairs_of_one_ranking_have_ids_of_their_own(tmp_path):
+    write_images(tmp_path, range(3))
+    path = tmp_path / "train.jsonl"
+    path.write_text(
+        json.dumps({"prompt": "p", "images": [f"{n}.png" for n in range(3)], "rank": [2, 1, 3], "key": "k"})
+    )
+    source = opened(tmp_path, path, format="ranked", columns=["id=key"])
+    assert [source.read(index).pair_id for index in range(3)] == [id_of("k 0 1"), id_of("k 0 2"), id_of("k 1 2")]
 
 
 def test_a_sample_of_a_tar_is_known_by_its_name(tmp_path):

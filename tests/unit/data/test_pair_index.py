@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from pair_files import config, file_of, picture, row
@@ -13,6 +14,7 @@ from ds_dpo.data import open_source as opening
 from ds_dpo.data.arrow_copy import SIZE_MARGIN, uncompressed_bytes
 from ds_dpo.data.buckets import bucket_shapes
 from ds_dpo.data.open_source import open_source
+from ds_dpo.data.pair_index import ENTRY
 from ds_dpo.data.rows import ArrowRows
 from ds_dpo.errors import DataError
 
@@ -70,6 +72,7 @@ def cut(file):
         lambda folder: (folder / "pairs.npy").unlink(),
         lambda folder: (folder / "pairs.npy").write_bytes(b""),
         lambda folder: np.save(folder / "pairs.npy", np.zeros(4)),
+        lambda folder: np.save(folder / "pairs.npy", np.zeros(3, ENTRY)),
         lambda folder: cut(folder / "index.json"),
         lambda folder: (folder / "index.json").write_text("[]"),
         lambda folder: (folder / "index.json").unlink(),
@@ -106,6 +109,10 @@ def test_stored_rows_that_are_torn_or_cannot_be_written_are_made_again(path):
     assert len(opened(manifest, format="manifest")) == 1
     (stored,) = (path.parent / "cache" / "ds_dpo_rows").glob("*.arrow")
     cut(stored)
+    assert opened(manifest, format="manifest").read(0).prompt == "p"
+    with pa.ipc.open_stream(stored) as stream, pa.ipc.new_stream(str(stored) + ".short", stream.schema):
+        pass
+    (stored.parent / f"{stored.name}.short").rename(stored)  # a whole file, of no rows
     assert opened(manifest, format="manifest").read(0).prompt == "p"
     shutil.rmtree(path.parent / "cache")
     (path.parent / "cache").write_text("no folder")
