@@ -1,5 +1,6 @@
 """A checkpoint becomes what was asked for, whole, or nothing is there."""
 
+import itertools
 import json
 import shutil
 
@@ -118,9 +119,13 @@ def test_values_that_are_not_numbers_leave_nothing(tmp_path, pipeline, base, tun
     bad[name].view(-1)[3] = torch.nan
     folder = save_zero2(tmp_path / "tag", bad, config=base.config)
     (tmp_path / "outs").mkdir()
-    with pytest.raises(CheckpointError, match="NaN"):
-        export(folder, tmp_path / "outs" / "out", format=form, base=str(pipeline), **FORMATS[form])
-    assert list((tmp_path / "outs").iterdir()) == []
+    # without a base the values are first met while the file is written
+    bases = [str(pipeline)] if form in ("pipeline", "lora") else [str(pipeline), None]
+    names = ["out", "out.safetensors"] if form in ("single-file", "lora") else ["out"]
+    for known, out in itertools.product(bases, names):
+        with pytest.raises(CheckpointError, match="NaN"):
+            export(folder, tmp_path / "outs" / out, format=form, base=known, **FORMATS[form])
+        assert list((tmp_path / "outs").iterdir()) == []
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -268,3 +273,15 @@ def test_the_card_is_in_every_folder(run, tmp_path):
         card = (tmp_path / "outs" / form / "README.md").read_text()
         assert "license: mit" in card
         assert str(tmp_path) not in card
+
+
+def test_a_finished_export_is_pushed(run, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(folder, repo_id, *, private, say):
+        pushed.append((repo_id, private, sorted(path.name for path in folder.iterdir())))
+
+    monkeypatch.setattr("ds_dpo.export.consolidate.push_folder", push)
+    export(run, tmp_path / "outs" / "out", format="lora", rank=2, push_to_hub="me/mine", private=True)
+    assert pushed == [("me/mine", True, ["README.md", "export.json", "pytorch_lora_weights.safetensors"])]
+    assert "me/mine" in (tmp_path / "outs" / "out" / "README.md").read_text()
