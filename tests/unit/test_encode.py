@@ -5,9 +5,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ds_dpo.batch import PairSamples
+from ds_dpo.batch import CachedSamples, PairSamples
 from ds_dpo.config import ModelConfig
-from ds_dpo.encode import OnlineEncoder
+from ds_dpo.encode import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import DataError
 from ds_dpo.models.loading import load_text, load_vae
 from ds_dpo.models.text import TextEncoder, encode_sd15
@@ -112,3 +112,46 @@ def test_latents_that_are_not_finite_name_their_pairs(
         getattr(samples, bad)[pair, 0, 5, 5] = value
     with pytest.raises(DataError, match=r"for pairs 11, -13 in torch.float32; .*madebyollin/sdxl-vae-fp16-fix"):
         OnlineEncoder(vae=vae, text=text, device="cpu")(samples)
+
+
+def cached_samples(samples: PairSamples, *, moments: list[Tensor], pooled: Tensor | None) -> CachedSamples:
+    chosen, rejected = moments
+    return CachedSamples(
+        chosen_moments=chosen,
+        rejected_moments=rejected,
+        text_states=torch.ones(3, 2, 5),
+        pooled=pooled,
+        chosen_time_ids=samples.chosen_time_ids,
+        rejected_time_ids=samples.rejected_time_ids,
+        timesteps=samples.timesteps,
+        noise=samples.noise,
+        chosen_posterior_noise=samples.chosen_posterior_noise,
+        rejected_posterior_noise=samples.rejected_posterior_noise,
+        pair_ids=samples.pair_ids,
+        target_probabilities=samples.target_probabilities,
+        weights=samples.weights,
+    )
+
+
+def test_latents_are_drawn_from_kept_moments_shifted_and_scaled(samples: PairSamples) -> None:
+    mean, logvar = torch.full((3, 4, 8, 8), 2.0), torch.full((3, 4, 8, 8), 2 * torch.log(torch.tensor(3.0)))
+    moments = [torch.cat([mean, logvar], dim=1), torch.cat([-mean, logvar], dim=1)]
+    settings = {"scaling_factor": 0.5, "shift_factor": 0.25}
+    encode = CachedEncoder(quantity="moments", vae_dtype=torch.float32, vae_config=settings, device="cpu")
+    batch = encode(cached_samples(samples, moments=moments, pooled=torch.ones(3, 7)))
+    torch.testing.assert_close(batch.latents[:3], (2 + 3 * samples.chosen_posterior_noise - 0.25) * 0.5)
+    torch.testing.assert_close(batch.latents[3:], (-2 + 3 * samples.rejected_posterior_noise - 0.25) * 0.5)
+    assert batch.time_ids is not None
+    assert torch.equal(batch.time_ids, torch.cat([samples.chosen_time_ids, samples.rejected_time_ids]))
+    for name in ("noise", "timesteps", "pair_ids", "target_probabilities", "weights"):
+        assert torch.equal(getattr(batch, name), getattr(samples, name))
+
+
+def test_a_kept_mean_is_a_latent_without_a_draw_and_sd15_is_told_no_sizes(samples: PairSamples) -> None:
+    mean = torch.full((3, 4, 8, 8), 2.0, dtype=torch.float16)
+    encode = CachedEncoder(quantity="mean", vae_dtype=torch.float32, vae_config={"scaling_factor": 0.5}, device="cpu")
+    batch = encode(cached_samples(samples, moments=[mean, 2 * mean], pooled=None))
+    assert torch.equal(batch.latents[:3], torch.ones(3, 4, 8, 8))
+    assert torch.equal(batch.latents[3:], torch.full((3, 4, 8, 8), 2.0))
+    assert batch.pooled is None
+    assert batch.time_ids is None
