@@ -176,6 +176,28 @@ def test_a_hub_dataset_without_the_split_names_those_there_are(hub, tmp_path):
     assert "has no split test; it has train, validation_unique" in refusal(tmp_path, "someone/pairs", split="test")
 
 
+def test_a_hub_dataset_whose_files_are_only_numbered_is_found(hub, tmp_path):
+    write(hub.folder / "0000.parquet")
+    (hub.folder / "data" / "train-00000-of-00002.parquet").unlink()
+    (hub.folder / "data" / "train-00001-of-00002.parquet").unlink()
+    assert len(opened(tmp_path, "someone/pairs", revision="refs/pr/1")) == 3
+    assert [patterns for patterns, _, _ in hub.asked][-1] == ["0000.parquet", "README.md"]
+    assert {revision for _, _, revision in hub.asked} == {"refs/pr/1"}
+
+
+def test_a_subset_of_a_hub_dataset_downloads_nothing_of_the_others(hub, tmp_path):
+    write(hub.folder / "small" / "train-00000-of-00001.parquet", rows([1.0]))
+    assert len(opened(tmp_path, "someone/pairs", name="small")) == 1
+    (hub.folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: both\n  data_files:\n  - split: train\n    path: data/train-*\n---\n"
+    )
+    for each in hub.cache.rglob("*.parquet"):
+        each.unlink()
+    assert len(opened(tmp_path, "someone/pairs", name="both")) == 3
+    assert sorted(each.parent.name for each in hub.cache.rglob("*.parquet")) == ["data", "data"]
+    assert "subset none, has no split train" in refusal(tmp_path, "someone/pairs", name="none")
+
+
 def test_a_hub_out_of_reach_is_one_sentence(tmp_path, monkeypatch):
     def unreachable(*args, **options):
         raise ConnectionError("[Errno -2] Name or service not known\nsecond line")
