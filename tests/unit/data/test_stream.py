@@ -17,8 +17,8 @@ from pair_files import ListedPairs, config, file_of, picture, row
 
 from ds_dpo.data.keyed_hash import id_of
 from ds_dpo.data.loader import MAX_REPLACEMENTS, _Loaded, open_stream
+from ds_dpo.data.open_source import open_source
 from ds_dpo.data.order import PairOrder, place_of, replacement_index
-from ds_dpo.data.pickapic import PickAPic
 from ds_dpo.data.prepare import OnlinePairs, join_samples
 from ds_dpo.errors import DataError
 
@@ -441,7 +441,7 @@ def test_a_parquet_file_through_workers(tmp_path):
     rows = [row(number, label_0=float(number % 2)) for number in range(6)]
     rows[3]["jpg_0"] = file_of(picture(6))[:100]
     Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
-    source = PickAPic(config(tmp_path / "a.parquet", cache_dir=str(tmp_path / "cache")))
+    source = open_source(config(tmp_path / "a.parquet", cache_dir=str(tmp_path / "cache")), say=print)
     plain = steps_of(source, 2, micro=4)
     assert differing(plain, steps_of(source, 2, micro=4, workers=2)) == set()
     stream = stream_of(source)
