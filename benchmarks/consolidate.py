@@ -60,10 +60,14 @@ def command_of(converter: str, checkpoint: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", THEIR_PROGRAM, str(checkpoint), str(out)]
 
 
-def measure(converter: str, checkpoint: Path, out: Path, *, sync: bool) -> Cost:
-    """Convert once into a folder that is not there yet; sync: the time includes that the files reach the disk."""
+def measure(converter: str, checkpoint: Path, out: Path, *, sync: bool, num_threads: int | None) -> Cost:
+    """Convert once into a folder that is not there yet; sync: the time includes that the files reach the disk.
+
+    num_threads: of torch, for both converters alike; None leaves that to torch, as users do.
+    """
     warm_up(checkpoint)
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", **threads}
     started = time.perf_counter()
     process = subprocess.Popen(
         command_of(converter, checkpoint, out),
@@ -156,7 +160,7 @@ def compare_stage(stage: int, folder: Path, options: argparse.Namespace) -> dict
         is_last = turn == options.rounds
         for converter in (OURS, THEIRS):
             need_memory(6 * num_elements)
-            cost = measure(converter, checkpoint, folder / converter, sync=is_last)
+            cost = measure(converter, checkpoint, folder / converter, sync=is_last, num_threads=options.threads)
             print(f"ZeRO-{stage} {describe(converter, cost)}{'  synced' if is_last else ''}", flush=True)
             if is_last:
                 synced[converter] = cost
@@ -225,7 +229,7 @@ def grow(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             num_elements = write_checkpoint(checkpoint, stage=stage, num_ranks=ranks, scale=scale)
             costs = []
             for _ in range(options.rounds):
-                costs.append(measure(OURS, checkpoint, folder / OURS, sync=False))
+                costs.append(measure(OURS, checkpoint, folder / OURS, sync=False, num_threads=options.threads))
                 shutil.rmtree(folder / OURS)
             shutil.rmtree(checkpoint)
             cost = middle(costs)
@@ -234,7 +238,7 @@ def grow(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {"growth": rows}
 
 
-def summarise(stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(stages: Iterable[Mapping[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """The worst of the stages, and the details."""
     details = list(stages)
     return {
@@ -242,6 +246,7 @@ def summarise(stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "cpu_ratio": max(detail["cpu_ratio"] for detail in details),
         "anonymous_mb": max(detail["ours"]["anonymous_mb"] for detail in details),
         "bit_equal": all(detail["unequal_tensors"] == 0 for detail in details),
+        "threads": options.threads or "default",
         "load_average": os.getloadavg()[1],
         "processors": os.cpu_count(),
         "stages": details,
@@ -254,6 +259,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stages", type=int, nargs="+", choices=(2, 3), default=[3, 2])
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="of each converter, beside the synced one")
+    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS for both; default: not set, as users have it")
     parser.add_argument("--scale", type=float, default=1.0, help="of the UNet's widths")
     parser.add_argument("--folder", type=Path, help="where checkpoints and outputs go; default: a temporary folder")
     parser.add_argument("--growth", action="store_true", help="time by bytes and ranks instead, ours alone")
@@ -268,7 +274,7 @@ def main() -> None:
         if options.growth:
             result = grow(folder, options)
         else:
-            result = summarise([compare_stage(stage, folder, options) for stage in options.stages])
+            result = summarise([compare_stage(stage, folder, options) for stage in options.stages], options)
     print(json.dumps(result))
 
 

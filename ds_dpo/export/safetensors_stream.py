@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import ctypes
+import contextlib
 import dataclasses
-import errno
 import json
 import math
-import os
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from ds_dpo.export.block_writer import BlockWriter
+
 DTYPE_NAMES: dict[torch.dtype, str] = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 HEADER_ALIGNMENT_BYTES = 8
-# not os.posix_fallocate, which fills the file by hand where the file system cannot
-LIBC = ctypes.CDLL(None, use_errno=True)
-LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+BUFFER_BYTES = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +56,53 @@ def write_safetensors(
     """Write a file whose tensors are produced, written and let go one after another.
 
     produce: gives the tensor of a spec, of exactly its shape and dtype. metadata: entries beside format=pt.
+    """
+
+    def fill(spec: TensorSpec, place: Tensor) -> None:
+        tensor = produce(spec)
+        assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), spec.name
+        place.copy_(tensor)
+
+    stream_safetensors(path, specs, fill, metadata=metadata)
+
+
+def stream_safetensors(
+    path: Path,
+    specs: Sequence[TensorSpec],
+    fill: Callable[[TensorSpec, Tensor], None],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    buffer_bytes: int = BUFFER_BYTES,
+) -> None:
+    """Write a file whose tensors are filled in where they will be written from.
+
+    fill: puts the values of a spec into a tensor of its shape and dtype. metadata: entries beside format=pt.
+    Memory: two buffers of buffer_bytes, or of the largest tensor where that is more.
     Source: format described in huggingface/safetensors (8-byte length, JSON header, data without gaps).
     """
-    # one thread writes a tensor while the next is produced: both spend their time outside of Python
-    with path.open("wb", buffering=0) as file, concurrent.futures.ThreadPoolExecutor(max_workers=1) as writer:
-        header = _header(specs, metadata or {})
-        _reserve(file, len(header) + sum(spec.num_bytes for spec in specs))
-        pending = writer.submit(_write, file, header)
+    header = _header(specs, metadata or {})
+    largest = max([len(header), *(spec.num_bytes for spec in specs)])
+    with BlockWriter(path, buffer_bytes=max(buffer_bytes, largest)) as writer, one_thread():
+        writer.take(len(header)).copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
         for spec in specs:
-            tensor = produce(spec)
-            assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), spec.name
-            pending.result()
-            # as bytes: numpy knows no bfloat16
-            pending = writer.submit(_write, file, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        pending.result()
+            place = writer.take(spec.num_bytes)
+            if place.storage_offset() % spec.dtype.itemsize == 0:
+                fill(spec, place.view(spec.dtype).view(spec.shape))
+            else:
+                tensor = torch.empty(spec.shape, dtype=spec.dtype)
+                fill(spec, tensor)
+                place.copy_(tensor.reshape(-1).view(torch.uint8))
 
 
-def _reserve(file: BinaryIO, num_bytes: int) -> None:
-    """Take the blocks of the whole file at once, which halves the time to write it, where the file system can."""
-    failure = ctypes.get_errno() if LIBC.fallocate(file.fileno(), 0, 0, num_bytes) else 0
-    if failure == errno.ENOSPC:
-        raise OSError(failure, os.strerror(failure))
-
-
-def _write(file: BinaryIO, content: bytes | memoryview) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch from dividing small copies over threads that then spin, beside the one that writes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ds_dpo.errors import CheckpointError, ModelError
-from ds_dpo.export.safetensors_stream import TensorSpec, split_into_files, write_safetensors
+from ds_dpo.export.safetensors_stream import TensorSpec, split_into_files, stream_safetensors
 from ds_dpo.export.unet_shapes import known_shapes
 from ds_dpo.export.weights import Weights
+from ds_dpo.zero_shards.reader import ZeroCheckpoint
 
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CLASS_NAME = "UNet2DConditionModel"
@@ -100,7 +101,7 @@ def write_unet(
     names = weight_file_names(len(files), variant=variant)
     folder.mkdir(parents=True)
     for name, content in zip(names, files, strict=True):
-        write_safetensors(folder / name, content, lambda spec: read_finite(checkpoint, spec))
+        stream_safetensors(folder / name, content, functools.partial(fill_finite, checkpoint))
     num_bytes = sum(spec.num_bytes for spec in specs)
     if len(files) > 1:
         placed = {spec.name: name for name, content in zip(names, files, strict=True) for spec in content}
@@ -127,11 +128,24 @@ def _infix(variant: str | None) -> str:
 
 def read_finite(checkpoint: Weights, spec: TensorSpec) -> Tensor:
     """Read a weight in its output dtype. Raises CheckpointError where a value is NaN, infinite, or overflows."""
-    tensor = checkpoint.read(spec.name, dtype=spec.dtype)
-    lowest, highest = torch.aminmax(tensor)
-    if not (lowest.isfinite() and highest.isfinite()):
-        raise CheckpointError(f"{checkpoint.folder}: {spec.name!r} {_what_is_wrong(checkpoint, spec)}")
+    tensor = torch.empty(spec.shape, dtype=spec.dtype)
+    fill_finite(checkpoint, spec, tensor)
     return tensor
+
+
+def fill_finite(checkpoint: Weights, spec: TensorSpec, place: Tensor) -> None:
+    """Read a weight into place, of its shape and output dtype. Raises as read_finite does."""
+
+    def inspect(piece: Tensor) -> None:
+        lowest, highest = torch.aminmax(piece)
+        if not math.isfinite(lowest.item()) or not math.isfinite(highest.item()):
+            raise CheckpointError(f"{checkpoint.folder}: {spec.name!r} {_what_is_wrong(checkpoint, spec)}")
+
+    if isinstance(checkpoint, ZeroCheckpoint):
+        checkpoint.read(spec.name, out=place, inspect=inspect)
+    else:
+        place.copy_(checkpoint.read(spec.name, dtype=spec.dtype))
+        inspect(place)
 
 
 def _what_is_wrong(checkpoint: Weights, spec: TensorSpec) -> str:
