@@ -51,7 +51,7 @@ def find_split(data: DataConfig) -> SplitFiles:
     (train-00000-of-00003.parquet, train.jsonl), or where there is only a number, the name of its subfolder
     (train/0000.parquet). Raises DataError, which names the splits there are where it is the split that is missing.
     """
-    location = Path(resolve_asset(data.dataset)).expanduser()
+    location = Path(resolve_asset(data.dataset)).expanduser().absolute()
     kinds = FORMATS[data.format].files
     if location.is_file():
         return _one_file(location, data)
@@ -60,7 +60,7 @@ def find_split(data: DataConfig) -> SplitFiles:
     if location.is_dir():
         return _in_folder(location, data)
     if not HUB_ID.fullmatch(data.dataset) or data.dataset.startswith((".", "-")):
-        raise DataError(f"data.dataset {data.dataset}: there is no such file or folder ({location.absolute()})")
+        raise DataError(f"data.dataset {data.dataset}: there is no such file or folder ({location})")
     downloadable = [kind for kind in kinds if kind != "text"]
     if not downloadable:
         raise DataError(
@@ -68,14 +68,14 @@ def find_split(data: DataConfig) -> SplitFiles:
             f"download it (hf download {data.dataset} --repo-type dataset --local-dir FOLDER), unpack its images, and "
             "give the manifest's path"
         )
-    return _in_folder(_download(data, downloadable[0]), data)
+    return _in_folder(_download(data, downloadable[0]).absolute(), data)
 
 
 def _one_file(path: Path, data: DataConfig) -> SplitFiles:
     kinds = FORMATS[data.format].files
     for kind in kinds:
         if path.suffix in SUFFIXES[kind]:
-            return SplitFiles(kind=kind, files=[path], root=path.absolute().parent)
+            return SplitFiles(kind=kind, files=[path], root=path.parent)
     raise DataError(
         f"data.dataset {data.dataset} is a file of another kind; a {_suffixes(kinds)} file would fit "
         f"data.format {data.format}"
@@ -98,7 +98,7 @@ def _saved(folder: Path, data: DataConfig) -> SplitFiles:
         raise _no_such_split(data, splits)
     dataset = splits[data.split]
     files = [Path(each["filename"]) for each in dataset.cache_files]
-    return SplitFiles(kind="parquet", files=files, root=folder.absolute(), dataset=dataset)
+    return SplitFiles(kind="parquet", files=files, root=folder, dataset=dataset)
 
 
 def _in_folder(folder: Path, data: DataConfig) -> SplitFiles:
@@ -109,7 +109,7 @@ def _in_folder(folder: Path, data: DataConfig) -> SplitFiles:
             files = [folder / path for path in splits[data.split]]
             _check_one_set(files, data)
             _check_all_shards(files, data)
-            return SplitFiles(kind=kind, files=files, root=folder.absolute())
+            return SplitFiles(kind=kind, files=files, root=folder)
         there |= splits.keys()
     raise _no_such_split(data, there)
 

@@ -224,6 +224,15 @@ def test_pairs_are_those_by_hand_however_they_are_read(writer, tmp_path):
     assert [record.uid for record in both[0]] == [record.uid for record in both[1]]
 
 
+@pytest.mark.parametrize("in_file_order", [False, True])
+@pytest.mark.parametrize("writer", [pickapic, hpdv3, webdataset])
+def test_a_relative_path_is_as_good(writer, in_file_order, tmp_path, monkeypatch):
+    dataset, settings, by_hand = writer(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    source = opened(tmp_path, dataset.relative_to(tmp_path), in_file_order=in_file_order, **settings)
+    assert [prompt for prompt, _, _ in pairs_of(source)] == [prompt for prompt, _, _ in by_hand]
+
+
 @pytest.mark.parametrize("writer", [pickapic, hpdv3, webdataset])
 def test_a_second_start_gives_the_same_and_makes_nothing_again(writer, tmp_path):
     (tmp_path / "set").mkdir()
