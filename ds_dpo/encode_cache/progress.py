@@ -26,4 +26,4 @@ class Progress:
         rate = self.done / max(now - self._start, 1e-9)
         left = timedelta(seconds=round((self._total - self.done) / rate))
         of = f"{self._verb} {self.done} of {self._total} {self._unit} of this rank"
-        self._say(f"{of}, {rate:.3g} {self._unit}/s, {left} left")
+        self._say(f"{of}, {rate:,.1f} {self._unit}/s, {left} left")
