@@ -15,7 +15,7 @@ from ds_dpo.zero_shards.archive import PICKLE, Archive
 from ds_dpo.zero_shards.files import TagFiles, check_saved_name, find_files
 from ds_dpo.zero_shards.layout import Placement
 from ds_dpo.zero_shards.stages import open_stage
-from ds_dpo.zero_shards.tables import Shards, Table, verify_group
+from ds_dpo.zero_shards.tables import Shards, Table, verify_tensors
 from ds_dpo.zero_shards.unpickle import Shard, load_shard
 
 PIECE_ELEMENTS = 2**18  # with its 16-bit copy 1.5 MB, which stays in the processor's cache
@@ -62,8 +62,7 @@ class ZeroCheckpoint:
         """
         placement, table = self._locate(name, quantity)
         if self._verify:
-            for group in {span.group for span in placement.spans}:
-                verify_group(table, group)
+            verify_tensors(table[span.rank].tensor(span.group) for span in placement.spans)
         result = torch.empty(placement.numel, dtype=dtype) if out is None else out.view(-1)
         filled = inspected = 0
         for source in self._pieces(placement, table):

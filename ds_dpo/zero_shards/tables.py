@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -75,16 +75,15 @@ class Shards:
     tables: dict[str, Table]
 
 
-def verify_group(table: Table, group: int) -> None:
-    """Compare one group of every rank with the checksums in the files, each file once.
+def verify_tensors(found: Iterable[tuple[Tensor, Archive]]) -> None:
+    """Compare tensors with the checksums in their files, each once.
 
     Raises CheckpointError naming the file that has changed.
     """
-    groups = [row.tensor(group) for row in table]
-    found = [(tensor, archive) for tensor, archive in groups if not archive.is_verified(tensor)]
-    if sum(tensor.nbytes for tensor, _ in found) < WORTH_A_THREAD_BYTES:
-        for tensor, archive in found:
+    unverified = [(tensor, archive) for tensor, archive in found if not archive.is_verified(tensor)]
+    if sum(tensor.nbytes for tensor, _ in unverified) < WORTH_A_THREAD_BYTES:
+        for tensor, archive in unverified:
             archive.verify_tensor(tensor)
         return
     with concurrent.futures.ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda pair: pair[1].verify_tensor(pair[0]), found))
+        list(pool.map(lambda pair: pair[1].verify_tensor(pair[0]), unverified))
