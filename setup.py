@@ -41,6 +41,7 @@ setup(
         "pyyaml>=6",
         "hjson>=3.1",
         "numpy>=2.0",
+        "isal>=1.7",
         "pillow>=11",
         "tqdm>=4.67",
     ],
