@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
 
-
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 CHUNK_BYTES = 4 * 2**20  # stays in the processor's cache
 RELEASED_BYTES = 64 * 2**10  # what Linux maps around a page, by default
