@@ -5,7 +5,7 @@ Usage: python benchmarks/consolidate.py [--stages 3 2] [--ranks 8] [--rounds 3] 
 
 For each stage a checkpoint of SDXL's UNet with seeded values is written in DeepSpeed's format (see zero_files.py for
 what it leaves out), each converter runs in turn in a process of its own with the input in the page cache, once more
-with the output synced to the disk, and the checkpoint is removed. Needs 21 GB of disk, and of memory what DeepSpeed's
+with the output synced to the disk, and the checkpoint is removed. Needs 26 GB of disk, and of memory what DeepSpeed's
 takes: 16 GB. The last line is one JSON object, ours over theirs: the worst stage's median ratios.
 """
 
@@ -151,7 +151,9 @@ def count_unequal(ours: Path, theirs: Path) -> int:
 def compare_stage(stage: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Write a checkpoint, convert it with both in turn, and remove it."""
     checkpoint = folder / f"zero{stage}"
-    num_elements = write_checkpoint(checkpoint, stage=stage, num_ranks=options.ranks, scale=options.scale)
+    num_elements = write_checkpoint(
+        checkpoint, stage=stage, num_ranks=options.ranks, scale=options.scale, with_module=not options.no_module
+    )
     need_memory(6 * num_elements)  # what DeepSpeed's converter takes beside the page cache
     costs: dict[str, list[Cost]] = {OURS: [], THEIRS: []}
     synced: dict[str, Cost] = {}
@@ -246,6 +248,7 @@ def summarise(stages: Iterable[Mapping[str, Any]], options: argparse.Namespace) 
         "cpu_ratio": max(detail["cpu_ratio"] for detail in details),
         "anonymous_mb": max(detail["ours"]["anonymous_mb"] for detail in details),
         "bit_equal": all(detail["unequal_tensors"] == 0 for detail in details),
+        "with_module": not options.no_module,
         "threads": options.threads or "default",
         "load_average": os.getloadavg()[1],
         "processors": os.cpu_count(),
@@ -262,6 +265,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS for both; default: not set, as users have it")
     parser.add_argument("--scale", type=float, default=1.0, help="of the UNet's widths")
     parser.add_argument("--folder", type=Path, help="where checkpoints and outputs go; default: a temporary folder")
+    parser.add_argument("--no_module", action="store_true", help="leave out ZeRO 2's 16-bit copy of the weights")
     parser.add_argument("--growth", action="store_true", help="time by bytes and ranks instead, ours alone")
     return parser.parse_args()
 

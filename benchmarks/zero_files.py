@@ -1,7 +1,8 @@
 """Write the checkpoint of a UNet in DeepSpeed's own file format, with seeded values and without training it.
 
-What is left out on purpose, since neither converter needs it: the AdamW moments, and the module's 16-bit copy of the
-weights that ZeRO 2 leaves beside the shards (DeepSpeed's converter would read those 5 GB of SDXL into memory).
+The AdamW moments are left out, since neither converter reads them. The 16-bit copy of the weights that ZeRO 2 leaves in
+the model states is there, as in every such checkpoint, but holds zeros: no output depends on it, though DeepSpeed's
+converter reads it into memory. It can be left out.
 """
 
 from __future__ import annotations
@@ -60,24 +61,32 @@ def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in unet.named_parameters()}
 
 
-def write_checkpoint(folder: Path, *, stage: int, num_ranks: int, scale: float) -> int:
-    """Write folder/latest and folder/TAG with the model's configuration and shards; returns the elements written."""
+def write_checkpoint(folder: Path, *, stage: int, num_ranks: int, scale: float, with_module: bool = True) -> int:
+    """Write folder/latest and folder/TAG with the model's configuration and shards; returns the elements written.
+
+    with_module: ZeRO 2 has the 16-bit weights in the model states too.
+    """
     config = unet_config(scale)
     shapes = unet_shapes(config)
     tag = folder / TAG
     tag.mkdir(parents=True)
     (folder / "latest").write_text(TAG)
     (tag / "unet_config.json").write_text(json.dumps(config))
-    WRITERS[stage](tag, shapes, num_ranks)
+    if stage == 3:
+        _write_split(tag, shapes, num_ranks)
+    else:
+        _write_cut(tag, shapes, num_ranks, with_module=with_module)
     return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _write_split(tag: Path, shapes: Shapes, num_ranks: int) -> None:
     """ZeRO 3: each parameter in equal parts, sub-group by sub-group."""
     groups = list(_sub_groups(shapes, num_ranks))
+    # the module holds an empty tensor for each parameter
+    placeholders = {name: torch.empty(0, dtype=torch.bfloat16) for name in shapes}
     for rank in range(num_ranks):
         prefix = f"zero_pp_rank_{rank}_mp_rank_00"
-        torch.save(_model_state(groups, shapes, num_ranks, stage=3), tag / f"{prefix}_model_states.pt")
+        torch.save(_model_state(groups, placeholders, num_ranks, stage=3), tag / f"{prefix}_model_states.pt")
         sizes = [sum(math.ceil(math.prod(shape) / num_ranks) for shape in group.values()) for group in groups]
         inner = {
             "zero_stage": 3,
@@ -101,10 +110,11 @@ def _sub_groups(shapes: Shapes, num_ranks: int) -> Iterator[dict[str, torch.Size
         yield group
 
 
-def _write_cut(tag: Path, shapes: Shapes, num_ranks: int) -> None:
+def _write_cut(tag: Path, shapes: Shapes, num_ranks: int, *, with_module: bool) -> None:
     """ZeRO 2: one vector cut into equal parts, filled up to a multiple of twice the ranks."""
     group = {name: torch.Size(shape) for name, shape in shapes.items()}
-    torch.save(_model_state([group], {}, num_ranks, stage=2), tag / "mp_rank_00_model_states.pt")
+    module = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items() if with_module}
+    torch.save(_model_state([group], module, num_ranks, stage=2), tag / "mp_rank_00_model_states.pt")
     numel = sum(math.prod(shape) for shape in shapes.values())
     part = math.ceil(numel / (2 * num_ranks)) * 2
     for rank in range(num_ranks):
@@ -120,18 +130,16 @@ def _write_cut(tag: Path, shapes: Shapes, num_ranks: int) -> None:
         torch.save({"optimizer_state_dict": inner}, tag / name)
 
 
-WRITERS = {2: _write_cut, 3: _write_split}
-
-
 def _draw(sizes: list[int], *, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.empty(size).normal_(std=DEVIATION, generator=generator) for size in sizes]
 
 
-def _model_state(groups: list[dict[str, torch.Size]], placeholders: Shapes, num_ranks: int, *, stage: int) -> Any:
+def _model_state(
+    groups: list[dict[str, torch.Size]], module: Mapping[str, Tensor], num_ranks: int, *, stage: int
+) -> dict[str, Any]:
     return {
-        # under ZeRO 3 the module holds an empty tensor for each parameter
-        "module": {name: torch.empty(0, dtype=torch.bfloat16) for name in placeholders},
+        "module": module,
         "buffer_names": [],
         "param_shapes": groups,
         "frozen_param_shapes": None,
