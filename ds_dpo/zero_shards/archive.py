@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import os
 import struct
 import sys
 import zipfile
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
 
+LOCAL_MAGIC = b"PK\x03\x04"
+END_MAGIC, END_BYTES = b"PK\x05\x06", 22  # torch leaves no comment behind it
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 CHUNK_BYTES = 4 * 2**20  # stays in the processor's cache
-RELEASED_BYTES = 64 * 2**10  # what Linux maps around a page, by default
 PICKLE = "data.pkl"
 BYTE_ORDER = "byteorder"
 
@@ -52,6 +54,7 @@ class Archive:
         self._base = self.tensor(0, torch.uint8, 1).data_ptr()
         self._by_start = {record.start: name for name, record in self.records.items()}
         self._verified: set[str] = set()
+        self._touched_bytes = 0
 
     def _read_directory(self) -> tuple[str, dict[str, Record]]:
         with zipfile.ZipFile(self.path) as directory:
@@ -69,7 +72,7 @@ class Archive:
         magic, name_length, extra_length = LOCAL_HEADER.unpack_from(self._map, entry.header_offset)
         start = entry.header_offset + LOCAL_HEADER.size + name_length + extra_length
         is_plain = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
-        if magic != b"PK\x03\x04" or not is_plain or start + entry.file_size > len(self._map):
+        if magic != LOCAL_MAGIC or not is_plain or start + entry.file_size > len(self._map):
             raise ValueError(f"record {entry.filename} is damaged")
         return Record(start, entry.file_size, entry.CRC)
 
@@ -101,16 +104,12 @@ class Archive:
             for start in range(record.start, stop, CHUNK_BYTES):
                 end = min(start + CHUNK_BYTES, stop)
                 found = crc32(view[start:end], found)
-                self._release(start, end)
+                self._map.madvise(mmap.MADV_DONTNEED)
         if found != record.crc32:
             raise CheckpointError(
                 f"{self.path}: record {name!r} differs from its checksum; bits have changed since it was saved"
             )
         self._verified.add(name)
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor's elements lie in this file."""
-        return 0 <= tensor.data_ptr() - self._base < len(self._map)
 
     def verify_tensor(self, tensor: Tensor) -> None:
         """Verify the record that a tensor lies in."""
@@ -124,12 +123,27 @@ class Archive:
     def _record_of(self, tensor: Tensor) -> str:
         return self._by_start[tensor.untyped_storage().data_ptr() - self._base]
 
-    def release_tensor(self, tensor: Tensor) -> None:
-        """Give the memory of a contiguous tensor's pages back; they are mapped again when they are touched again."""
-        start = tensor.data_ptr() - self._base
-        self._release(start, start + tensor.nbytes)
+    def count_touched(self, tensor: Tensor) -> None:
+        """Give the memory of all pages back whenever so much was read; what is touched later is mapped again."""
+        self._touched_bytes += tensor.nbytes
+        if self._touched_bytes >= CHUNK_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched_bytes = 0
 
-    def _release(self, start: int, stop: int) -> None:
-        # a touched page brings its neighbours along
-        first = start // RELEASED_BYTES * RELEASED_BYTES
-        self._map.madvise(mmap.MADV_DONTNEED, first, min(stop + RELEASED_BYTES, len(self._map)) - first)
+
+def saved_stem(path: Path) -> str:
+    """The name that a file had when it was saved, of one whose content is not needed; nothing else is read of it.
+
+    Raises CheckpointError for a missing, torn or foreign file.
+    """
+    try:
+        with path.open("rb") as file:
+            magic, name_length, _ = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+            name = file.read(name_length).decode()
+            file.seek(-END_BYTES, os.SEEK_END)
+            is_whole = magic == LOCAL_MAGIC and file.read(len(END_MAGIC)) == END_MAGIC
+    except (OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path}: missing, torn, or not a file of torch.save ({error})") from error
+    if not is_whole:
+        raise CheckpointError(f"{path}: torn, damaged, or not a file of torch.save")
+    return name.partition("/")[0]

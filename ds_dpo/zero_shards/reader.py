@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
-from ds_dpo.zero_shards.archive import PICKLE, Archive
+from ds_dpo.zero_shards.archive import saved_stem
 from ds_dpo.zero_shards.files import TagFiles, check_saved_name, find_files
 from ds_dpo.zero_shards.layout import Placement
 from ds_dpo.zero_shards.stages import open_stage
@@ -36,6 +36,7 @@ class ZeroCheckpoint:
     parameters: dict[str, Placement]
     _shards: Shards
     _verify: bool
+    _verified: set[tuple[str, int, int]] = dataclasses.field(default_factory=set)  # kind of table, rank, group
 
     @property
     def has_ema(self) -> bool:
@@ -60,12 +61,12 @@ class ZeroCheckpoint:
         Raises CheckpointError for an unknown name, for a quantity that the checkpoint has not, and for a file whose
         bits have changed.
         """
-        placement, table = self._locate(name, quantity)
+        placement, kind = self._locate(name, quantity)
         if self._verify:
-            verify_tensors(table[span.rank].tensor(span.group) for span in placement.spans)
+            self._verify_spans(placement, kind)
         result = torch.empty(placement.numel, dtype=dtype) if out is None else out.view(-1)
         filled = inspected = 0
-        for source in self._pieces(placement, table):
+        for source in self._pieces(placement, self._shards.tables[kind]):
             result[filled : filled + source.numel()].copy_(source)
             filled += source.numel()
             if inspect is not None and filled - inspected >= PIECE_ELEMENTS:
@@ -76,24 +77,39 @@ class ZeroCheckpoint:
             inspect(result[inspected:])
         return result.view(placement.shape)
 
+    def _verify_spans(self, placement: Placement, kind: str) -> None:
+        table = self._shards.tables[kind]
+        new = {(kind, span.rank, span.group) for span in placement.spans} - self._verified
+        verify_tensors(table[rank].tensor(group) for _, rank, group in new)
+        self._verified.update(new)
+
     def _pieces(self, placement: Placement, table: Table) -> Iterator[Tensor]:
-        """The elements of a parameter in order, still in their files; each file's memory is given back after use."""
+        """The elements of a parameter in order; small parts of many ranks are joined, as each costs like a large one."""
+        waiting: list[Tensor] = []
+        num_waiting = 0
         for span in placement.spans:
             tensor, archive = table[span.rank].tensor(span.group)
-            source = tensor.reshape(-1)[span.start : span.stop]
-            yield from source.split(PIECE_ELEMENTS)
-            if archive.holds(source):
-                archive.release_tensor(source)
+            flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
+            for start in range(span.start, span.stop, PIECE_ELEMENTS):
+                piece = flat[start : min(start + PIECE_ELEMENTS, span.stop)]
+                archive.count_touched(piece)
+                if num_waiting and num_waiting + piece.numel() > PIECE_ELEMENTS:
+                    yield _joined(waiting)
+                    waiting, num_waiting = [], 0
+                waiting.append(piece)
+                num_waiting += piece.numel()
+        if waiting:
+            yield _joined(waiting)
 
-    def _locate(self, name: str, quantity: Quantity) -> tuple[Placement, Table]:
+    def _locate(self, name: str, quantity: Quantity) -> tuple[Placement, str]:
         if name not in self.parameters:
             raise CheckpointError(f"{self.folder}: no parameter {name!r} among {len(self.parameters)}")
         placement = self.parameters[name]
         is_saved_weight = placement.is_frozen and (quantity == "fp32" or (quantity == "ema" and self.has_ema))
-        table = self._shards.tables.get("frozen" if is_saved_weight else quantity)
-        if table is None or (placement.is_frozen and not is_saved_weight):
+        kind = "frozen" if is_saved_weight else quantity
+        if kind not in self._shards.tables or (placement.is_frozen and not is_saved_weight):
             raise CheckpointError(f"{self.folder}: no {quantity} of {name!r} ({self._why_absent(placement, quantity)})")
-        return placement, table
+        return placement, kind
 
     def _why_absent(self, placement: Placement, quantity: Quantity) -> str:
         if quantity == "ema":
@@ -101,6 +117,10 @@ class ZeroCheckpoint:
         return (
             "the parameter is frozen" if placement.is_frozen else f"ZeRO {self.stage} before any update, or not saved"
         )
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def open_checkpoint(folder: Path, *, verify: bool = True) -> ZeroCheckpoint:
@@ -131,9 +151,7 @@ def _load_model_states(files: TagFiles) -> list[Shard]:
     if first.content.get("frozen_param_shapes"):
         return [first, *(_load(path) for path in files.model[1:])]
     for path in files.model[1:]:
-        archive = Archive(path)
-        check_saved_name(path, archive.stem)
-        archive.verify(PICKLE)
+        check_saved_name(path, saved_stem(path))
     return [first]
 
 
