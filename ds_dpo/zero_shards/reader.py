@@ -84,7 +84,7 @@ class ZeroCheckpoint:
         self._verified.update(new)
 
     def _pieces(self, placement: Placement, table: Table) -> Iterator[Tensor]:
-        """The elements of a parameter in order; small parts of many ranks are joined, as each costs like a large one."""
+        """The elements of a parameter in order; small parts are joined, as each costs like a large one."""
         waiting: list[Tensor] = []
         num_waiting = 0
         for span in placement.spans:
