@@ -25,19 +25,14 @@ class _MovableTensors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairSamples(_MovableTensors):
-    """What the loader yields: decoded pixels and every random draw of B pairs, on the CPU.
+class DrawnPairs(_MovableTensors):
+    """What the loader yields of B pairs whatever form their images have: every random draw, labels, sizes; on the CPU.
 
-    chosen_pixels, rejected_pixels: (B, 3, X, Y) in [-1, 1]. prompts: B strings, '' where dropped.
-    chosen_time_ids, rejected_time_ids: (B, 6) SDXL micro-conditioning. timesteps: (B,) int64.
-    noise: (B, C, H, W), shared by the pair. chosen_posterior_noise, rejected_posterior_noise: (B, C, H, W)
-    standard normal draws for the VAE posterior. pair_ids: (B,) int64. target_probabilities, weights: (B,), see
-    PreferenceBatch. All floats fp32.
+    chosen_time_ids, rejected_time_ids: (B, 6) SDXL micro-conditioning. timesteps: (B,) int64. noise: (B, C, H, W),
+    shared by the pair. chosen_posterior_noise, rejected_posterior_noise: (B, C, H, W) standard normal draws for the
+    VAE posterior. pair_ids: (B,) int64. target_probabilities, weights: (B,), see PreferenceBatch. All floats fp32.
     """
 
-    chosen_pixels: Tensor
-    rejected_pixels: Tensor
-    prompts: list[str]
     chosen_time_ids: Tensor
     rejected_time_ids: Tensor
     timesteps: Tensor
@@ -50,26 +45,29 @@ class PairSamples(_MovableTensors):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachedSamples(_MovableTensors):
-    """What the loader yields of a cache: encoded images and prompts, and every random draw of B pairs, on the CPU.
+class PairSamples(DrawnPairs):
+    """Pairs with decoded images.
+
+    chosen_pixels, rejected_pixels: (B, 3, X, Y) fp32 in [-1, 1]. prompts: B strings, '' where dropped.
+    """
+
+    chosen_pixels: Tensor
+    rejected_pixels: Tensor
+    prompts: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedSamples(DrawnPairs):
+    """Pairs with images and prompts as a cache keeps them.
 
     chosen_moments, rejected_moments: (B, 2C, H, W) mean and log-variance of the VAE's posterior, or (B, C, H, W) the
-    mean alone, in the cache's dtype. text_states: (B, L, D). pooled: (B, P) or None. The rest as in PairSamples.
+    mean alone, in the cache's dtype. text_states: (B, L, D). pooled: (B, P) or None.
     """
 
     chosen_moments: Tensor
     rejected_moments: Tensor
     text_states: Tensor
     pooled: Tensor | None
-    chosen_time_ids: Tensor
-    rejected_time_ids: Tensor
-    timesteps: Tensor
-    noise: Tensor
-    chosen_posterior_noise: Tensor
-    rejected_posterior_noise: Tensor
-    pair_ids: Tensor
-    target_probabilities: Tensor
-    weights: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

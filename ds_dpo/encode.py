@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ds_dpo.batch import CachedSamples, PairSamples, PreferenceBatch, split_pair, stack_pair
+from ds_dpo.batch import CachedSamples, DrawnPairs, PairSamples, PreferenceBatch, split_pair, stack_pair
 from ds_dpo.errors import DataError
 from ds_dpo.models.text import TextEncoder
 from ds_dpo.models.vae import OVERFLOW_ADVICE, encode_images, sample_latents
@@ -38,19 +38,7 @@ class OnlineEncoder:
         )
         self._refuse_not_finite(latents, samples.pair_ids)
         prompts = self._text.encode(pair.prompts)
-        # the pooled text marks a family that is told sizes
-        time_ids = None if prompts.pooled is None else stack_pair(pair.chosen_time_ids, pair.rejected_time_ids)
-        return PreferenceBatch(
-            latents=latents,
-            noise=pair.noise,
-            timesteps=pair.timesteps,
-            text_states=prompts.text_states,
-            pooled=prompts.pooled,
-            time_ids=time_ids,
-            pair_ids=pair.pair_ids,
-            target_probabilities=pair.target_probabilities,
-            weights=pair.weights,
-        )
+        return _batch(pair, latents=latents, text_states=prompts.text_states, pooled=prompts.pooled)
 
     def _refuse_not_finite(self, latents: Tensor, pair_ids: Tensor) -> None:
         # Waits for the device once a micro-batch: a NaN found later would already be in the optimizer's moments.
@@ -91,16 +79,20 @@ class CachedEncoder:
         pair = samples.to(self._device, non_blocking=True)
         noise = stack_pair(pair.chosen_posterior_noise, pair.rejected_posterior_noise) if self._draws else None
         moments = stack_pair(pair.chosen_moments, pair.rejected_moments)
+        latents = sample_latents(moments.to(self._vae_dtype), noise, vae_config=self._vae_config)
+        return _batch(pair, latents=latents, text_states=pair.text_states, pooled=pair.pooled)
+
+
+def _batch(pair: DrawnPairs, *, latents: Tensor, text_states: Tensor, pooled: Tensor | None) -> PreferenceBatch:
+    return PreferenceBatch(
+        latents=latents,
+        noise=pair.noise,
+        timesteps=pair.timesteps,
+        text_states=text_states,
+        pooled=pooled,
         # the pooled text marks a family that is told sizes
-        time_ids = None if pair.pooled is None else stack_pair(pair.chosen_time_ids, pair.rejected_time_ids)
-        return PreferenceBatch(
-            latents=sample_latents(moments.to(self._vae_dtype), noise, vae_config=self._vae_config),
-            noise=pair.noise,
-            timesteps=pair.timesteps,
-            text_states=pair.text_states,
-            pooled=pair.pooled,
-            time_ids=time_ids,
-            pair_ids=pair.pair_ids,
-            target_probabilities=pair.target_probabilities,
-            weights=pair.weights,
-        )
+        time_ids=None if pooled is None else stack_pair(pair.chosen_time_ids, pair.rejected_time_ids),
+        pair_ids=pair.pair_ids,
+        target_probabilities=pair.target_probabilities,
+        weights=pair.weights,
+    )
