@@ -17,6 +17,7 @@ from ds_dpo import manifest
 from ds_dpo.distributed import broadcast_object, gather_objects, is_main, raise_together, rank
 from ds_dpo.engine import Engine
 from ds_dpo.errors import CheckpointError
+from ds_dpo.fault_points import reach
 from ds_dpo.manifest import FileEntry, Manifest
 
 LATEST = "latest"
@@ -100,17 +101,23 @@ class CheckpointStore:
         """
         final = self._folder / manifest.step_folder_name(step)
         partial = self._folder / (PARTIAL_PREFIX + final.name)
+        _together(lambda: reach("save.begin"))
         _together(lambda: self._clear_leftovers(), when=is_main())
         self.require_space()
+        _together(lambda: reach("save.copied"))
+        _together(lambda: reach("save.write"))
         _together(lambda: self._write_shards(partial, client_state))
         for write in writers:
             _together(partial_call(write, partial))
         _together(lambda: self._write_unet_config(partial), when=is_main())
+        _together(lambda: reach("save.written"))
         entries = _together(lambda: _sync_and_hash(_own_files(partial)))
+        _together(lambda: reach("save.hashed"))
         files: dict[str, FileEntry] = {}
         for part in gather_objects(entries):
             assert isinstance(part, dict)
             files |= part
+        _together(lambda: reach("save.agreed"))
         _together(lambda: self._complete(partial, final, step=step, files=files, renews=renews), when=is_main())
         return final
 
@@ -120,14 +127,18 @@ class CheckpointStore:
         Raises CheckpointError where there are checkpoints or a `latest` and none can be used: training never starts
         over in silence.
         """
+        reach("load.begin")
         found = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
         names = [str(name) for name in found]  # type: ignore[attr-defined]
         reasons: list[str] = []
         for name in names:
             errors = [error for error in gather_objects(self._verify(self._folder / name)) if error is not None]
             if not errors:
+                reach("load.verified")
                 folder = self._folder / name
-                return LoadedCheckpoint(folder=folder, client_state=self._engine.read_checkpoint(folder))
+                client_state = self._engine.read_checkpoint(folder)
+                reach("load.read")
+                return LoadedCheckpoint(folder=folder, client_state=client_state)
             reasons.append(str(errors[0]))
             self._report(f"passed over: {errors[0]}")
         latest = self._folder / LATEST
@@ -211,12 +222,15 @@ class CheckpointStore:
                 files=files,
             ),
         )
+        reach("save.manifest")
         replaced: Path | None = None
         if final.exists():  # a damaged one of the same step: kept aside for whoever wants to look
             suffix = ".replaced" if renews else ".damaged"
             replaced = _unused_name(final.with_name(final.name + suffix))
             os.replace(final, replaced)
+            reach("save.moved_old")
         os.replace(partial, final)
+        reach("save.renamed")
         temporary = self._folder / f"{LATEST}.tmp"
         with temporary.open("w", encoding="utf-8") as file:
             file.write(final.name + "\n")
@@ -224,9 +238,11 @@ class CheckpointStore:
             os.fsync(file.fileno())
         os.replace(temporary, self._folder / LATEST)
         manifest.sync_folder(self._folder)
+        reach("save.latest")
         if renews and replaced is not None:
             shutil.rmtree(replaced)
         self._prune(newest=step)
+        reach("save.pruned")
 
     def _prune(self, *, newest: int) -> None:
         """Delete all but the newest `keep`; a later one that was passed over at the start does not count as newer."""

@@ -17,6 +17,7 @@ from ds_dpo.config import CadenceConfig
 from ds_dpo.distributed import gather_objects, is_main
 from ds_dpo.engine import Engine
 from ds_dpo.errors import CollapseError, DataError
+from ds_dpo.fault_points import reach
 from ds_dpo.metrics import MetricsWriter, StepSums
 from ds_dpo.preference_step import PreferenceStep
 from ds_dpo.run_log import RunLog
@@ -152,13 +153,16 @@ class Trainer:
         start, data_seconds = time.perf_counter(), 0.0
         learning_rate, skipped_before = self._engine.learning_rate, self._engine.skipped_steps
         sums = StepSums()
-        for _ in range(self._cadence.accumulation_steps):
+        reach("step.begin")
+        for number in range(self._cadence.accumulation_steps):
             wait = time.perf_counter()
             samples = next(self._batches)
             data_seconds += time.perf_counter() - wait
             output = self._step(self._encode(samples))
             sums.add(output.pair_quantities)
             self._engine.backward_and_step(output.loss)
+            if number == 0:
+                reach("step.backward")
         self._progress.step += 1
         self._progress.pairs_seen += self._cadence.pairs_per_step
         asked = self._stop.is_asked(look_for_file=is_main())

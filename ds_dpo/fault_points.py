@@ -1,0 +1,120 @@
+"""Named places at which a test lets a rank fail: killed, out of disk, or hanging, as DS_DPO_FAULT asks for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ds_dpo.errors import ConfigError
+
+VARIABLE = "DS_DPO_FAULT"
+
+# In the order in which they are reached, by every rank unless it says otherwise. While a checkpoint is written in the
+# background, those from save.write to save.hashed are reached by the thread that writes.
+FAULT_POINTS: dict[str, str] = {
+    "step.begin": "an optimizer step begins",
+    "step.backward": "the gradient of a step's first micro-batch is there, and its update where it is the only one",
+    "save.begin": "a checkpoint is due and nothing of it is on the disk",
+    "save.copied": "the state is copied to where training does not change it; in the foreground nothing is copied",
+    "save.write": "one of this rank's files is about to be written",
+    "save.written": "this rank's files are written, and neither synced nor hashed",
+    "save.hashed": "this rank's files are synced and hashed",
+    "save.agreed": "every rank knows that every rank's files are there",
+    "save.manifest": "the manifest is written; rank 0 alone",
+    "save.moved_old": "an earlier one of the same step is out of the way; rank 0 alone, only where there is one",
+    "save.renamed": "the folder has its name; rank 0 alone",
+    "save.latest": "latest names it; rank 0 alone",
+    "save.pruned": "older ones are deleted; rank 0 alone",
+    "load.begin": "checkpoints are looked for",
+    "load.verified": "every rank knows which one verifies",
+    "load.read": "that one is read into the engine",
+}
+
+_SPEC = re.compile(r"(?P<name>[^@#=]+)(?:@(?P<rank>\d+))?(?:#(?P<count>[1-9]\d*))?=(?P<action>.*)")
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang() -> None:
+    while True:
+        time.sleep(3600)
+
+
+def _refuse(code: int) -> Callable[[], None]:
+    def refuse() -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+ACTIONS: dict[str, Callable[[], None]] = {
+    "kill": _kill,
+    "hang": _hang,
+    "enospc": _refuse(errno.ENOSPC),
+    "erofs": _refuse(errno.EROFS),
+    "edquot": _refuse(errno.EDQUOT),
+    "eio": _refuse(errno.EIO),
+}
+
+
+@dataclass
+class Fault:
+    """What happens once a rank (None: every rank) has reached a point so many times more."""
+
+    name: str
+    rank: int | None
+    times_left: int
+    action: str
+
+
+def read_faults(text: str) -> list[Fault]:
+    """Read NAME[@RANK][#COUNT]=ACTION, comma separated: the COUNT-th time (default the first) RANK is at NAME.
+
+    Raises ConfigError for a name or an action that does not exist, and for anything else.
+    """
+    return [_read_fault(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def _read_fault(text: str) -> Fault:
+    match = _SPEC.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"{VARIABLE} {text!r} is not NAME[@RANK][#COUNT]=ACTION; save.write@1#2=kill would fit")
+    for field, known in (("name", list(FAULT_POINTS)), ("action", list(ACTIONS))):
+        if match[field] not in known:
+            raise ConfigError(f"{VARIABLE} {text!r}: no {field} {match[field]!r}; {', '.join(known)} would fit")
+    return Fault(
+        name=match["name"],
+        rank=None if match["rank"] is None else int(match["rank"]),
+        times_left=int(match["count"] or 1),
+        action=match["action"],
+    )
+
+
+_faults: list[Fault] = read_faults(os.environ.get(VARIABLE, ""))
+
+
+def reach(name: str) -> None:
+    """Do what DS_DPO_FAULT asks for at this point; nothing where it is not set, as in every real run.
+
+    Raises OSError where it asks for a disk's refusal.
+    """
+    if _faults:
+        _act(name, rank=int(os.environ.get("RANK", "0")))
+
+
+def _act(name: str, *, rank: int) -> None:
+    here = [fault for fault in _faults if fault.name == name and fault.rank in (None, rank)]
+    for fault in here:
+        fault.times_left -= 1
+    for fault in here:
+        if fault.times_left == 0:
+            print(f"fault point {name}, rank {rank}: {fault.action}", file=sys.stderr, flush=True)
+            ACTIONS[fault.action]()
