@@ -10,19 +10,43 @@ from pathlib import Path
 
 import torch
 import yaml
-from zero_layouts_worker import FP32_ACCUMULATION, WORLD_SIZE, deepspeed_settings, launch
+from zero_layouts_worker import (
+    AUTOCAST,
+    FP32_ACCUMULATION,
+    WORLD_SIZE,
+    Fused,
+    convert_to_universal,
+    deepspeed_settings,
+    launch,
+)
 
 from ds_dpo.manifest import Manifest, hash_file, step_folder_name, write_manifest
 
 STEPS = 2
+SPLIT_ALL = {"stage3_param_persistence_threshold": 0}
+# two images of 8 x 8 and the widest layer of the miniature: many sub-groups of ZeRO-3
+SMALL_SUB_GROUPS = {**SPLIT_ALL, "sub_group_size": 20_000}
 CASES: dict[str, dict] = {
-    "zero2_fp32": {"stage": 2, "precision": "fp32"},
+    "zero0_fp32": {"stage": 0, "precision": "fp32"},
+    "zero0_bf16": {"stage": 0, "precision": "bf16"},
+    "zero0_fp16_fused": {"stage": 0, "precision": "fp16", "optimizer": Fused},
+    "zero1_fp32_frozen": {"stage": 1, "precision": "fp32", "frozen": "up_blocks"},
     "zero1_bf16": {"stage": 1, "precision": "bf16", "top": FP32_ACCUMULATION},
-    "zero3_bf16": {"stage": 3, "precision": "bf16", "zero": {"stage3_param_persistence_threshold": 0}},
+    "zero2_fp32": {"stage": 2, "precision": "fp32"},
+    "zero2_fp32_two_groups": {"stage": 2, "precision": "fp32", "num_groups": 2},
+    "zero2_bf16_round_robin": {"stage": 2, "precision": "bf16", "zero": {"round_robin_gradients": True}},
+    "zero2_fp16": {"stage": 2, "precision": "fp16"},
+    "zero2_autocast": {"stage": 2, "precision": "fp32", "top": AUTOCAST},
+    "zero3_fp32_frozen": {"stage": 3, "precision": "fp32", "frozen": "down_blocks", "zero": SPLIT_ALL},
+    "zero3_fp32_two_groups": {"stage": 3, "precision": "fp32", "num_groups": 2, "zero": SMALL_SUB_GROUPS},
+    "zero3_bf16": {"stage": 3, "precision": "bf16", "zero": SPLIT_ALL},
+    "zero3_fp16": {"stage": 3, "precision": "fp16", "zero": SMALL_SUB_GROUPS},
+    "zero3_autocast": {"stage": 3, "precision": "fp32", "top": AUTOCAST, "zero": SPLIT_ALL},
     "lora_zero2_bf16": {"stage": 2, "precision": "bf16", "lora": {"r": 4, "lora_alpha": 8}},
     "lora_zero3_bf16": {"stage": 3, "precision": "bf16", "lora": {"r": 4, "lora_alpha": 8}},
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+UNIVERSAL = ("zero2_fp32", "zero3_fp32_two_groups")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def unet_inputs(config: Mapping, dtype: torch.dtype, *, seed: int) -> dict:
@@ -46,14 +70,19 @@ def train_and_save(rank: int, out: Path, miniature: str, case: str) -> None:
     from diffusers import UNet2DConditionModel
 
     description = {"top": {}, "zero": {}, **CASES[case]}
-    lora = description.pop("lora", None)
+    lora, frozen = description.pop("lora", None), description.pop("frozen", None)
+    num_groups = description.pop("num_groups", 1)
+    kind = description.pop("optimizer", torch.optim.AdamW)
     precision = description["precision"]
     unet = UNet2DConditionModel.from_pretrained(miniature, subfolder="unet")
     config = dict(unet.config)
     if lora is not None:
         add_lora(unet, lora)
+    if frozen is not None:
+        unet.get_submodule(frozen).requires_grad_(False)
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-2 if lora else 1e-4)
+    groups = [{"params": trained[start::num_groups]} for start in range(num_groups)]
+    optimizer = kind(groups, lr=3e-2 if lora else 1e-4)
     engine, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=deepspeed_settings(**description))
     for step in range(STEPS):
         inputs = unet_inputs(config, DTYPES[precision], seed=step * WORLD_SIZE + rank)
@@ -98,6 +127,9 @@ def finish_run(folder: Path, config: Mapping, description: Mapping, miniature: s
 def all_cases(rank: int, out: Path, miniature: str) -> None:
     for case in CASES:
         train_and_save(rank, out, miniature, case)
+    if rank == 0:
+        for case in UNIVERSAL:
+            convert_to_universal(out / case / "checkpoints" / step_folder_name(STEPS))
 
 
 if __name__ == "__main__":
