@@ -15,7 +15,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ds_dpo.checkpoint import CheckpointStore, LoadedCheckpoint, RunIdentity
+from ds_dpo.checkpoint import CheckpointStore, LoadedCheckpoint
+from ds_dpo.checkpoint_writing import CheckpointWriter, Retention, RunIdentity
 from ds_dpo.config import RunConfig, identity
 from ds_dpo.data.cache_record import Precision
 from ds_dpo.data.loader import PairStream, open_stream
@@ -62,6 +63,8 @@ from ds_dpo.references import RESIDENCIES, ReferenceWatch
 from ds_dpo.run_folder import RunFolder
 from ds_dpo.run_log import RunLog
 from ds_dpo.run_part import RunPart
+from ds_dpo.saving import Saving
+from ds_dpo.state_files import num_bytes
 from ds_dpo.stop import StopRequest
 from ds_dpo.trainer import Cadence, Progress, Trainer
 
@@ -107,13 +110,8 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         # an export of an adapter alone takes the rest from model.pretrained
         saves_frozen_weights=models.adapter is None or config.model.unet_init is not None,
     )
-    store = CheckpointStore(
-        folder.checkpoints,
-        engine=engine,
-        identity=_identity(config, resolved),
-        keep=config.cadence.keep_checkpoints,
-        report=log.line,
-    )
+    run_identity = _identity(config, resolved)
+    store = CheckpointStore(folder.checkpoints, engine=engine, identity=run_identity, report=log.line)
     if config.ema.decay is not None:
         engine.keep_average(decay=config.ema.decay)
     saved = store.load_newest()
@@ -126,12 +124,12 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
             engine.set_master_weights(checkpoint_start(config.model) or file_weights(config.model))
         if config.ema.decay is not None:
             engine.keep_average(decay=config.ema.decay)  # anew: from the file's own values
-    store.require_space()
     statistic = _statistic(config)
     step = _step(config, engine, models, statistic=statistic)
     watch = ReferenceWatch(models.reference, policy=engine.module) if models.reference is not None else None
     parts = _parts(models, statistic, _refresh(config, engine, models, watch, log=log))
     _restore(parts, saved)
+    saving = _saving(config, folder, engine, run_identity, parts, progress, log=log)
     stream = _open_stream(config, feed, place, progress=progress, log=log)
     encode = build_encode(feed, models.encoders, family=config.model.family, device=device)
     batches = _preflight(step, encode, iter(stream), progress=progress, precision=resolved.precision, log=log)
@@ -155,6 +153,7 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         cadence=_cadence(config, resolved),
         progress=progress,
         store=store,
+        saving=saving,
         parts=parts,
         watchdog=watchdog,
         stop=stop,
@@ -172,6 +171,7 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         if is_done:
             log.line(f"done; export it: python scripts/consolidate.py {folder.path} {folder.path / 'export'}")
     finally:
+        saving.abandon()
         log.close()
         if writer is not None:
             writer.close()
@@ -400,6 +400,42 @@ def _cadence(config: RunConfig, resolved: ResolvedDeepSpeed) -> Cadence:
         pairs_per_step=config.batch.pairs_per_step,
         every=config.cadence,
     )
+
+
+def _saving(
+    config: RunConfig,
+    folder: RunFolder,
+    engine: Engine,
+    run_identity: RunIdentity,
+    parts: Sequence[RunPart],
+    progress: Progress,
+    *,
+    log: RunLog,
+) -> Saving:
+    """Require room for the run's checkpoints, say what they take, and return what writes them when they are due."""
+    cadence = config.cadence
+    writer = CheckpointWriter(
+        folder.checkpoints,
+        engine=engine,
+        identity=run_identity,
+        retention=Retention(newest=cadence.keep_checkpoints, every_steps=cadence.keep_every_steps),
+        report=log.line,
+    )
+    saving = Saving(
+        writer,
+        every=cadence,
+        max_train_steps=config.max_train_steps,
+        saved_step=progress.step,
+        say=log.line,
+    )
+    further_bytes = num_bytes([file for part in parts for file in part.files()])
+    for line in writer.require_space(
+        further_bytes=further_bytes,
+        saves_left=saving.saves_left(progress.step),
+        in_background=cadence.save_in_background,
+    ):
+        log.line(line)
+    return saving
 
 
 def _sampler(config: RunConfig, engine: Engine, models: Models) -> ValidationSampler | None:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from ds_dpo.config_base import Section, free_field, identity_field
+from ds_dpo.config_cadence import CadenceConfig
 from ds_dpo.config_data import DataConfig
 from ds_dpo.config_diffusion import DiffusionConfig
 from ds_dpo.config_held_out import HeldOutConfig, WatchdogConfig
@@ -108,15 +109,6 @@ class EmaConfig(Section):
         gt=0,
         lt=1,
     )
-
-
-class CadenceConfig(Section):
-    """When things are due, in optimizer steps; all are due at the end too."""
-
-    log_every_steps: int = free_field("steps between lines shown; metrics.jsonl has each", default=10, ge=1)
-    save_every_steps: int = free_field("steps between checkpoints", default=200, ge=1)
-    keep_checkpoints: int = free_field("newest checkpoints that stay on disk", default=2, ge=1)
-    sample_every_steps: int | None = free_field("steps between validation images; none: never", default=None, ge=1)
 
 
 class ValidationConfig(Section):

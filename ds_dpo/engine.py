@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ds_dpo.checkpoint_hook import NotingCheckpointEngine
 from ds_dpo.config import OptimizerConfig, ScheduleConfig
+from ds_dpo.distributed import is_main, world_size
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.learning_rate import build_schedule
 from ds_dpo.moving_average import MovingAverage, average_file_name
 from ds_dpo.optimizers import build_optimizer
 from ds_dpo.quiet import quiet_output
+from ds_dpo.state_files import StateFile
 
 with quiet_output():  # DeepSpeed probes compilers and drivers aloud when imported
     import deepspeed
@@ -33,6 +36,9 @@ class Engine:
     def __init__(self, raw: Any, *, saves_frozen_weights: bool = True) -> None:
         """saves_frozen_weights: whether checkpoints hold the weights that are not trained too."""
         self._raw = raw
+        self._notes = raw.checkpoint_engine = NotingCheckpointEngine(raw.checkpoint_engine)
+        # a script of its own beside the checkpoints: the one thing that a save would still write itself
+        raw._copy_recovery_script = lambda save_path: None
         self._saves_frozen_weights = saves_frozen_weights
         self._average: MovingAverage | None = None
 
@@ -147,26 +153,40 @@ class Engine:
 
     def checkpoint_bytes(self) -> int:
         """Return about how many bytes a checkpoint of all ranks takes: master, moments, average, and the weights."""
+        return sum(self._checkpoint_bytes())
+
+    def own_checkpoint_bytes(self) -> int:
+        """Return about how many of them are in this rank's files: its part, and below ZeRO-3 on rank 0 the weights."""
+        split, whole = self._checkpoint_bytes()
+        return split // world_size() + (whole if is_main() else 0)
+
+    def _checkpoint_bytes(self) -> tuple[int, int]:
+        """Return how much all ranks share, and how much rank 0 writes alone: below ZeRO-3 the weights."""
         parameters = [p for p in self.module.parameters() if p.requires_grad or self._saves_frozen_weights]
         weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
-        return weights + (12 if self._average is None else 16) * trained
+        states = (12 if self._average is None else 16) * trained
+        is_split = any(hasattr(p, "ds_numel") for p in parameters)
+        return (states + weights, 0) if is_split else (states, weights)
 
-    def write_checkpoint(self, folder: Path, *, client_state: Mapping[str, Any]) -> None:
-        """Write DeepSpeed's files of all ranks into a folder that does not exist yet; every rank must call.
+    def checkpoint_files(self, *, client_state: Mapping[str, Any]) -> list[StateFile]:
+        """Return this rank's files of a checkpoint, the engine's own state in them; every rank must call.
 
         client_state: plain values that read_checkpoint gives back.
         """
         with quiet_output():
-            self._raw.save_checkpoint(
-                str(folder.parent),
-                tag=folder.name,
-                client_state={"ds_dpo": dict(client_state)},
-                save_latest=False,
-                exclude_frozen_parameters=not self._saves_frozen_weights,
+            files = self._notes.note(
+                lambda: self._raw.save_checkpoint(
+                    "checkpoints",  # folder and tag are for names alone: nothing is written yet
+                    tag="step",
+                    client_state={"ds_dpo": dict(client_state)},
+                    save_latest=False,
+                    exclude_frozen_parameters=not self._saves_frozen_weights,
+                )
             )
         if self._average is not None:
-            self._average.save(folder / average_file_name(self._raw.global_rank))
+            files.append(self._average.file(average_file_name(self._raw.global_rank)))
+        return files
 
     def read_checkpoint(self, folder: Path) -> dict[str, Any]:
         """Load weights, optimizer, schedule and counters from such a folder and return its client_state.

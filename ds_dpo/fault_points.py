@@ -16,12 +16,12 @@ from ds_dpo.errors import ConfigError
 VARIABLE = "DS_DPO_FAULT"
 
 # In the order in which they are reached, by every rank unless it says otherwise. While a checkpoint is written in the
-# background, those from save.write to save.hashed are reached by the thread that writes.
+# background, those from save.copied to save.hashed are reached by the thread that writes.
 FAULT_POINTS: dict[str, str] = {
     "step.begin": "an optimizer step begins",
     "step.backward": "the gradient of a step's first micro-batch is there, and its update where it is the only one",
     "save.begin": "a checkpoint is due and nothing of it is on the disk",
-    "save.copied": "the state is copied to where training does not change it; in the foreground nothing is copied",
+    "save.copied": "the state is where training does not change it, and nothing of it is written",
     "save.write": "one of this rank's files is about to be written",
     "save.written": "this rank's files are written, and neither synced nor hashed",
     "save.hashed": "this rank's files are synced and hashed",

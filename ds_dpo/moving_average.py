@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
+from ds_dpo.state_files import StateFile
 
 FORMAT = 1
 
@@ -39,11 +41,10 @@ class MovingAverage:
             average.lerp_(weights, 1 - kept)
         self._updates += 1
 
-    def save(self, path: Path) -> None:
-        """Write the average as zero_shards reads it: flat groups of the shape of the rank's saved master weights."""
-        groups = [group.cpu() for group in self._groups]
-        state = {"format": FORMAT, "decay": self._decay, "updates": self._updates, "flat_groups": groups}
-        torch.save(state, path)
+    def file(self, name: str) -> StateFile:
+        """Return the average's file as zero_shards reads it: flat groups of the shape of the rank's master weights."""
+        state = {"format": FORMAT, "decay": self._decay, "updates": self._updates, "flat_groups": self._groups}
+        return StateFile(name=name, state=state, write=_write)
 
     def load(self, path: Path) -> None:
         """Go on from a saved average. Raises CheckpointError where there is none, or one of other weights."""
@@ -56,3 +57,7 @@ class MovingAverage:
         for average, group in zip(self._groups, saved["flat_groups"], strict=True):
             average.copy_(group)
         self._updates = int(saved["updates"])
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    torch.save(state | {"flat_groups": [group.cpu() for group in state["flat_groups"]]}, path)

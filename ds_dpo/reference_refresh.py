@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ds_dpo.distributed import is_main, raise_together
 from ds_dpo.engine import Engine
@@ -17,6 +17,7 @@ from ds_dpo.errors import CheckpointError
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.references import ReferenceWatch
 from ds_dpo.run_part import RunPart
+from ds_dpo.state_files import StateFile
 
 REFERENCE_FILE = "reference.safetensors"
 
@@ -52,14 +53,10 @@ class ReferenceRefresh(RunPart):
             self._report(f"reference: the policy of step {step} from now on")
         return {}
 
-    def write(self, folder: Path) -> None:
-        """Write the reference's weights, on rank 0. Raises CheckpointError where the disk refuses them."""
-        if is_main():
-            try:
-                tensors = self._reference.module.state_dict()
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / REFERENCE_FILE)
-            except SafetensorError as error:
-                raise CheckpointError(f"{folder / REFERENCE_FILE}: cannot be written ({error})") from error
+    def files(self) -> list[StateFile]:
+        """Return the reference's weights, on rank 0."""
+        weights = self._reference.module.state_dict()
+        return [StateFile(name=REFERENCE_FILE, state=weights, write=_write)] if is_main() else []
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
         """Take the checkpoint's weights. Raises CheckpointError on all ranks where they do not fit."""
@@ -70,6 +67,14 @@ class ReferenceRefresh(RunPart):
             error = caught
         raise_together(error)
         self._watch.accept()
+
+
+def _write(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError where the disk refuses them."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
 
 
 @torch.no_grad()

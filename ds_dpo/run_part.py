@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ds_dpo.state_files import StateFile
+
 
 class RunPart:
     """A part of a run with a state of its own; all ranks call each method together, and by default it does nothing.
@@ -29,11 +31,12 @@ class RunPart:
         """Return plain values that restore takes back."""
         return {}
 
-    def write(self, folder: Path) -> None:
-        """Write further files of a checkpoint before they are hashed; CheckpointStore.save says whose file is whose."""
+    def files(self) -> list[StateFile]:
+        """Return further files of a checkpoint, this rank's, unwritten; their states may be the part's own."""
+        return []
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
-        """Go on from a checkpoint: what state() returned, and the folder that write() wrote into."""
+        """Go on from a checkpoint: what state() returned, and the folder with the files of files()."""
 
     def rewind(self, step: int) -> None:
         """Forget what was noted elsewhere of later steps: the run has gone back to this one, restore follows."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ds_dpo.batch import PreferenceBatch
 from ds_dpo.checkpoint import CheckpointStore
+from ds_dpo.checkpoint_writing import Contents
 from ds_dpo.config import CadenceConfig
 from ds_dpo.distributed import gather_objects, is_main
 from ds_dpo.engine import Engine
@@ -22,6 +23,7 @@ from ds_dpo.metrics import MetricsWriter, StepSums
 from ds_dpo.preference_step import PreferenceStep
 from ds_dpo.run_log import RunLog
 from ds_dpo.run_part import RunPart
+from ds_dpo.saving import Saving
 from ds_dpo.stop import StopRequest
 from ds_dpo.watchdog import Verdict, Watchdog
 
@@ -62,6 +64,7 @@ class Trainer:
         cadence: Cadence,
         progress: Progress,
         store: CheckpointStore,
+        saving: Saving,
         parts: Sequence[RunPart],
         watchdog: Watchdog | None,
         stop: StopRequest,
@@ -81,10 +84,10 @@ class Trainer:
         self._engine, self._step, self._encode = engine, step, encode
         self._batches, self._bad_rows, self._max_bad_rows = batches, bad_rows, max_bad_rows
         self._cadence, self._progress = cadence, progress
-        self._store, self._parts, self._watchdog, self._stop = store, parts, watchdog, stop
+        self._store, self._saving = store, saving
+        self._parts, self._watchdog, self._stop = parts, watchdog, stop
         self._log, self._writer = log, writer
         self._sample, self._save_samples = sample, save_samples
-        self._saved_step: int | None = progress.step or None
 
     def run(self) -> bool:
         """Train to max_train_steps; returns False where a request to stop came first. The last state is saved."""
@@ -103,8 +106,8 @@ class Trainer:
             verdict = None if self._watchdog is None else self._watchdog.take_verdict()
             if verdict is not None and self._follow(verdict):
                 continue
-            if stopped or cadence.is_due(self._progress.step, cadence.every.save_every_steps):
-                self._save()
+            if stopped or self._saving.is_due(self._progress.step):
+                self._save(is_last=stopped or self._progress.step == cadence.max_train_steps)
             if not stopped and cadence.is_due(self._progress.step, cadence.every.sample_every_steps):
                 self._draw_samples()
         if stopped:
@@ -120,13 +123,14 @@ class Trainer:
         """
         assert self._watchdog is not None
         if verdict.action == "stop":
-            self._save()
+            self._save(is_last=True)
             error = CollapseError(
                 f"{verdict.sentence}; stopped at step {self._progress.step}, which is saved: the same command goes on "
                 "from there; another run with a lower learning_rate or a higher beta would hold it"
             )
             error.is_said_elsewhere = not is_main()
             raise error
+        self._saving.settle()
         if not self._store.set_aside_after(verdict.good_step):
             self._watchdog.lower_rate(f"{verdict.sentence}; no checkpoint is of step {verdict.good_step} or before: ")
             return False
@@ -144,7 +148,6 @@ class Trainer:
             self._writer.rewind(self._progress.step)
         self._log.line(f"{verdict.sentence}; rolled back from step {left} to {saved.folder}")
         self._watchdog.after_roll_back(states.get(self._watchdog.name, {}))
-        self._saved_step = None
         self._save(renews=True)  # with the lower rate and the pairs that it goes on with
         return True
 
@@ -166,7 +169,9 @@ class Trainer:
         self._progress.step += 1
         self._progress.pairs_seen += self._cadence.pairs_per_step
         asked = self._stop.is_asked(look_for_file=is_main())
-        means, totals = sums.reduce(counters={"asked": float(asked), "bad_rows": float(len(self._bad_rows()))})
+        own = {"asked": float(asked), "bad_rows": float(len(self._bad_rows())), **self._saving.counters()}
+        means, totals = sums.reduce(counters=own)
+        self._saving.take(totals)
         self._require_readable_rows(int(totals["bad_rows"]))
         seconds = time.perf_counter() - start
         metrics = {"step": self._progress.step, **means}
@@ -182,6 +187,7 @@ class Trainer:
             "peak_memory_gib": peak_memory_gib(self._engine.device),
             "skipped_steps": self._engine.skipped_steps,
             "bad_rows": totals["bad_rows"],
+            "failed_saves": self._saving.num_failed,
         }
         if self._engine.loss_scale is not None:
             metrics["loss_scale"] = self._engine.loss_scale
@@ -201,28 +207,31 @@ class Trainer:
         error.is_said_elsewhere = not is_main()
         raise error
 
-    def _save(self, *, renews: bool = False) -> None:
-        """Save unless this step is saved already. renews: see CheckpointStore.save."""
-        step = self._progress.step
-        if self._saved_step == step:
-            return
+    def _save(self, *, is_last: bool = False, renews: bool = False) -> None:
+        """Save unless this step is saved already. is_last, renews: see Saving.save."""
+        if self._watchdog is not None:
+            self._saving.protect(self._watchdog.good_step)
+        self._saving.save(
+            self._contents,
+            step=self._progress.step,
+            is_last=is_last,
+            renews=renews,
+            first=self._flush_metrics,  # a checkpoint is never ahead of its metrics
+        )
+
+    def _flush_metrics(self) -> None:
         if self._writer is not None:
             self._writer.flush()
-        start = time.perf_counter()
-        if self._watchdog is not None:
-            self._store.protect(self._watchdog.good_step)
-        folder = self._store.save(
-            step=step,
+
+    def _contents(self) -> Contents:
+        return Contents(
             client_state={
-                "step": step,
+                "step": self._progress.step,
                 "pairs_seen": self._progress.pairs_seen,
                 "parts": {part.name: part.state() for part in self._parts},
             },
-            writers=[part.write for part in self._parts],
-            renews=renews,
+            files=[file for part in self._parts for file in part.files()],
         )
-        self._saved_step = step
-        self._log.line(f"saved {folder} in {time.perf_counter() - start:.1f} s")
 
     def _draw_samples(self) -> None:
         if self._sample is None:

@@ -27,6 +27,7 @@ from ds_dpo.held_out.statistics import Estimate, GridErrors, Summary, by_pair, m
 from ds_dpo.pair_errors import PairErrors
 from ds_dpo.preference_step import PreferenceStep
 from ds_dpo.run_part import RunPart
+from ds_dpo.state_files import StateFile
 from ds_dpo.watchdog import Reading
 
 START_FILE = "held_out_start.npy"
@@ -135,10 +136,11 @@ class HeldOut(RunPart):
             "chosen_before": None if before is None else before.tolist(),
         }
 
-    def write(self, folder: Path) -> None:
-        """Write the start's errors, on rank 0."""
-        if is_main() and self._start is not None:
-            np.save(folder / START_FILE, self._start, allow_pickle=False)
+    def files(self) -> list[StateFile]:
+        """Return the start's errors, on rank 0."""
+        if not is_main() or self._start is None:
+            return []
+        return [StateFile(name=START_FILE, state=self._start, write=_write_start)]
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
         """Go on with the errors of the start, unless they are of other pairs. Raises CheckpointError."""
@@ -226,6 +228,10 @@ class HeldOut(RunPart):
         """What the start's errors depend on, as a hash."""
         text = json.dumps([self._pairs.pair_ids, vars(self._grid)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_start(start: Errors, path: Path) -> None:
+    np.save(path, start, allow_pickle=False)
 
 
 def _cut(pairs: HeldOutPairs, grid: Grid, at_once: int) -> list[list[tuple[int, int]]]:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ds_dpo.config import AdapterConfig
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.run_part import RunPart
+from ds_dpo.state_files import StateFile
 
+CONFIG_FILE = "adapter_config.json"
 NAME = "default"  # peft's own for the only adapter of a model
 KINDS: dict[str, dict[str, bool]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 _SAMPLED_ELEMENTS = 1024  # of each weight: any other training of the model shows in them
@@ -129,10 +131,9 @@ class AdapterPart(RunPart):
         """Return the fingerprint of the base, and the step that dropout draws for."""
         return {"base": self._base, "step": self._step}
 
-    def write(self, folder: Path) -> None:
-        """Write adapter_config.json as peft does, on rank 0."""
-        if self._rank == 0:
-            self._config.save_pretrained(str(folder))
+    def files(self) -> list[StateFile]:
+        """Return adapter_config.json as peft writes it, on rank 0."""
+        return [StateFile(name=CONFIG_FILE, state=self._config, write=_write_config)] if self._rank == 0 else []
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
         """Compare the base. Raises CheckpointError where the model's file holds other weights by now."""
@@ -148,6 +149,10 @@ class AdapterPart(RunPart):
         if self._config.lora_dropout:
             key = hashlib.sha256(f"dropout {self._seed} {after_step} {self._rank}".encode()).digest()
             torch.manual_seed(int.from_bytes(key[:8], "big") % 2**63)
+
+
+def _write_config(config: Any, path: Path) -> None:
+    config.save_pretrained(str(path.parent))  # peft chooses the name itself, and it is CONFIG_FILE
 
 
 def base_fingerprint(unet: nn.Module) -> str:

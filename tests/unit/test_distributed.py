@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from ds_dpo.checkpoint import CheckpointStore, RunIdentity
+from ds_dpo.checkpoint import CheckpointStore
+from ds_dpo.checkpoint_writing import CheckpointWriter, Contents, Retention, RunIdentity
 from ds_dpo.distributed import (
     RankEnvironment,
     broadcast_object,
@@ -29,6 +30,7 @@ from ds_dpo.distributed import (
 from ds_dpo.errors import CheckpointError, ConfigError, DataError
 from ds_dpo.manifest import read_manifest
 from ds_dpo.metrics import StepSums
+from ds_dpo.state_files import StateFile
 
 DEEPSPEED = {
     "RANK": "9",
@@ -207,28 +209,40 @@ def ranks_of_a_node_take_turns(rank: int, folder: Path) -> None:
 def ranks_agree_on_a_checkpoint(rank: int, folder: Path) -> None:
     full_ranks: set[int] = set()
 
-    def write(partial: Path, *, client_state: dict[str, Any]) -> None:
+    def write(step: int, path: Path) -> None:
         if rank in full_ranks:
             raise OSError(errno.ENOSPC, "No space left on device")
-        partial.mkdir(parents=True, exist_ok=True)
-        (partial / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_text(str(client_state["step"]))
+        path.write_text(str(step))
 
+    shard = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
     engine: Any = SimpleNamespace(
         module=SimpleNamespace(config={}),
-        checkpoint_bytes=lambda: 0,
-        write_checkpoint=write,
-        read_checkpoint=lambda found: int((found / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").read_text()),
+        checkpoint_files=lambda client_state: [StateFile(name=shard, state=client_state["step"], write=write)],
+        read_checkpoint=lambda found: int((found / shard).read_text()),
     )
     identity = RunIdentity(world_size=2, stage=2, precision="fp32", fingerprint="f")
-    store = CheckpointStore(folder, engine=engine, identity=identity, keep=2, report=lambda line: None)
-    store.save(step=1, client_state={"step": 1})
-    newest = store.save(step=2, client_state={"step": 2})
+    writer = CheckpointWriter(
+        folder, engine=engine, identity=identity, retention=Retention(newest=2), report=lambda line: None
+    )
+    store = CheckpointStore(folder, engine=engine, identity=identity, report=lambda line: None)
+
+    def save(step: int, *, in_background: bool = False) -> Path:
+        writer.begin(step=step, contents=Contents(client_state={"step": step}), in_background=in_background)
+        return writer.finish().folder
+
+    save(1, in_background=True)
+    newest = save(2)
     assert len(read_manifest(newest).files) == 3, "both shards and the UNet's configuration"
     full_ranks.add(1)
-    error = raised_by(lambda: store.save(step=3, client_state={"step": 3}))
-    assert type(error) is CheckpointError, "of rank 0, too"
-    assert "No space left" in str(error)
+    for in_background in (False, True):
+        error = raised_by(lambda: save(3, in_background=in_background))  # noqa: B023 (called at once)
+        assert type(error) is CheckpointError, "of rank 0, too"
+        assert "by rank 1 on " in str(error)
+        assert "No space left" in str(error)
+        gather_objects(None)  # until rank 0 has cleared up
+        assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_00000001", "step_00000002"]
     assert store.load_newest().client_state == 2
+    gather_objects(None)
     if rank == 1:
         (newest / "zero_pp_rank_1_mp_rank_00_optim_states.pt").write_text("7")
     assert store.load_newest().client_state == 1, "the shard of rank 0 is sound, and yet neither takes it"

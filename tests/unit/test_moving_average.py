@@ -8,6 +8,7 @@ from diffusers.training_utils import EMAModel
 
 from ds_dpo.errors import CheckpointError
 from ds_dpo.moving_average import MovingAverage
+from ds_dpo.state_files import write_files
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9999])
@@ -20,7 +21,7 @@ def test_it_follows_diffusers_average_of_the_same_weights(tmp_path: Path, decay:
             weight.data += torch.randn(weight.shape, generator=generator)
         theirs.step(weights)
         ours.update(weights)
-    ours.save(tmp_path / "average.pt")
+    write_files([ours.file("average.pt")], tmp_path)
     saved = torch.load(tmp_path / "average.pt", weights_only=True)
     assert (saved["format"], saved["decay"], saved["updates"]) == (1, decay, 25)
     for expected, found in zip(theirs.shadow_params, saved["flat_groups"], strict=True):
@@ -35,13 +36,13 @@ def test_a_loaded_average_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> 
         whole.update([step])
     for step in steps[:5]:
         begun.update([step])
-    begun.save(tmp_path / "begun.pt")
+    write_files([begun.file("begun.pt")], tmp_path)
     resumed = MovingAverage([torch.full((2,), 7.0)], decay=0.9)
     resumed.load(tmp_path / "begun.pt")
     for step in steps[5:]:
         resumed.update([step])
     for name, average in (("whole.pt", whole), ("resumed.pt", resumed)):
-        average.save(tmp_path / name)
+        write_files([average.file(name)], tmp_path)
     found = [torch.load(tmp_path / name, weights_only=True)["flat_groups"][0] for name in ("whole.pt", "resumed.pt")]
     assert torch.equal(*found)
 
@@ -50,6 +51,6 @@ def test_a_missing_or_foreign_average_is_refused(tmp_path: Path) -> None:
     average = MovingAverage([torch.zeros(2)], decay=0.9)
     with pytest.raises(CheckpointError, match=r"average.pt: missing, but ema.decay 0.9 needs"):
         average.load(tmp_path / "average.pt")
-    MovingAverage([torch.zeros(3)], decay=0.9).save(tmp_path / "average.pt")
+    write_files([MovingAverage([torch.zeros(3)], decay=0.9).file("average.pt")], tmp_path)
     with pytest.raises(CheckpointError, match=r"format 1 with groups of \[\(3,\)\] does not fit"):
         average.load(tmp_path / "average.pt")

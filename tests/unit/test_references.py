@@ -14,6 +14,7 @@ from ds_dpo.errors import CheckpointError, ReferenceChangedError
 from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter
 from ds_dpo.reference_refresh import ReferenceRefresh
 from ds_dpo.references import ReferenceWatch
+from ds_dpo.state_files import write_files
 
 
 class EngineStandIn:
@@ -107,7 +108,7 @@ def test_a_change_between_two_refreshes_is_not_covered_up() -> None:
 def test_a_checkpoint_brings_the_reference_back(tmp_path: Path) -> None:
     run = Run()
     run.train(1, 2, 3)
-    run.refresh.write(tmp_path)
+    write_files(run.refresh.files(), tmp_path)
     assert (load_file(tmp_path / "reference.safetensors")["weight"] == 2).all()
     resumed = Run()
     resumed.refresh.restore(run.refresh.state(), tmp_path)
@@ -138,4 +139,4 @@ def test_a_missing_or_torn_file_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         Run().refresh.restore({}, tmp_path)
     with pytest.raises(CheckpointError, match="cannot be written"):
-        Run().refresh.write(tmp_path / "nowhere")
+        write_files(Run().refresh.files(), tmp_path / "nowhere")

@@ -22,6 +22,7 @@ from ds_dpo.held_out.grid import Grid
 from ds_dpo.held_out.pairs import HeldOutPairs, read_held_out
 from ds_dpo.held_out.record import HeldOutRecord, describe
 from ds_dpo.pair_errors import PairErrors
+from ds_dpo.state_files import write_files
 
 GRID = Grid(first_timestep=0, end_timestep=1000, draws_per_decile=2, seed=3)
 SHAPE = (4, 2, 2)
@@ -198,7 +199,7 @@ def test_ranks_do_as_many_forwards_and_give_the_same_numbers(monkeypatch: pytest
 
 
 def saved(part: HeldOut, folder: Path) -> dict[str, Any]:
-    part.write(folder)
+    write_files(part.files(), folder)
     state: dict[str, Any] = json.loads(json.dumps(part.state()))
     return state
 

@@ -12,6 +12,7 @@ from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.models.adapters import AdapterPart, adapters_disabled, add_adapter
 from ds_dpo.models.denoiser import predict
 from ds_dpo.models.loading import load_unet
+from ds_dpo.state_files import write_files
 
 TARGETS = ["to_q", "to_out.0", "conv1"]
 
@@ -97,12 +98,12 @@ def test_target_without_a_layer_is_refused(sdxl):
 def test_part_writes_pefts_settings_and_refuses_another_base(sdxl, tmp_path):
     unet = with_adapter(sdxl, type="rslora", alpha=6)
     part = AdapterPart(unet, seed=0, rank=0)
-    part.write(tmp_path)
+    write_files(part.files(), tmp_path)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     expected = {"r": 4, "lora_alpha": 6, "use_rslora": True, "use_dora": False, "bias": "none"}
     assert {name: settings[name] for name in expected} == expected
     assert sorted(settings["target_modules"]) == sorted(TARGETS)
-    AdapterPart(unet, seed=0, rank=1).write(tmp_path / "not there")
+    assert AdapterPart(unet, seed=0, rank=1).files() == []
     part.restore(part.state(), tmp_path)
     move(unet)  # what is trained is no part of the base
     AdapterPart(unet, seed=0, rank=0).restore(part.state(), tmp_path)
