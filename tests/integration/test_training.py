@@ -255,7 +255,7 @@ ALONE = {
 
 
 def test_killed_run_goes_on_from_its_newest_checkpoint(runs, tmp_path):
-    status, _ = start(tmp_path / "run", *ALONE.items(), kill_after="step  5/10")
+    status, _ = start(tmp_path / "run", *ALONE.items(), kill_after="step_00000004: copied")
     assert status == -9
     status, printed = start(tmp_path / "run", *ALONE.items())
     assert status == 0
