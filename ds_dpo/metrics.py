@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ds_dpo.distributed import sum_across_ranks
+from ds_dpo.line_file import LineFile, warn
 
 # Every key of metrics.jsonl and every TensorBoard tag, and what it means. Means are over all pairs of the step, of all
 # ranks, before its update; a key whose objective does not give it is left out.
@@ -115,8 +117,21 @@ class MetricsWriter:
         self._open(last_step)
 
     def _open(self, last_step: int) -> None:
-        self._lines = self._path.open("a", encoding="utf-8", buffering=1)
-        self._events = SummaryWriter(str(self._folder / "tensorboard"), purge_step=last_step + 1)
+        self._lines = LineFile(self._path)
+        self._events: SummaryWriter | None = self._open_events(last_step + 1)
+
+    def _open_events(self, purge_step: int | None) -> SummaryWriter:
+        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge_step)
+
+    def _to_events(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Write to TensorBoard; one that the disk refused is dead, and another is opened with the next checkpoint."""
+        if self._events is None:
+            return
+        try:
+            write(self._events)
+        except OSError as error:
+            self._events = None
+            warn(f"TensorBoard misses steps until the next checkpoint: {error}")
 
     def rewind(self, last_step: int) -> None:
         """Go on after an earlier step; the lines after it move to metrics.rolled_back.jsonl."""
@@ -129,26 +144,28 @@ class MetricsWriter:
         assert metrics.keys() <= METRICS.keys(), f"not in METRICS: {metrics.keys() - METRICS.keys()}"
         readable = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._lines.write(json.dumps(readable) + "\n")
-        step = int(metrics["step"])
-        for name, value in metrics.items():
-            if name != "step":
-                self._events.add_scalar(f"train/{name}", value, step)
+        scalars = {f"train/{name}": value for name, value in metrics.items() if name != "step"}
+        self.write_scalars(scalars, step=int(metrics["step"]))
 
     def write_scalars(self, scalars: Mapping[str, float], *, step: int) -> None:
         """Write numbers to TensorBoard alone, by tag."""
         for tag, value in scalars.items():
-            self._events.add_scalar(tag, value, step)
+            self._to_events(partial(SummaryWriter.add_scalar, tag=tag, scalar_value=value, global_step=step))
 
     def write_images(self, name: str, images: Tensor, *, step: int) -> None:
         """Write pictures (N, 3, X, Y) in 0..1 to TensorBoard, side by side."""
-        self._events.add_images(name, images, step)
+        self._to_events(lambda events: events.add_images(name, images, step))
 
     def flush(self) -> None:
-        """Put all that was written on the disk, so that a checkpoint is never ahead of its metrics."""
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
-        self._events.flush()
+        """Put all that was written on the disk, so that a checkpoint is never ahead of its metrics.
+
+        Raises OSError where the disk refuses lines of metrics.jsonl.
+        """
+        self._lines.sync()
+        if self._events is None:
+            self._events = self._open_events(None)
+        self._to_events(SummaryWriter.flush)
 
     def close(self) -> None:
         self._lines.close()
-        self._events.close()
+        self._to_events(SummaryWriter.close)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
+
+from ds_dpo.line_file import LineFile
 
 # What the line of a step shows: label, metric, format.
 STEP_COLUMNS = (
@@ -30,7 +32,7 @@ class RunLog:
         """speaks: True on rank 0. Lines are printed at once, and kept until there is a file for them."""
         self._speaks = speaks
         self._kept: list[str] = []
-        self._file: TextIO | None = None
+        self._file: LineFile | None = None
         self._max_train_steps = 0
         self._bar: tqdm | None = None
 
@@ -38,8 +40,8 @@ class RunLog:
         """Append what was said so far, and all that follows, to log.txt; steps go from last_step to max_train_steps."""
         if not self._speaks:
             return
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._file.writelines(self._kept)
+        self._file = LineFile(path)
+        self._file.write("".join(self._kept))
         self._kept.clear()
         self._max_train_steps = max_train_steps
         if sys.stdout.isatty():
@@ -54,10 +56,11 @@ class RunLog:
             self._kept.append(stamped)
         else:
             self._file.write(stamped)
-        if self._bar is None:
-            print(text, flush=True)
-        else:
-            self._bar.write(text, file=sys.stdout)
+        with contextlib.suppress(OSError):  # it may be a file on a full disk; log.txt keeps the line for later
+            if self._bar is None:
+                print(text, flush=True)
+            else:
+                self._bar.write(text, file=sys.stdout)
 
     def step(self, metrics: Mapping[str, float], *, due: bool) -> None:
         """Show a step: the bar moves at each, a line is written where one is due."""
