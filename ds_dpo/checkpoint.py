@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from ds_dpo import manifest
 from ds_dpo.checkpoint_writing import LATEST, RunIdentity, rank_of, recover_interrupted, together, unused_name
-from ds_dpo.distributed import broadcast_object, gather_objects, is_main, rank
+from ds_dpo.distributed import broadcast_object, gather_objects, is_main, rank, world_size
 from ds_dpo.engine import Engine
 from ds_dpo.errors import CheckpointError
 from ds_dpo.fault_points import reach
@@ -57,7 +58,7 @@ class CheckpointStore:
         manifest.sync_folder(self._folder)
 
     def load_newest(self) -> LoadedCheckpoint | None:
-        """Load the newest checkpoint that verifies; None where none was ever saved.
+        """Load the newest checkpoint that verifies, whatever ranks and ZeRO stage saved it; None where none was saved.
 
         One whose save was cut off between its renames gets its name first. Raises CheckpointError where there are
         checkpoints or a `latest` and none can be used: training never starts over in silence.
@@ -72,7 +73,7 @@ class CheckpointStore:
             if not errors:
                 reach("load.verified")
                 folder = self._folder / name
-                client_state = self._engine.read_checkpoint(folder)
+                client_state = self._read(folder)
                 reach("load.read")
                 return LoadedCheckpoint(folder=folder, client_state=client_state)
             reasons.append(str(errors[0]))
@@ -92,16 +93,35 @@ class CheckpointStore:
         """Check the manifest against this run and this rank's files against the manifest."""
         try:
             found = manifest.read_manifest(folder)
-            self._require_same_layout(folder, found)
-            manifest.verify_manifest(folder, names=[name for name in found.files if rank_of(name) == rank()])
+            self._require_same_precision(folder, found)
+            own = [name for name in found.files if _verifying_rank(name, world_size=world_size()) == rank()]
+            manifest.verify_manifest(folder, names=own)
         except CheckpointError as error:
             return error
         return None
 
-    def _require_same_layout(self, folder: Path, found: Manifest) -> None:
-        for field in ("world_size", "stage", "precision"):
-            old, new = getattr(found, field), getattr(self._identity, field)
-            if old != new:
-                raise CheckpointError(
-                    f"{folder} was saved with {field} {old} and this start has {new}; its shards fit {old} only"
-                )
+    def _require_same_precision(self, folder: Path, found: Manifest) -> None:
+        old, new = found.precision, self._identity.precision
+        if old != new:
+            raise CheckpointError(f"{folder} was saved in precision {old} and this start has {new}; go on in {old}")
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        """Read a verified checkpoint into the engine: by DeepSpeed where each rank has a shard of its own in it."""
+        found, own = manifest.read_manifest(folder), self._identity
+        is_cut_alike = (found.world_size, found.stage) == (own.world_size, own.stage)
+        if is_cut_alike and found.layout in (None, self._engine.layout_digest()):
+            return self._engine.read_checkpoint(folder)
+        start = time.perf_counter()
+        client_state = self._engine.read_checkpoint_of_other_layout(folder)
+        saved, has = (f"{by.world_size} rank(s) at ZeRO stage {by.stage}" for by in (found, own))
+        how = "other settings of DeepSpeed" if is_cut_alike else has
+        self._report(
+            f"{folder} was saved by {saved} and this start has {how}: weights, moments and all else were read tensor "
+            f"by tensor in {time.perf_counter() - start:.1f} s"
+        )
+        return client_state
+
+
+def _verifying_rank(name: str, *, world_size: int) -> int:
+    """The one of this start's ranks that compares a file with the manifest, whatever number of ranks wrote them."""
+    return rank_of(name) % world_size

@@ -333,6 +333,7 @@ class CheckpointWriter:
                 stage=identity.stage,
                 precision=identity.precision,
                 fingerprint=identity.fingerprint,
+                layout=self._engine.layout_digest(),
                 files=files,
             ),
         )

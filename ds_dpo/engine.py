@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ds_dpo.checkpoint_hook import NotingCheckpointEngine
 from ds_dpo.config import OptimizerConfig, ScheduleConfig
 from ds_dpo.distributed import is_main, world_size
+from ds_dpo.elastic import read_into
+from ds_dpo.engine_layout import engine_layout, layout_digest, master_groups
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.learning_rate import build_schedule
 from ds_dpo.moving_average import MovingAverage, average_file_name
@@ -24,7 +26,6 @@ from ds_dpo.state_files import StateFile
 
 with quiet_output():  # DeepSpeed probes compilers and drivers aloud when imported
     import deepspeed
-    from deepspeed.utils import safe_get_local_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
 
 _PIECE_ELEMENTS = 2**25  # 64 MiB in 16 bits
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,41 +105,21 @@ class Engine:
     def flat_master_groups(self) -> list[Tensor]:
         """Return this rank's fp32 master weights as DeepSpeed holds and saves them: 1-D, one for each group."""
         optimizer = self._raw.optimizer
-        for name in ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):  # ZeRO 3; 1 with fp32 accumulation
-            if hasattr(optimizer, name):
-                return list(getattr(optimizer, name))
+        groups = master_groups(optimizer)
         # ZeRO 1 and 2 save the last rank's part without the padding at its end
-        return list(optimizer._get_groups_without_padding(optimizer.single_partition_of_fp32_groups))
+        unpadded = getattr(optimizer, "_get_groups_without_padding", None)
+        return groups if unpadded is None else list(unpadded(groups))
 
+    @torch.no_grad()
     def set_master_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Start the fp32 master weights from the file's own values, not from their 16-bit rounding.
 
         DeepSpeed copies the master from the already rounded module. Only this rank's part of each tensor is
         written, one tensor at a time, so a mapping that reads lazily from files costs no memory.
         """
-        for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            value = weights[name].to(device=self.device, dtype=torch.float32)
-            if hasattr(parameter, "ds_tensor"):
-                # ZeRO-3 splits into equal parts, the last ones padded; safe_set_full_fp32_param fails on those
-                part = parameter.ds_tensor.numel()
-                start = self._raw.global_rank * part
-                padded = torch.zeros(part, dtype=torch.float32, device=self.device)
-                own = value.flatten()[start : start + part]
-                padded[: own.numel()] = own
-                safe_set_local_fp32_param(parameter, padded)
-            else:
-                safe_set_full_fp32_param(parameter, value)
-
-    def local_master_weights(self) -> dict[str, Tensor]:
-        """Return this rank's part of each fp32 master weight by name, flat; empty parts are left out."""
-        parts = {}
-        for name, parameter in self.module.named_parameters():
-            part = safe_get_local_fp32_param(parameter)
-            if part is not None and part.numel():
-                parts[name] = part
-        return parts
+        layout = engine_layout(self._raw)
+        for part in layout.parts:
+            part.of(layout.masters).copy_(weights[part.name].flatten()[part.start : part.start + part.numel])
 
     @torch.no_grad()
     def copy_weights_to(self, module: nn.Module) -> None:
@@ -187,6 +168,20 @@ class Engine:
         if self._average is not None:
             files.append(self._average.file(average_file_name(self._raw.global_rank)))
         return files
+
+    def layout_digest(self) -> str:
+        """Return what is the same for engines that can load each other's checkpoints file by file, as hex digits."""
+        return layout_digest(self._raw)
+
+    def read_checkpoint_of_other_layout(self, folder: Path) -> dict[str, Any]:
+        """Do what read_checkpoint does with one that other ranks or another ZeRO stage saved; every rank must call.
+
+        Raises CheckpointError on all ranks together where it cannot be carried over.
+        """
+        client_state = read_into(
+            self._raw, folder, average=self._average, has_frozen_weights=self._saves_frozen_weights
+        )
+        return dict(client_state["ds_dpo"])
 
     def read_checkpoint(self, folder: Path) -> dict[str, Any]:
         """Load weights, optimizer, schedule and counters from such a folder and return its client_state.

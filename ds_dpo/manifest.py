@@ -29,7 +29,11 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint folder holds and which run state it is; files: relative name -> entry."""
+    """What a checkpoint folder holds and which run state it is; files: relative name -> entry.
+
+    layout: what is the same for checkpoints whose shards hold the same parts of the same weights; None in those of
+    versions that did not say.
+    """
 
     step: int
     world_size: int
@@ -37,6 +41,7 @@ class Manifest:
     precision: str
     fingerprint: str
     files: dict[str, FileEntry]
+    layout: str | None = None
     format: int = MANIFEST_FORMAT
 
 
@@ -116,6 +121,7 @@ def _parse(fields: dict[str, Any]) -> Manifest:
         stage=int(fields["stage"]),
         precision=str(fields["precision"]),
         fingerprint=str(fields["fingerprint"]),
+        layout=None if fields.get("layout") is None else str(fields["layout"]),
         files=files,
     )
 

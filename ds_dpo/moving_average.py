@@ -33,6 +33,15 @@ class MovingAverage:
         self._decay = decay
         self._updates = 0
 
+    @property
+    def groups(self) -> list[Tensor]:
+        """The averages themselves, of the shapes that it was started from."""
+        return self._groups
+
+    def continue_after(self, updates: int) -> None:
+        """Count on from so many updates, after the averages themselves were set."""
+        self._updates = updates
+
     @torch.no_grad()
     def update(self, groups: Sequence[Tensor]) -> None:
         """Take in the weights after an applied update."""

@@ -15,16 +15,22 @@ from ds_dpo.zero_shards.unpickle import load_shard
 FORMAT = 1
 
 
-def open_averages(files: Sequence[Path], masters: Sequence[Sequence[Tensor]]) -> list[ShardRow]:
+def open_averages(files: Sequence[Path], masters: Sequence[Sequence[Tensor]]) -> tuple[list[ShardRow], int]:
     """Open one file for each rank; they have the layout of that rank's flat master weights.
 
-    masters: [rank][group]. Raises CheckpointError naming the file that is missing, too many, or of another layout.
+    masters: [rank][group]. Returns the rows, and how many updates the averages have seen.
+    Raises CheckpointError naming the file that is missing, too many, of another layout, or of another update.
     """
     check_number_of_ranks(files, expected=len(masters))
-    return [_open(path, groups) for path, groups in zip(files, masters, strict=True)]
+    opened = [_open(path, groups) for path, groups in zip(files, masters, strict=True)]
+    counts = [updates for _, updates in opened]
+    for path, updates in zip(files, counts, strict=True):
+        if updates != counts[0]:
+            raise CheckpointError(f"{path}: averages of {updates} updates, among others of {counts[0]}")
+    return [row for row, _ in opened], counts[0]
 
 
-def _open(path: Path, masters: Sequence[Tensor]) -> ShardRow:
+def _open(path: Path, masters: Sequence[Tensor]) -> tuple[ShardRow, int]:
     shard = load_shard(path)
     check_saved_name(path, shard.archive.stem)
     groups = shard.content.get("flat_groups")
@@ -33,4 +39,4 @@ def _open(path: Path, masters: Sequence[Tensor]) -> ShardRow:
     found, expected = [tuple(group.shape) for group in groups], [tuple(master.shape) for master in masters]
     if found != expected:
         raise CheckpointError(f"{path}: holds averages of shapes {found}, the rank's weights are {expected}")
-    return ShardRow(shard.archive, groups)
+    return ShardRow(shard.archive, groups), int(shard.content.get("updates", 0))

@@ -96,6 +96,17 @@ def place_split_parameter(
     return Placement(tuple(shape), tuple(spans), is_frozen)
 
 
+def spans_within(placement: Placement, start: int, stop: int) -> list[Span]:
+    """Return where elements [start, stop) of a parameter lie, in order."""
+    found, begin = [], 0
+    for span in placement.spans:
+        left, right = max(start, begin), min(stop, begin + span.stop - span.start)
+        if left < right:
+            found.append(dataclasses.replace(span, start=span.start + left - begin, stop=span.start + right - begin))
+        begin += span.stop - span.start
+    return found
+
+
 def _check_count(group: int, *, needed: int, found: int, at_most: int) -> None:
     if not needed <= found <= at_most:
         raise CheckpointError(

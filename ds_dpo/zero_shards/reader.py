@@ -1,12 +1,12 @@
-"""Read single parameters, their averages and AdamW moments from the shards of any ZeRO stage, one at a time."""
+"""Read single parameters, their averages and optimizer states from the shards of any ZeRO stage, one at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,14 @@ from torch import Tensor
 from ds_dpo.errors import CheckpointError
 from ds_dpo.zero_shards.archive import saved_stem
 from ds_dpo.zero_shards.files import TagFiles, check_saved_name, find_files
-from ds_dpo.zero_shards.layout import Placement
+from ds_dpo.zero_shards.layout import Placement, Span, spans_within
 from ds_dpo.zero_shards.stages import open_stage
-from ds_dpo.zero_shards.tables import Shards, Table, VerificationBeside, verify_tensors
+from ds_dpo.zero_shards.tables import OptimizerStates, Shards, Table, VerificationBeside, verify_tensors
+from ds_dpo.zero_shards.training_state import TrainingState, read_training_state
 from ds_dpo.zero_shards.unpickle import Shard, load_shard
 
 PIECE_ELEMENTS = 2**18  # with its 16-bit copy 1.5 MB, which stays in the processor's cache
-Quantity = Literal["fp32", "exp_avg", "exp_avg_sq", "ema"]
+Quantity = str  # fp32, ema, or the name of one of the optimizer's elementwise states, such as exp_avg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class ZeroCheckpoint:
     global_steps: int
     parameters: dict[str, Placement]
     _shards: Shards
+    _first: tuple[Mapping[str, Any], Mapping[str, Any]]  # model and optimizer states of the first rank
     _verify: bool
     _verified: set[tuple[str, int, int]] = dataclasses.field(default_factory=set)  # kind of table, rank, group
     _beside: list[VerificationBeside] = dataclasses.field(default_factory=list)  # one while verified_beside
@@ -44,6 +46,20 @@ class ZeroCheckpoint:
     def has_ema(self) -> bool:
         """Tell whether moving averages of the weights were saved."""
         return "ema" in self._shards.tables
+
+    @property
+    def average_updates(self) -> int | None:
+        """How many updates the moving averages have seen; None where none were saved."""
+        return self._shards.average_updates
+
+    @property
+    def optimizer(self) -> OptimizerStates:
+        """What the optimizer keeps beside the weights."""
+        return self._shards.optimizer
+
+    def training(self) -> TrainingState:
+        """What else a training goes on from. Raises CheckpointError where the files lack some of it."""
+        return read_training_state(*self._first, folder=self.folder)
 
     @contextlib.contextmanager
     def verified_beside(self) -> Iterator[None]:
@@ -78,21 +94,34 @@ class ZeroCheckpoint:
         bits have changed (see verified_beside).
         """
         placement, kind = self._locate(name, quantity)
-        if self._verify:
-            self._verify_spans(placement, kind)
         result = torch.empty(placement.numel, dtype=dtype) if out is None else out.view(-1)
+        self._copy(placement.spans, kind, result, inspect)
+        return result.view(placement.shape)
+
+    def read_part(self, name: str, quantity: Quantity = "fp32", *, start: int, out: Tensor) -> None:
+        """Copy elements of one tensor, counted over its flat form, into out; see read.
+
+        out: (elements,), of any dtype and device; its length says how many, from start on.
+        """
+        placement, kind = self._locate(name, quantity)
+        self._copy(spans_within(placement, start, start + out.numel()), kind, out)
+
+    def _copy(
+        self, spans: Sequence[Span], kind: str, out: Tensor, inspect: Callable[[Tensor], None] | None = None
+    ) -> None:
+        if self._verify:
+            self._verify_spans(spans, kind)
         filled = 0
-        for source in self._pieces(placement, self._shards.tables[kind]):
-            result[filled : filled + source.numel()].copy_(source)
+        for source in self._pieces(spans, self._shards.tables[kind]):
+            out[filled : filled + source.numel()].copy_(source)
             filled += source.numel()
             if inspect is not None:
                 inspect(source)
-        assert filled == result.numel(), name
-        return result.view(placement.shape)
+        assert filled == out.numel(), (kind, spans)
 
-    def _verify_spans(self, placement: Placement, kind: str) -> None:
+    def _verify_spans(self, spans: Sequence[Span], kind: str) -> None:
         table = self._shards.tables[kind]
-        new = {(kind, span.rank, span.group) for span in placement.spans} - self._verified
+        new = {(kind, span.rank, span.group) for span in spans} - self._verified
         tensors = (table[rank].tensor(group) for _, rank, group in new)
         if self._beside:
             self._beside[-1].begin(tensors)
@@ -100,11 +129,11 @@ class ZeroCheckpoint:
             verify_tensors(tensors)
         self._verified.update(new)
 
-    def _pieces(self, placement: Placement, table: Table) -> Iterator[Tensor]:
-        """The elements of a parameter in order; small parts are joined, as each costs like a large one."""
+    def _pieces(self, spans: Sequence[Span], table: Table) -> Iterator[Tensor]:
+        """The elements of spans in order; small parts are joined, as each costs like a large one."""
         waiting: list[Tensor] = []
         num_waiting = 0
-        for span in placement.spans:
+        for span in spans:
             tensor, archive = table[span.rank].tensor(span.group)
             flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
             for start in range(span.start, span.stop, PIECE_ELEMENTS):
@@ -150,7 +179,8 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ZeroCheckpoint:
     files = find_files(folder)
     model = _load_model_states(files)
     first = model[0].content
-    shards = open_stage(files, model, [_load(path) for path in files.optimizer])
+    optimizer = [_load(path) for path in files.optimizer]
+    shards = open_stage(files, model, optimizer)
     return ZeroCheckpoint(
         folder=folder,
         stage=shards.stage,
@@ -158,6 +188,7 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ZeroCheckpoint:
         global_steps=int(first.get("global_steps", 0)),
         parameters=shards.placements,
         _shards=shards,
+        _first=(first, optimizer[0].content["optimizer_state_dict"] if optimizer else {}),
         _verify=verify,
     )
 

@@ -27,7 +27,8 @@ from ds_dpo.zero_shards.frozen import (
     with_shared,
 )
 from ds_dpo.zero_shards.layout import Placement, place_cut_group, place_split_parameter, place_split_parameters
-from ds_dpo.zero_shards.tables import MOMENTS, ShardRow, Shards, Table, shard_rows
+from ds_dpo.zero_shards.optimizer_states import open_optimizer_states
+from ds_dpo.zero_shards.tables import ShardRow, Shards, shard_rows
 from ds_dpo.zero_shards.universal import open_universal
 from ds_dpo.zero_shards.unpickle import Shard
 from ds_dpo.zero_shards.unzeroed import match_masters
@@ -54,8 +55,8 @@ def open_stage(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shar
         if not files.averages:
             return shards
         masters = [row.tensors for row in shards.tables["fp32"] if isinstance(row, ShardRow)]
-        averages = open_averages(files.averages, masters)
-        return dataclasses.replace(shards, tables={**shards.tables, "ema": averages})
+        averages, updates = open_averages(files.averages, masters)
+        return dataclasses.replace(shards, tables={**shards.tables, "ema": averages}, average_updates=updates)
 
 
 def _inner(shard: Shard) -> State:
@@ -138,15 +139,18 @@ def _open_cut(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard
             _check_slices(files.optimizer[rank], rank, _inner(shard).get("param_slice_mappings"), placements)
     shared = model[0].content.get("shared_params") or {}
     frozen = {name: weight for name, weight in module_weights(model[0]).items() if name not in {*placements, *shared}}
-    states = [_inner(shard)["base_optimizer_state"] for shard in optimizer]
+    kept, optimizer_tables = open_optimizer_states(
+        optimizer, [_inner(shard)["base_optimizer_state"] for shard in optimizer], parts
+    )
     return Shards(
         stage=_stage(optimizer[0]),
         placements=with_shared({**placements, **place_whole(frozen)}, shared),
         tables={
             "fp32": shard_rows(optimizer, parts),
             "frozen": whole_table(model[0], frozen),
-            **_moments(optimizer, states, num_groups=len(group_shapes)),
+            **optimizer_tables,
         },
+        optimizer=kept,
     )
 
 
@@ -160,7 +164,9 @@ def _open_split(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Sha
         sizes = [part[group].numel() for part in parts]
         with _suspecting(files.optimizer, sizes):
             placements |= place_split_parameters(shapes, group=group, part_sizes=sizes)
-    states = [_inner(shard)["optimizer_state_dict"] for shard in optimizer]
+    kept, optimizer_tables = open_optimizer_states(
+        optimizer, [_inner(shard)["optimizer_state_dict"] for shard in optimizer], parts
+    )
     return Shards(
         stage=3,
         placements=with_shared(
@@ -170,8 +176,9 @@ def _open_split(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Sha
         tables={
             "fp32": shard_rows(optimizer, parts),
             "frozen": fragment_table(files, model),
-            **_moments(optimizer, states, num_groups=len(group_shapes)),
+            **optimizer_tables,
         },
+        optimizer=kept,
     )
 
 
@@ -225,16 +232,3 @@ def _check_slices(path: Path, rank: int, saved: Any, placements: Mapping[str, Pl
                 f"{path}: holds (start, elements) {found.get(name)} of {name!r}, not {expected.get(name)} "
                 f"as rank {rank} should; it belongs to another rank or run"
             )
-
-
-def _moments(shards: Sequence[Shard], states: Sequence[Any], *, num_groups: int) -> dict[str, Table]:
-    """Tables of the AdamW moments, those that every rank has for every group; none before the first update."""
-    by_group = [state["state"] if isinstance(state, dict) else dict(enumerate(state)) for state in states]
-    groups = range(num_groups)
-    complete = [
-        moment for moment in MOMENTS if all(moment in state.get(group, {}) for state in by_group for group in groups)
-    ]
-    tables: dict[str, Table] = {}
-    for moment in complete:
-        tables[moment] = shard_rows(shards, [[state[group][moment] for group in groups] for state in by_group])
-    return tables

@@ -5,10 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -68,12 +68,31 @@ def shard_rows(shards: Sequence[Shard], tensors: Sequence[Sequence[Tensor]]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
+class OptimizerStates:
+    """What an optimizer keeps beside the weights, the same for every optimizer.
+
+    elementwise: names of states with one fp32 value for each element of the weights. scalars: numbers by name, the
+    same in all groups. others: name -> what it is instead, such as bytes in blocks, which no other layout can take.
+    """
+
+    elementwise: tuple[str, ...] = ()
+    scalars: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Shards:
-    """Placements of all parameters, and the tables that they point into: fp32, the moments, frozen, ema."""
+    """Placements of all parameters, and the tables that they point into: fp32, frozen, ema, and the optimizer's states.
+
+    optimizer: what the optimizer keeps; of its states that have a value for each element, the names in tables.
+    average_updates: how many updates the moving averages have seen; None where there are none.
+    """
 
     stage: int
     placements: dict[str, Placement]
     tables: dict[str, Table]
+    optimizer: OptimizerStates = dataclasses.field(default_factory=OptimizerStates)
+    average_updates: int | None = None
 
 
 class VerificationBeside:

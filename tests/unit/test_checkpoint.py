@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,7 @@ from ds_dpo.checkpoint import CheckpointStore
 from ds_dpo.checkpoint_writing import CheckpointWriter, Contents, Retention, RunIdentity
 from ds_dpo.engine import Engine
 from ds_dpo.errors import CheckpointError
-from ds_dpo.manifest import newest_valid_checkpoint, verify_manifest
+from ds_dpo.manifest import FileEntry, newest_valid_checkpoint, verify_manifest, write_manifest
 from ds_dpo.state_files import StateFile
 
 IDENTITY = RunIdentity(world_size=1, stage=2, precision="bf16", fingerprint="f")
@@ -30,6 +31,10 @@ class FakeEngine:
 
     module = SimpleNamespace(config={"in_channels": 4, "_name_or_path": "/home/someone/model"})
     needed_bytes = 10
+    layout = "as first"
+
+    def layout_digest(self) -> str:
+        return self.layout
 
     def __init__(self) -> None:
         self.moments = torch.tensor([1.0, 2.0])
@@ -55,6 +60,9 @@ class FakeEngine:
 
     def read_checkpoint(self, folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "mp_rank_00_model_states.pt").read_text()))
+
+    def read_checkpoint_of_other_layout(self, folder: Path) -> dict[str, Any]:
+        return {"from another layout": self.read_checkpoint(folder)}
 
 
 class Run:
@@ -228,11 +236,61 @@ def test_a_latest_without_its_checkpoint_is_an_error(run: Run) -> None:
         run.store().load_newest()
 
 
-def test_shards_of_another_layout_are_refused(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"world_size": 4}, "was saved by 1 rank(s) at ZeRO stage 2 and this start has 4 rank(s) at ZeRO stage 2"),
+        ({"stage": 3}, "was saved by 1 rank(s) at ZeRO stage 2 and this start has 1 rank(s) at ZeRO stage 3"),
+        ({}, "was saved by 1 rank(s) at ZeRO stage 2 and this start has other settings of DeepSpeed"),
+    ],
+)
+def test_shards_of_another_layout_are_read_tensor_by_tensor(run: Run, other: dict[str, int], said: str) -> None:
     run.save(1)
-    other = RunIdentity(world_size=4, stage=2, precision="bf16", fingerprint="f")
-    with pytest.raises(CheckpointError, match="saved with world_size 1 and this start has 4"):
-        run.store(identity=other).load_newest()
+    if not other:
+        run.engine.layout = "with other sub-groups"
+    loaded = run.store(identity=replace(IDENTITY, **other)).load_newest()
+    assert loaded is not None
+    assert loaded.client_state == {"from another layout": {"step": 1}}
+    (line,) = run.reported
+    assert said in line
+
+
+def test_one_of_a_version_that_told_no_layout_is_read_as_it_was(run: Run) -> None:
+    run.save(1)
+    path = run.folder / "step_00000001" / "manifest.json"
+    told = json.loads(path.read_text())
+    assert told.pop("layout") == "as first"
+    path.write_text(json.dumps(told))
+    run.engine.layout = "whatever"
+    assert run.loaded() == {"step": 1}
+    assert run.reported == []
+
+
+def test_another_precision_is_refused(run: Run) -> None:
+    run.save(1)
+    with pytest.raises(CheckpointError, match="saved in precision bf16 and this start has fp32"):
+        run.store(identity=replace(IDENTITY, precision="fp32")).load_newest()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+def test_each_file_is_verified_by_exactly_one_of_any_number_of_ranks(
+    run: Run, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    run.save(1)
+    folder = run.folder / "step_00000001"
+    found = verify_manifest(folder)
+    of_four_ranks = {f"ema_rank_{rank:05d}.pt": FileEntry(size=0, sha256="") for rank in range(4)}
+    names = found.files | of_four_ranks
+    write_manifest(folder, replace(found, files=names))
+    looked_at: list[str] = []
+    monkeypatch.setattr("ds_dpo.checkpoint.world_size", lambda: world_size)
+    monkeypatch.setattr(
+        "ds_dpo.checkpoint.manifest.verify_manifest", lambda folder, *, names: looked_at.extend(names) or None
+    )
+    for rank in range(world_size):
+        monkeypatch.setattr("ds_dpo.checkpoint.rank", lambda rank=rank: rank)
+        assert run.store()._verify(folder) is None
+    assert sorted(looked_at) == sorted(names)
 
 
 def test_only_the_newest_stay(run: Run) -> None:

@@ -24,7 +24,13 @@ def make_checkpoint(checkpoints, step, content=b"weights"):
     folder.mkdir(parents=True)
     (folder / "a.pt").write_bytes(content)
     manifest = Manifest(
-        step=step, world_size=2, stage=3, precision="bf16", fingerprint="f", files={"a.pt": hash_file(folder / "a.pt")}
+        step=step,
+        world_size=2,
+        stage=3,
+        precision="bf16",
+        fingerprint="f",
+        layout="l",
+        files={"a.pt": hash_file(folder / "a.pt")},
     )
     write_manifest(folder, manifest)
     return folder, manifest
@@ -41,6 +47,7 @@ def test_manifest_round_trip_and_documented_form(tmp_path):
         "stage": 3,
         "precision": "bf16",
         "fingerprint": "f",
+        "layout": "l",
         "files": {"a.pt": {"size": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}},
     }
     assert sorted(path.name for path in folder.iterdir()) == ["a.pt", "manifest.json"]
