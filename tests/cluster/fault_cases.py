@@ -88,9 +88,12 @@ def kills() -> Iterator[Case]:
 
 
 def random_moment(phase: str, draw: random.Random) -> tuple[Move, ...]:
-    steps = Steps(draw.randint(1, 2 * SAVE_EVERY), share=round(draw.random(), 2))
-    loading = Loading(round(draw.uniform(0.05, 0.9), 2))
-    return {"steps": (steps,), "load": (loading,), "save": (Steps(draw.randint(0, 2)), Saving())}[phase]
+    moments: dict[str, tuple[Move, ...]] = {
+        "steps": (Steps(draw.randint(1, 2 * SAVE_EVERY), share=round(draw.random(), 2)),),
+        "load": (Loading(round(draw.uniform(0.05, 0.9), 2)),),
+        "save": (Steps(draw.randint(0, 2)), Saving()),
+    }
+    return moments[phase]
 
 
 def points() -> Iterator[Case]:
@@ -272,7 +275,7 @@ def checkpoints() -> Iterator[Case]:
         )
 
 
-# How many of the newest checkpoints each damage costs; None: there is none left to go on from. What does it: fault_run.py.
+# How many of the newest checkpoints each damage costs; None: none is left to go on from. fault_run.py does the damage.
 DAMAGES: dict[str, int | None] = {
     "a shard of rank 1 is missing in the newest": 1,
     "the newest's largest file is cut in half": 1,
@@ -306,11 +309,20 @@ def network() -> Iterator[Case]:
         moves=(Steps(2, share=0.5), Cut("n1")),
         within=WITHIN_OF_SILENCE,
     )
-    is_hang = {"group": "network", "options": HANG_OPTIONS, "statuses": (STATUS_HANG,), "within": WITHIN_OF_HANG}
+    is_hang: dict[str, Any] = {
+        "group": "network",
+        "options": HANG_OPTIONS,
+        "statuses": (STATUS_HANG,),
+        "within": WITHIN_OF_HANG,
+    }
     yield Case(name="rank 1 hangs in a step", moves=AT_FAULT, faults="step.begin@1#5=hang", **is_hang)
     yield Case(name="rank 0 hangs in a backward pass", moves=AT_FAULT, faults="step.backward@0#5=hang", **is_hang)
     yield Case(name="SIGSTOP to rank 1", moves=(Steps(4), Signal("rank 1", signal.SIGSTOP)), **is_hang)
-    waits = {"group": "network", "options": {**HANG_OPTIONS, **IMPATIENT}, "within": WITHIN_OF_IMPATIENCE}
+    waits: dict[str, Any] = {
+        "group": "network",
+        "options": {**HANG_OPTIONS, **IMPATIENT},
+        "within": WITHIN_OF_IMPATIENCE,
+    }
     yield Case(name="rank 1 hangs as it writes a checkpoint", moves=AT_FAULT, faults="save.write@1=hang", **waits)
     yield Case(name="rank 1 hangs as it loads a checkpoint", moves=AT_FAULT, faults="load.verified@1=hang", **waits)
 

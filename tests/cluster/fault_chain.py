@@ -16,7 +16,7 @@ from fault_processes import HostProcesses, Process
 from fault_start import BALLAST, CaseFailure, Start
 from two_hosts import HOSTS, Bench
 
-REFERENCE_STEPS = 260
+REFERENCE_STEPS = 160
 SEED_STEPS = 9  # three checkpoints to begin with
 MARGIN_STEPS = 40  # before the end of the reference, a run begins anew
 LAST_STEPS = 4

@@ -1,4 +1,4 @@
-"""What a case consists of: waits for a moment of a run, and what is then done to it. Words alone; fault_start.py acts."""
+"""What a case consists of: waits for a moment of a run, and what is done to it then. Words; fault_start.py acts."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ class Case:
     """One start, and how it must end.
 
     faults: DS_DPO_FAULT of the start. options: of train.py, for this start alone. damage: done to the checkpoints
-    before. moves: in order; what the last one waits for or does is what ends the run. statuses: which may be the
-    launch's; None: all but 0. within: seconds from the last move until no process is left on any host. must_say: regular
-    expressions that the launch's output holds in the end.
+    before; is_refused: none that is left can be used. moves: in order; what the last one waits for or does ends the
+    run. statuses: which may be the launch's; None: all but 0. within: seconds from the last move until no process is
+    left on any host. must_say: regular expressions that the launch's output holds in the end.
     """
 
     name: str

@@ -16,14 +16,14 @@ INTRODUCTION = """\
 # What happens when things fail: the fault matrix
 
 `tests/cluster/fault_matrix.py`, started as root on two cores: the miniature in fp32 over two hosts of the bench
-(tests/cluster/bench), one or two ranks each, every start by `scripts/launch.py`. A run suffers case after case, and each
-start goes on from what the case before has left. A case passes where
+(tests/cluster/bench), one or two ranks each, every start by `scripts/launch.py`. A run suffers case after case, and
+each start goes on from what the case before has left. A case passes where
 
 - every process on every host is gone within the stated time after the last thing that was done to it,
 - the exit status is the documented one (docs/faults.md), and not 0 unless the run was asked to stop and saved,
-- the next start goes on from the newest checkpoint of which every byte is there, which the script finds out by itself,
-- and the curve (loss, learning rate, pairs seen, gradient norm, margin, accuracy, beta) is bit-equal to that of a run to
-  which nothing happened.
+- the next start goes on from the newest checkpoint of which every byte is there, which the script finds out itself,
+- and the curve (loss, learning rate, pairs seen, gradient norm, margin, accuracy, beta) is bit-equal to that of a run
+  to which nothing happened.
 
 What these hosts cannot show: the disk that they share is this machine's own, so that a lost network leaves it in reach.
 """

@@ -39,13 +39,13 @@ def is_valid(folder: Path) -> bool:
     """Compare each file with the manifest's size and SHA-256."""
     try:
         files = json.loads((folder / "manifest.json").read_text())["files"]
-        contents = {name: (folder / name).read_bytes() for name in files}
+        return all(_is_intact((folder / name).read_bytes(), entry) for name, entry in files.items())
     except (OSError, ValueError, KeyError):
         return False
-    return all(
-        len(content) == files[name]["size"] and hashlib.sha256(content).hexdigest() == files[name]["sha256"]
-        for name, content in contents.items()
-    )
+
+
+def _is_intact(content: bytes, entry: dict[str, Any]) -> bool:
+    return len(content) == entry["size"] and hashlib.sha256(content).hexdigest() == entry["sha256"]
 
 
 def named(checkpoints: Path) -> list[Path]:
@@ -77,7 +77,7 @@ def difference(lines: list[dict[str, Any]], reference: list[dict[str, Any]]) -> 
 
 
 def _largest(folder: Path) -> Path:
-    return max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    return max(folder.glob("*.pt"), key=lambda path: path.stat().st_size)
 
 
 def _shard(folder: Path, rank: int) -> Path:

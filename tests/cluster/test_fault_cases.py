@@ -1,0 +1,78 @@
+"""The fault matrix's table, and what it holds the product against; the matrix itself is run by hand."""
+
+import hashlib
+import json
+
+import fault_run
+import pytest
+from fault_cases import DAMAGES, SETUPS, cases, kills
+from fault_moves import Signal
+from fault_page import page, summary
+
+from ds_dpo.fault_points import FAULT_POINTS, read_faults
+
+EVERY = cases()
+OPTIM = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
+
+
+def test_the_table_has_what_was_promised():
+    assert len(EVERY) >= 60
+    assert len([case for case in kills() if isinstance(case.moves[-1], Signal)]) >= 20
+    killed = {fault.name for case in EVERY.values() for fault in read_faults(case.faults) if fault.action == "kill"}
+    assert killed == FAULT_POINTS.keys()
+    assert {case.damage for case in EVERY.values()} >= DAMAGES.keys() == fault_run.DAMAGE.keys()
+    assert {case.setup for case in EVERY.values()} == SETUPS.keys()
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Three checkpoints of two ranks, and what a save left that was cut off."""
+    for step in (3, 6, 9):
+        folder = tmp_path / f"step_{step:08d}"
+        folder.mkdir()
+        contents = {OPTIM.format(rank): bytes([step, rank]) * 50 for rank in (0, 1)}
+        contents["mp_rank_00_model_states.pt"] = bytes([step]) * 200
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        files = {
+            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in contents.items()
+        }
+        (folder / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
+    (tmp_path / "partial_step_00000012").mkdir()
+    (tmp_path / "latest").write_text("step_00000009\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_each_damage_costs_what_the_table_says(checkpoints, name):
+    fault_run.DAMAGE[name](checkpoints)
+    costs = DAMAGES[name]
+    assert fault_run.newest_valid(checkpoints) == (None if costs is None else 9 - 3 * costs)
+
+
+def test_a_complete_checkpoint_counts_before_it_has_its_name(checkpoints):
+    newest = checkpoints / "step_00000009"
+    newest.rename(checkpoints / "partial_step_00000009")
+    assert fault_run.newest_valid(checkpoints) == 9
+
+
+def test_a_curve_must_have_each_step_once_and_to_the_bit():
+    lines = [{"step": step, "loss": 1 / step, "pairs_seen": 4 * step} for step in (1, 2, 3)]
+    assert fault_run.difference(lines[:2], lines) is None
+    assert "step 3: loss" in (fault_run.difference([*lines[:2], {**lines[2], "loss": 0.3333}], lines) or "")
+    assert fault_run.difference([lines[0], lines[0], *lines[1:]], lines) == "line 2 of metrics.jsonl is step 1"
+    assert fault_run.difference([lines[0], lines[2]], lines) == "line 2 of metrics.jsonl is step 3"
+    assert fault_run.difference([*lines, lines[2]], lines) is not None
+
+
+def test_the_page_tells_what_failed():
+    first, second = list(EVERY)[:2]
+    common = {"group": "kills", "within": 30.0, "status": 247, "resumed": 9, "commit": "abc", "date": "2026-01-01"}
+    good = {**common, "name": first, "seconds": 4.2, "is_curve_equal": True, "orphans": 0, "seen": "", "passed": True}
+    bad = {**good, "name": second, "orphans": 2, "seen": "left after 30 s", "passed": False}
+    total = summary(EVERY, {first: good, second: bad})
+    assert (total["cases"], total["passed"], total["orphans"], total["failed"]) == (2, 1, 2, [second])
+    text = page(EVERY, {first: good, second: bad})
+    assert f"| {first} | 4.2 s | 30 s | 247 | 9 | yes |  |" in text
+    assert f"- {second}: left after 30 s" in text
