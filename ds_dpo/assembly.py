@@ -50,6 +50,7 @@ from ds_dpo.models.pretrained import fetch_models, open_unet_init
 from ds_dpo.models.reference import FrozenCopy, HeldReference
 from ds_dpo.models.trainable import choose_trained, describe_trained
 from ds_dpo.models.training_schedule import training_sampler, training_schedule
+from ds_dpo.non_finite import build_non_finite
 from ds_dpo.objective_statistics import ObjectiveStatistic
 from ds_dpo.objectives import OBJECTIVES, Objective, with_terms
 from ds_dpo.pair_feed import Encode, Encoders, PairFeed, build_encode, load_encoders, open_feed
@@ -128,6 +129,16 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
     step = _step(config, engine, models, statistic=statistic)
     watch = ReferenceWatch(models.reference, policy=engine.module) if models.reference is not None else None
     parts = _parts(models, statistic, _refresh(config, engine, models, watch, log=log))
+    parts.append(
+        build_non_finite(
+            config,
+            engine,
+            identity=_identity(config, resolved),
+            bucket_sizes=feed.pairs.bucket_sizes,
+            folder=folder,
+            say=log.line,
+        )
+    )
     _restore(parts, saved)
     saving = _saving(config, folder, engine, run_identity, parts, progress, log=log)
     stream = _open_stream(config, feed, place, progress=progress, log=log)

@@ -37,6 +37,7 @@ SECTION_TITLES = {
     "validation": "validation: images drawn as training goes on",
     "held_out": "held_out: pairs judged as training goes on, and never trained on",
     "watchdog": "watchdog: what is done when training drives the preferred images away",
+    "non_finite": "non_finite: when losses or gradients that are not finite end the run",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from ds_dpo.config_base import Section, identity_field
+from ds_dpo.config_base import Section, free_field, identity_field
 
 # Which fields beside the rate, the decay and the clipping an optimizer heeds.
 OPTIMIZER_FIELDS = {
@@ -129,6 +129,16 @@ class ScheduleConfig(Section):
         if self.name == "piecewise_constant" and self.step_rules is None:
             raise ValueError("schedule.name piecewise_constant needs schedule.step_rules, such as 1:10,0.1:20,0.01")
         return self
+
+
+class NonFiniteConfig(Section):
+    """What is done about steps whose loss or gradient is not finite; each is left out, whatever stands here."""
+
+    max_steps_in_a_row: int | None = free_field(
+        "so many in a row end the run, saved; with fp16 those count that a lower loss scale cannot help; none: never",
+        default=10,
+        ge=1,
+    )
 
 
 def _require_heeded(section: Section, field: str, choice: str, heeded: Mapping[str, Sequence[str]]) -> None:

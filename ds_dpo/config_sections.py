@@ -12,7 +12,7 @@ from ds_dpo.config_data import DataConfig
 from ds_dpo.config_diffusion import DiffusionConfig
 from ds_dpo.config_held_out import HeldOutConfig, WatchdogConfig
 from ds_dpo.config_objectives import OBJECTIVE_SECTIONS, ObjectiveConfig, TermsConfig
-from ds_dpo.config_optimization import AdapterConfig, OptimizerConfig, ScheduleConfig
+from ds_dpo.config_optimization import AdapterConfig, NonFiniteConfig, OptimizerConfig, ScheduleConfig
 
 FAMILIES_WITHOUT_SIZES = ("sd15", "sd21")
 
@@ -145,6 +145,7 @@ class RunConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    non_finite: NonFiniteConfig = NonFiniteConfig()
 
     @model_validator(mode="after")
     def beside_an_adapter_all_is_frozen(self) -> RunConfig:

@@ -78,9 +78,15 @@ class ZeroOptimization(Block):
     zero_quantized_gradients: Switch = option(3)
 
 
+def _always_on(value: Any) -> Any:
+    if value is False:
+        raise ValueError("an update whose gradients are not finite is always left out; true would fit")
+    return value
+
+
 class Bf16(Block):
     enabled: Switch
-    check_grad_overflow: Switch = True  # skip an update whose gradients are not finite
+    check_grad_overflow: Annotated[Switch, BeforeValidator(_always_on)] = True  # false: ZeRO-1 and 2 would apply it
 
 
 class Fp16(Block):

@@ -42,6 +42,7 @@ class Engine:
         raw._copy_recovery_script = lambda save_path: None
         self._saves_frozen_weights = saves_frozen_weights
         self._average: MovingAverage | None = None
+        self._let_scale_stay_least()
 
     @property
     def policy(self) -> nn.Module:
@@ -77,7 +78,7 @@ class Engine:
 
     @property
     def skipped_steps(self) -> int:
-        """How many updates were left out since the start because a gradient was not finite."""
+        """How many updates were left out since the start because a loss or a gradient was not finite."""
         return int(self._raw.skipped_steps)
 
     @property
@@ -87,12 +88,26 @@ class Engine:
             return None
         return float(self._raw.optimizer.loss_scale)
 
+    @property
+    def least_loss_scale(self) -> float | None:
+        """How far an overflow may lower the fp16 loss scale; None where it stays what it is, and without fp16."""
+        scaler: Any = getattr(self._raw.optimizer, "loss_scaler", None)
+        return float(scaler.min_scale) if getattr(scaler, "dynamic", False) else None
+
+    def _let_scale_stay_least(self) -> None:
+        """Keep DeepSpeed from ending the run, in a way of its own, at the first overflow of the least loss scale."""
+        if self.least_loss_scale is not None:
+            self._raw.optimizer.loss_scaler.raise_error_at_min_scale = False
+
     def backward_and_step(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient; at the last of an accumulation DeepSpeed also updates the weights.
 
-        loss: scalar, the mean over the micro-batch; DeepSpeed divides by the number of accumulations.
+        loss: scalar, the mean over the micro-batch; DeepSpeed divides by the number of accumulations. Where it, or a
+        gradient, is not finite on any rank, all leave this update out: weights, moments, rate and average stay.
         """
-        self._raw.backward(loss)
+        # DeepSpeed looks at the norm of all ranks' gradients alone, and a loss can be inf over a finite gradient. The
+        # factor is 1, to the bit, or NaN, which reaches that norm: no rank asks its device or another rank for it.
+        self._raw.backward(loss * (1 + 0 * loss.detach()))
         updates_before = self._raw.global_steps - self._raw.skipped_steps
         self._raw.step()
         if self._average is not None and self._raw.global_steps - self._raw.skipped_steps > updates_before:
@@ -194,6 +209,7 @@ class Engine:
             )
         if path is None:
             raise CheckpointError(f"DeepSpeed found no checkpoint in {folder}")
+        self._let_scale_stay_least()  # the scaler came with the checkpoint
         if self._average is not None:
             self._average.load(folder / average_file_name(self._raw.global_rank))
         return dict(client_state["ds_dpo"])

@@ -46,6 +46,10 @@ class CollapseError(DsDpoError):
     """Training was stopped by the watchdog; its state is saved."""
 
 
+class NonFiniteError(DsDpoError):
+    """Training was stopped since step after step was not finite; its state is saved, and a file tells how to look."""
+
+
 def run_program(main: Callable[[], None], *, leaves_at_once: bool = False) -> None:
     """Run a program's main function; print a DsDpoError as one message and exit with status 2.
 

@@ -43,7 +43,7 @@ METRICS: dict[str, str] = {
     "step_seconds": "duration of the step: data, encoding, forward, backward, update",
     "data_seconds": "part of step_seconds in which this rank waited for the loader",
     "peak_memory_gib": "largest memory held so far on rank 0, in GiB: of the GPU, or resident of the process on a CPU",
-    "skipped_steps": "updates left out since the start because a gradient was not finite",
+    "skipped_steps": "updates left out since the start because a loss or a gradient was not finite",
     "loss_scale": "fp16 loss scale after the step; fp16 only",
     "failed_saves": "checkpoints since this start that the disk refused; training goes on, the log says more",
     "bad_rows": "rows replaced since this start because they could not be read, all ranks together",

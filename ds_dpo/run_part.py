@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ds_dpo.errors import DsDpoError
 from ds_dpo.state_files import StateFile
 
 
@@ -19,6 +22,9 @@ class RunPart:
 
     def begin(self, step: int) -> None:
         """Start, or go on after a step: called once, after restore, when all is ready and nothing trained yet."""
+
+    def before_backward(self, pair_ids: Tensor, timesteps: Tensor, pair_quantities: Mapping[str, Tensor]) -> None:
+        """Look at one of this rank's micro-batches, (B,) each and on the device; to read them would wait for it."""
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Take in an optimizer step; returns further metrics by name.
@@ -37,6 +43,10 @@ class RunPart:
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
         """Go on from a checkpoint: what state() returned, and the folder with the files of files()."""
+
+    def take_error(self) -> DsDpoError | None:
+        """Return, once and on all ranks, what is to end the run as soon as this step is saved."""
+        return None
 
     def rewind(self, step: int) -> None:
         """Forget what was noted elsewhere of later steps: the run has gone back to this one, restore follows."""

@@ -103,6 +103,10 @@ class Trainer:
             self._log.step(metrics, due=due or stopped)
             if self._writer is not None:
                 self._writer.write(metrics)
+            for error in (part.take_error() for part in self._parts):
+                if error is not None:
+                    self._save(is_last=True)
+                    raise error
             verdict = None if self._watchdog is None else self._watchdog.take_verdict()
             if verdict is not None and self._follow(verdict):
                 continue
@@ -161,8 +165,11 @@ class Trainer:
             wait = time.perf_counter()
             samples = next(self._batches)
             data_seconds += time.perf_counter() - wait
-            output = self._step(self._encode(samples))
+            batch = self._encode(samples)
+            output = self._step(batch)
             sums.add(output.pair_quantities)
+            for part in self._parts:
+                part.before_backward(batch.pair_ids, batch.timesteps, output.pair_quantities)
             self._engine.backward_and_step(output.loss)
             if number == 0:
                 reach("step.backward")

@@ -1,0 +1,89 @@
+"""The record of one optimizer step: what is needed to do it again on one process, as a JSON file in the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.errors import DataError
+
+FORMAT = 1
+# metrics that are also what an objective was told of the steps before
+OPTIONS_OF_STATISTICS = ("beta", "baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedPair:
+    """A pair of the step. position: among all pairs of the run. visit: with pair id and seed it gives every draw."""
+
+    rank: int
+    position: int
+    visit: int
+    pair_id: int
+    timestep: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """A step, and the run that it is of.
+
+    steps_in_a_row: that could not be applied, this one included. loss_scale: that it used; None without fp16. options:
+    what the objective was told of the steps before, by name. pairs_seen: before the step. checkpoint: name of the
+    folder with the weights that it began with. pairs: of all ranks, in order of their positions.
+    """
+
+    step: int
+    steps_in_a_row: int
+    loss: float
+    loss_scale: float | None
+    options: Mapping[str, float]
+    seed: int
+    pairs_seen: int
+    pairs_per_step: int
+    micro_batch_pairs: int
+    world_size: int
+    stage: int
+    precision: str
+    fingerprint: str
+    checkpoint: str
+    pairs: tuple[RecordedPair, ...]
+
+
+def write_record(record: StepRecord, path: Path) -> None:
+    """Write a record, whole or not at all. Raises OSError."""
+    document = {"format": FORMAT, **dataclasses.asdict(record)}
+    document["loss"] = _plain(record.loss)
+    document["pairs"] = [{**dataclasses.asdict(pair), "loss": _plain(pair.loss)} for pair in record.pairs]
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=2, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_record(path: Path) -> StepRecord:
+    """Read what write_record wrote. Raises DataError naming the file."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if document.pop("format") != FORMAT:
+            raise ValueError("another format")
+        pairs = tuple(RecordedPair(**{**pair, "loss": float(pair["loss"])}) for pair in document.pop("pairs"))
+        return StepRecord(**{**document, "loss": float(document["loss"]), "pairs": pairs})
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: not the record of a step ({error})") from error
+
+
+def _plain(value: float) -> float | str:
+    """JSON has no numbers that are not finite: nan, inf and -inf stand there as text."""
+    return value if math.isfinite(value) else str(value)
