@@ -133,7 +133,7 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         build_non_finite(
             config,
             engine,
-            identity=_identity(config, resolved),
+            identity=run_identity,
             bucket_sizes=feed.pairs.bucket_sizes,
             folder=folder,
             say=log.line,

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ds_dpo.checkpoint import RunIdentity
+from ds_dpo.checkpoint_writing import RunIdentity
 from ds_dpo.config import RunConfig
 from ds_dpo.data.order import PairOrder
 from ds_dpo.distributed import gather_objects, is_main
@@ -147,18 +147,19 @@ class NonFiniteWatch(RunPart):
             try:
                 write_record(record, path)
             except OSError as error:
-                return f"{path} would tell more, but cannot be written ({error.strerror})"
-        return f"look at this step with: python scripts/replay.py {path}"
+                return f"{path} would tell more, but cannot be written ({error.strerror})."
+        return f"To see what happens in step {record.step}: python scripts/replay.py {path}"
 
     def _message(self, record: StepRecord, advice: str) -> str:
         bad = [pair for pair in record.pairs if not math.isfinite(pair.loss)]
         named = ", ".join(str(pair.pair_id) for pair in bad[:NUM_PAIRS_NAMED])
         more = f" and {len(bad) - NUM_PAIRS_NAMED} more" if len(bad) > NUM_PAIRS_NAMED else ""
         what = f"the loss of pair {named}{more} is not finite" if bad else "gradients are not finite, all losses are"
+        row = f"{record.steps_in_a_row} steps in a row" if record.steps_in_a_row > 1 else "a step"
         return (
-            f"{record.steps_in_a_row} steps in a row could not be applied, and non_finite.max_steps_in_a_row allows "
-            f"fewer; in step {record.step} {what}; stopped there, saved, with the weights of before them: the same "
-            f"command goes on, and ends at the next one that is not finite unless one before it is; {advice}"
+            f"{row} could not be applied, up to step {record.step}, in which {what}; non_finite.max_steps_in_a_row "
+            f"{self._max_steps_in_a_row} ends the run. Step {record.step} is saved, with the weights of before them: "
+            f"the same command goes on from there, and ends again unless its first step is finite. {advice}"
         )
 
     def take_error(self) -> DsDpoError | None:

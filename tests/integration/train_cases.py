@@ -61,6 +61,19 @@ def held_elements(module) -> dict[str, int]:
     }
 
 
+def train_and_keep_error(arguments) -> None:
+    """Train; where that ends since steps were not finite, leave each rank's message in error_RANK.txt."""
+    from ds_dpo.distributed import rank
+    from ds_dpo.errors import NonFiniteError
+
+    try:
+        train.main(arguments)
+    except NonFiniteError as error:
+        (folder,) = (text.partition("=")[2] for text in arguments if text.startswith("--output_dir="))
+        said = "" if error.is_said_elsewhere else str(error)
+        (Path(folder) / f"error_{rank()}.txt").write_text(said)
+
+
 def main() -> None:
     quiet_libraries()  # before they are imported, as train.py does
     from deepspeed.accelerator import get_accelerator
@@ -71,7 +84,7 @@ def main() -> None:
     record_sharding()
     cases = next(argument for argument in sys.argv[1:] if argument.endswith(".json"))
     for arguments in json.loads(Path(cases).read_text()):
-        train.main(arguments)
+        train_and_keep_error(arguments)
     sys.stdout.flush()
     os._exit(0)  # the threads of many discarded engines abort an orderly end
 
