@@ -60,6 +60,8 @@ def parse_launch(argv: Sequence[str]) -> LaunchCommand:
     namespace = _parser().parse_args(list(argv))
     if namespace.program is None:
         raise ConfigError("no program to launch; such as `scripts/launch.py --hostfile FILE ds_dpo/train.py` would fit")
+    if namespace.no_ssh and namespace.node_rank is None:
+        raise ConfigError("--no_ssh starts the ranks of one host alone; its place, such as --node_rank 0, would fit")
     own = len(argv) - len(namespace.program_arguments) - 1
     return LaunchCommand(
         launcher_arguments=tuple(argv[:own]),

@@ -40,6 +40,7 @@ def test_every_option_of_this_deepspeed_is_known():
         (["--num_nodes", "0", "train.py"], "--num_nodes 0"),
         (["--num_gpus", "-3", "train.py"], "--num_gpus -3"),
         (["--master_port", "x", "train.py"], "master_port"),
+        (["--no_ssh", "train.py"], "--node_rank"),
     ],
 )
 def test_arguments_that_do_not_fit(argv, said):
