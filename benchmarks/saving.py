@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from ds_dpo.checkpoint_writing import CheckpointWriter, Contents, Retention, RunIdentity
+from ds_dpo.checkpoint_folder import Retention, RunIdentity
+from ds_dpo.checkpoint_writing import CheckpointWriter, Contents
 from ds_dpo.config import load_config
 from ds_dpo.deepspeed_config import resolve_deepspeed
 from ds_dpo.distributed import export_environment, read_environment

@@ -16,7 +16,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ds_dpo.checkpoint import CheckpointStore, LoadedCheckpoint
-from ds_dpo.checkpoint_writing import CheckpointWriter, Retention, RunIdentity
+from ds_dpo.checkpoint_folder import Retention, RunIdentity
+from ds_dpo.checkpoint_writing import CheckpointWriter
 from ds_dpo.config import RunConfig, identity
 from ds_dpo.data.cache_record import Precision
 from ds_dpo.data.loader import PairStream, open_stream

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo import manifest
-from ds_dpo.checkpoint_writing import LATEST, RunIdentity, rank_of, recover_interrupted, together, unused_name
+from ds_dpo.checkpoint_folder import LATEST, RunIdentity, rank_of, recover_interrupted, together, unused_name
 from ds_dpo.distributed import broadcast_object, gather_objects, is_main, rank, world_size
 from ds_dpo.engine import Engine
 from ds_dpo.errors import CheckpointError

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from ds_dpo.checkpoint import CheckpointStore
-from ds_dpo.checkpoint_writing import CheckpointWriter, Contents, Retention, RunIdentity
+from ds_dpo.checkpoint_folder import Retention, RunIdentity
+from ds_dpo.checkpoint_writing import CheckpointWriter, Contents
 from ds_dpo.engine import Engine
 from ds_dpo.errors import CheckpointError
 from ds_dpo.manifest import FileEntry, newest_valid_checkpoint, verify_manifest, write_manifest

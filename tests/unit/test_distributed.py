@@ -13,7 +13,8 @@ import torch
 from torch import distributed, multiprocessing
 
 from ds_dpo.checkpoint import CheckpointStore
-from ds_dpo.checkpoint_writing import CheckpointWriter, Contents, Retention, RunIdentity
+from ds_dpo.checkpoint_folder import Retention, RunIdentity
+from ds_dpo.checkpoint_writing import CheckpointWriter, Contents
 from ds_dpo.distributed import (
     RankEnvironment,
     broadcast_object,
@@ -217,6 +218,7 @@ def ranks_agree_on_a_checkpoint(rank: int, folder: Path) -> None:
     shard = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
     engine: Any = SimpleNamespace(
         module=SimpleNamespace(config={}),
+        layout_digest=lambda: "layout",
         checkpoint_files=lambda client_state: [StateFile(name=shard, state=client_state["step"], write=write)],
         read_checkpoint=lambda found: int((found / shard).read_text()),
     )
