@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,8 +25,8 @@ from ds_dpo.data.loader import PairStream, open_stream
 from ds_dpo.deepspeed_config import ResolvedDeepSpeed, describe
 from ds_dpo.distributed import (
     RankEnvironment,
-    collective_timeout,
     export_environment,
+    gather_objects,
     is_main,
     node_turns,
     raise_together,
@@ -67,14 +68,14 @@ from ds_dpo.run_log import RunLog
 from ds_dpo.run_part import RunPart
 from ds_dpo.saving import Saving
 from ds_dpo.state_files import num_bytes
-from ds_dpo.stop import StopRequest
+from ds_dpo.supervision import Supervision
 from ds_dpo.trainer import Cadence, Progress, Trainer
 
 
-def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment) -> None:
+def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision) -> bool:
     """Train, or go on training, the run that config describes; every rank of `place` calls it.
 
-    Raises DsDpoError on all ranks together where something does not fit; a start that fails before its first step
+    Returns False where it was asked to stop before the end, and what there was to save is saved. Raises DsDpoError on all ranks together where something does not fit; a start that fails before its first step
     leaves the run folder as it was.
     """
     silence_deepspeed()
@@ -86,7 +87,8 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         log.line(line)
     export_environment(place)
     device = pick_device(place.local_rank)
-    start_communication(timeout=collective_timeout(), device=device)
+    timeout = timedelta(minutes=config.supervision.collective_timeout_minutes)
+    start_communication(timeout=timeout, device=device)
 
     feed = _open_pairs(config, place, precision=resolved.precision, log=log)
     errors = open_covering_errors(config, say=log.line) if config.reference.residency == "cached" else None
@@ -98,6 +100,8 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         with_encoders=_keeps_encoders(config, feed) or config.held_out.every_steps is not None,
         log=log,
     )
+    if _is_asked_to_stop(supervision, log):
+        return False
     held_out_pairs = _held_out_pairs(config, feed, models, place, device=device, log=log)
     if not _keeps_encoders(config, feed):
         models = replace(models, encoders=None)
@@ -120,7 +124,7 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
     progress = _progress(saved, log)
     if progress.step >= config.max_train_steps:
         log.line(f"{folder.path} is at step {progress.step} of {config.max_train_steps}: nothing is left to do")
-        return
+        return True
     if progress.step == 0:
         if models.adapter is None:  # whose weights have no values in the file
             engine.set_master_weights(checkpoint_start(config.model) or file_weights(config.model))
@@ -155,7 +159,6 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
     late_parts = [part for part in (held_out, watchdog) if part is not None]
     _restore(late_parts, saved)
     parts += late_parts
-    stop = StopRequest(folder.stop_file)
     trainer = Trainer(
         engine=engine,
         step=step,
@@ -168,7 +171,8 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         saving=saving,
         parts=parts,
         watchdog=watchdog,
-        stop=stop,
+        stop=supervision.stop,
+        hang=supervision.hang,
         log=log,
         writer=writer,
         sample=sample,
@@ -176,17 +180,27 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         max_bad_rows=config.data.max_bad_rows,
     )
     try:
-        stop.listen()
+        if _is_asked_to_stop(supervision, log):
+            return False
         is_done = trainer.run()
         if watch is not None:
             watch.require_unchanged()
         if is_done:
             log.line(f"done; export it: python scripts/consolidate.py {folder.path} {folder.path / 'export'}")
+        return is_done
     finally:
         saving.abandon()
         log.close()
         if writer is not None:
             writer.close()
+
+
+def _is_asked_to_stop(supervision: Supervision, log: RunLog) -> bool:
+    """Agree whether any rank was asked so before training began; the STOP file is looked for once it has."""
+    is_asked = any(gather_objects(supervision.stop.is_asked(look_for_file=False)))
+    if is_asked:
+        log.line("stopped as asked before training began; the same command starts from where this one did")
+    return is_asked
 
 
 def _open_pairs(config: RunConfig, place: RankEnvironment, *, precision: Precision, log: RunLog) -> PairFeed:

@@ -38,6 +38,7 @@ SECTION_TITLES = {
     "held_out": "held_out: pairs judged as training goes on, and never trained on",
     "watchdog": "watchdog: what is done when training drives the preferred images away",
     "non_finite": "non_finite: when losses or gradients that are not finite end the run",
+    "supervision": "supervision: hangs, lost launchers, and how long ranks wait",
 }
 
 

@@ -13,6 +13,7 @@ from ds_dpo.config_diffusion import DiffusionConfig
 from ds_dpo.config_held_out import HeldOutConfig, WatchdogConfig
 from ds_dpo.config_objectives import OBJECTIVE_SECTIONS, ObjectiveConfig, TermsConfig
 from ds_dpo.config_optimization import AdapterConfig, NonFiniteConfig, OptimizerConfig, ScheduleConfig
+from ds_dpo.config_supervision import SupervisionConfig
 
 FAMILIES_WITHOUT_SIZES = ("sd15", "sd21")
 
@@ -146,6 +147,7 @@ class RunConfig(Section):
     held_out: HeldOutConfig = HeldOutConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     non_finite: NonFiniteConfig = NonFiniteConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
 
     @model_validator(mode="after")
     def beside_an_adapter_all_is_frozen(self) -> RunConfig:

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 from torch import distributed
@@ -135,11 +134,6 @@ def export_environment(place: RankEnvironment) -> None:
         MASTER_ADDR=place.master_addr,
         MASTER_PORT=str(place.master_port),
     )
-
-
-def collective_timeout() -> timedelta:
-    """Return how long a collective may wait: 60 minutes, as rank 0 samples and downloads while others wait."""
-    return timedelta(minutes=_number(dict(os.environ), "DS_DPO_COLLECTIVE_TIMEOUT_MINUTES", default=60))
 
 
 def is_initialized() -> bool:

@@ -44,7 +44,7 @@ class StepTimes:
 
 
 class HangWatch:
-    """The thread; it runs from start() to close(). Where the process is stopped and goes on, that time does not count."""
+    """The thread, from start() to close(); time for which the process itself is stopped does not count."""
 
     def __init__(self, times: StepTimes, *, long_work_seconds: float, on_hang: Callable[[str], None]) -> None:
         """long_work_seconds: how long a pause may last. on_hang: is told what hangs, once, on the thread."""

@@ -57,8 +57,7 @@ class StopRequest:
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        heard, told = self._ends
-        told.close()  # which ends the thread
+        self._ends[1].close()  # which ends the thread
         self._ends = None
         _listening.remove(self)
 

@@ -41,6 +41,7 @@ class Supervision:
     def __init__(self, config: RunConfig, environ: Mapping[str, str]) -> None:
         settings, folder = config.supervision, Path(config.output_dir)
         self._rank = int(environ.get("RANK") or environ.get("SLURM_PROCID") or 0)
+        self._is_first_of_host = environ.get("LOCAL_RANK", "0") == "0"
         self._lease = Path(environ[LEASE_VARIABLE]) if environ.get(LEASE_VARIABLE) else None
         self._stacks = folder / "stacks" / f"rank_{self._rank}.txt"
         self.stop = StopRequest(folder / "STOP", leave_at_once=self._leave_at_once)
@@ -74,8 +75,11 @@ class Supervision:
             self._record(EXIT_STATUS_OF_FAILURE, f"failed with {kind.__name__ if kind else 'an error'}")
 
     def record_end(self, *, is_done: bool) -> None:
-        """Let the launcher know that all is well: training is done, or stopped as asked, and saved."""
-        if self._rank == 0:
+        """Let the launcher know that all is well: training is done, or stopped as asked, and saved.
+
+        The first rank of each host does, as each host may have a launcher of its own.
+        """
+        if self._is_first_of_host:
             self._record(0, "done" if is_done else "stopped as asked")
 
     def _record(self, status: int, how: str) -> None:

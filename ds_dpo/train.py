@@ -19,29 +19,36 @@ from ds_dpo.config import LoadedConfig, config_to_yaml, load_config
 from ds_dpo.deepspeed_config import describe, resolve_deepspeed
 from ds_dpo.errors import run_program
 from ds_dpo.quiet import quiet_libraries
+from ds_dpo.supervision import Supervision
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says, or print what it amounts to. Raises DsDpoError with a message for the user."""
     quiet_libraries()
     loaded = load_config(sys.argv[1:] if argv is None else argv)
-    # with torch and DeepSpeed it takes ten seconds to import what follows; a mistyped option is told at once
-    from ds_dpo.distributed import read_environment
-
-    place = read_environment(dict(os.environ))
     if loaded.dry_run:
-        print_resolved(loaded, world_size=loaded.world_size or place.world_size)
+        print_resolved(loaded)
         return
-    resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
-    from ds_dpo.assembly import train
+    with Supervision(loaded.config, os.environ) as supervision:
+        # with torch and DeepSpeed it takes ten seconds to import these; a mistyped option is told at once
+        from ds_dpo.distributed import barrier, read_environment
 
-    train(loaded.config, resolved, place)
+        place = read_environment(dict(os.environ))
+        resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
+        from ds_dpo.assembly import train
+
+        is_done = train(loaded.config, resolved, place, supervision)
+        supervision.record_end(is_done=is_done)
+        barrier()  # so that the end is known to the launcher before the first rank leaves
 
 
-def print_resolved(loaded: LoadedConfig, *, world_size: int) -> None:
+def print_resolved(loaded: LoadedConfig) -> None:
     """Print both configurations, complete, and what they amount to; nothing is loaded or written."""
     import json
 
+    from ds_dpo.distributed import read_environment
+
+    world_size = loaded.world_size or read_environment(dict(os.environ)).world_size
     resolved = resolve_deepspeed(loaded.config, world_size=world_size)
     print("# run configuration")
     print(config_to_yaml(loaded.config))

@@ -19,6 +19,7 @@ from ds_dpo.distributed import gather_objects, is_main
 from ds_dpo.engine import Engine
 from ds_dpo.errors import CollapseError, DataError
 from ds_dpo.fault_points import reach
+from ds_dpo.hang_watch import HangWatch
 from ds_dpo.metrics import MetricsWriter, StepSums
 from ds_dpo.preference_step import PreferenceStep
 from ds_dpo.run_log import RunLog
@@ -68,6 +69,7 @@ class Trainer:
         parts: Sequence[RunPart],
         watchdog: Watchdog | None,
         stop: StopRequest,
+        hang: HangWatch,
         log: RunLog,
         writer: MetricsWriter | None,
         sample: Callable[[], Tensor] | None,
@@ -86,7 +88,7 @@ class Trainer:
         self._cadence, self._progress = cadence, progress
         self._store, self._saving = store, saving
         self._parts, self._watchdog, self._stop = parts, watchdog, stop
-        self._log, self._writer = log, writer
+        self._hang, self._log, self._writer = hang, log, writer
         self._sample, self._save_samples = sample, save_samples
 
     def run(self) -> bool:
@@ -97,8 +99,10 @@ class Trainer:
             self._draw_samples()  # what training starts from, to compare with
         for part in self._parts:
             part.begin(self._progress.step)
+        self._hang.start()
         while self._progress.step < cadence.max_train_steps and not stopped:
             metrics, stopped = self._train_step()
+            self._hang.beat()
             due = cadence.is_due(self._progress.step, cadence.every.log_every_steps)
             self._log.step(metrics, due=due or stopped)
             if self._writer is not None:
@@ -108,12 +112,17 @@ class Trainer:
                     self._save(is_last=True)
                     raise error
             verdict = None if self._watchdog is None else self._watchdog.take_verdict()
-            if verdict is not None and self._follow(verdict):
-                continue
+            if verdict is not None:
+                with self._hang.pause("following the watchdog"):
+                    is_followed = self._follow(verdict)
+                if is_followed:
+                    continue
             if stopped or self._saving.is_due(self._progress.step):
-                self._save(is_last=stopped or self._progress.step == cadence.max_train_steps)
+                with self._hang.pause("saving"):
+                    self._save(is_last=stopped or self._progress.step == cadence.max_train_steps)
             if not stopped and cadence.is_due(self._progress.step, cadence.every.sample_every_steps):
-                self._draw_samples()
+                with self._hang.pause("drawing validation images"):
+                    self._draw_samples()
         if stopped:
             if is_main():
                 self._stop.clear_file()
@@ -198,8 +207,9 @@ class Trainer:
         }
         if self._engine.loss_scale is not None:
             metrics["loss_scale"] = self._engine.loss_scale
-        for part in self._parts:
-            metrics |= part.after_step(self._progress.step, metrics)
+        with self._hang.pause("what follows a step"):
+            for part in self._parts:
+                metrics |= part.after_step(self._progress.step, metrics)
         return metrics, totals["asked"] > 0
 
     def _require_readable_rows(self, num_bad_rows: int) -> None:

@@ -7,6 +7,10 @@ Examples:
 Before anything runs: the hostfile is read strictly, every host answers over ssh, runs the same Python, packages, code
 and configuration, sees the run folder, has a GPU for each slot, and the first one's port is free. What the ranks need
 of this environment travels in output_dir/launch.env, without secrets; that all ranks came up is checked by them.
+
+Then it stays: whatever of this program, DeepSpeed's launchers, ssh or a host ends, all ranks are gone half a minute
+later. SIGINT (Ctrl-C), SIGTERM, SIGUSR1 or SIGHUP lets all ranks save at the same step and leave, the same once more
+lets them leave at once. Its exit status is that of the run: docs/faults.md.
 """
 
 import os
@@ -22,12 +26,13 @@ def main() -> None:
     if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return
-    from ds_dpo.hosts.prepare import prepare_launch, replace_process
+    from ds_dpo.hosts.prepare import prepare_launch
+    from ds_dpo.hosts.supervise import supervise
 
     prepared = prepare_launch(sys.argv[1:], dict(os.environ))
     for remark in prepared.remarks:
         print(remark, flush=True)
-    replace_process(prepared)
+    sys.exit(supervise(prepared))
 
 
 if __name__ == "__main__":

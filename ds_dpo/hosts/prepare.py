@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ds_dpo.config import load_config
+from ds_dpo.config import RunConfig, load_config
 from ds_dpo.errors import ConfigError
 from ds_dpo.hosts.arguments import LaunchCommand, parse_launch
 from ds_dpo.hosts.checks import is_this_machine, require_sound_hosts
+from ds_dpo.hosts.earlier import end_earlier_launches
 from ds_dpo.hosts.hostfile import Host, read_hostfile, select_hosts
 from ds_dpo.hosts.reach import ask_hosts
 from ds_dpo.hosts.report import Request, listen_error
 from ds_dpo.hosts.travel import read_usual_file, travelling_environment, write_environment_file
+from ds_dpo.lease import LEASE_VARIABLE, Lease
 
 ENVIRONMENT_FILE = "launch.env"
 TRAIN = ("ds_dpo", "train.py")
+# a host that is cut off is noticed within 20 s, and not once TCP gives up; what the user sets in front of it wins
+SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """command: to be run. environ: its environment. world_size: the ranks that must come up; None: not told."""
+    """command: to be run. environ: its environment. world_size: the ranks that must come up; None: not told.
+
+    lease: what its ranks watch; to be renewed.
+    """
 
     command: list[str]
     environ: dict[str, str]
+    lease: Lease
     world_size: int | None
     remarks: list[str]
 
@@ -46,6 +53,14 @@ def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
         raise ConfigError(f"program {program}: this launches ds_dpo/train.py; start others with `deepspeed` itself")
     loaded = load_config(launch.program_arguments)
     output_dir = Path(loaded.config.output_dir)
+    # with --no_ssh a launcher on each host has a lease of its own for the same run
+    remarks = [] if launch.no_ssh else end_earlier_launches(output_dir)
+    prepared = _check(launch, loaded.config, environ)
+    return replace(prepared, remarks=remarks + prepared.remarks)
+
+
+def _check(launch: LaunchCommand, config: RunConfig, environ: Mapping[str, str]) -> Prepared:
+    output_dir = Path(config.output_dir)
     if launch.hostfile is None:
         return _on_this_machine(launch, output_dir, environ)
     hosts = select_hosts(
@@ -56,7 +71,7 @@ def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
         num_accelerators=launch.num_accelerators,
     )
     world_size = sum(host.slots for host in hosts)
-    stated = loaded.config.expected_world_size
+    stated = config.expected_world_size
     if stated not in (None, world_size):
         raise ConfigError(f"expected_world_size is {stated}, but the hostfile and options make {world_size} ranks")
     is_here = len(hosts) == 1 and not launch.force_multi
@@ -119,6 +134,15 @@ def _token(output_dir: Path) -> Iterator[tuple[Path, str]]:
 def _prepared(
     launch: LaunchCommand, output_dir: Path, environ: Mapping[str, str], *, world_size: int | None
 ) -> Prepared:
+    try:
+        lease = Lease(output_dir)
+    except OSError as error:
+        raise ConfigError(f"output_dir {output_dir} cannot be written ({error.strerror})") from error
+    environ = {
+        **environ,
+        LEASE_VARIABLE: str(lease.path),
+        "PDSH_SSH_ARGS_APPEND": f"{environ.get('PDSH_SSH_ARGS_APPEND', '')} {SSH_OPTIONS}".strip(),
+    }
     entries, kept = travelling_environment(environ)
     entries = {**entries, **read_usual_file((Path.home(), Path.cwd()))}
     file = output_dir.absolute() / ENVIRONMENT_FILE
@@ -134,11 +158,7 @@ def _prepared(
             *expected,
         ],
         environ={**environ, "DS_ENV_FILE": str(file)},
+        lease=lease,
         world_size=world_size,
         remarks=remarks,
     )
-
-
-def replace_process(prepared: Prepared) -> None:
-    """Become the launcher: signals reach it, and its status is ours."""
-    os.execvpe(prepared.command[0], prepared.command, prepared.environ)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 
 from ds_dpo.launchers import PROC, Process, is_alive, parent_id, process_of
 
@@ -31,33 +32,37 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
-def descendants(pid: int) -> dict[Process, int]:
-    """Return every living process below one, with its parent's id."""
+def descendants(pid: int) -> dict[Process, Process | None]:
+    """Return every living process below one, each with its parent where that lives."""
     parents = {int(name): parent_id(int(name)) for name in os.listdir(PROC) if name.isdecimal()}
-    below: dict[Process, int] = {}
-    newest = [pid]
-    while newest:
-        found = {child: parent for child, parent in parents.items() if parent is not None and parent in newest}
-        newest = list(found)
-        for child, parent in found.items():
+    below: dict[Process, Process | None] = {}
+    generation = {pid}
+    while generation:
+        children = {child: parent for child, parent in parents.items() if parent in generation}
+        for child, parent in children.items():
             process = process_of(child)
             if process is not None and is_alive(process):
-                below[process] = parent
+                below[process] = process_of(parent) if parent is not None else None
+        generation = set(children)
     return below
 
 
-def kill(processes: Mapping[Process, int]) -> None:
-    """End processes by SIGKILL; one whose id now is another's is left alone."""
+def kill(processes: Iterable[Process]) -> None:
+    """End processes by SIGKILL; one whose id is another's by now is left alone."""
     for process in processes:
         if is_alive(process):
-            try:
+            with suppress(ProcessLookupError):  # it ended by itself
                 os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # it ended by itself
 
 
-def reap_orphans(*, but: int) -> None:
-    """Let ended processes that came to this one go; `but`, a child of its own, is left to who waits for it."""
-    for process, parent in descendants_waiting(os.getpid()).items():
-        if parent == os.getpid() and process.pid != but:
-            os.waitpid(process.pid, os.WNOHANG)
+def reap() -> dict[int, int]:
+    """Take the statuses of all children that have ended, adopted ones too: by id, as subprocess has them."""
+    statuses: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return statuses
+        if pid == 0:
+            return statuses
+        statuses[pid] = os.waitstatus_to_exitcode(status)

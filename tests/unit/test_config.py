@@ -21,7 +21,7 @@ from ds_dpo.config_fields import ALIASES, EXPLAINED, FIELDS, FLAT_NAMES
 from ds_dpo.config_sections import RunConfig
 from ds_dpo.errors import ConfigError
 
-SECTIONS_THAT_ONLY_LOOK = ("cadence", "validation", "held_out", "watchdog")
+SECTIONS_THAT_ONLY_LOOK = ("cadence", "validation", "held_out", "watchdog", "supervision")
 CACHED = ["--reference.residency", "cached", "--reference.cache", "errors"]
 
 

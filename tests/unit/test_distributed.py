@@ -3,7 +3,6 @@
 import errno
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,6 @@ from ds_dpo.checkpoint_writing import CheckpointWriter, Contents
 from ds_dpo.distributed import (
     RankEnvironment,
     broadcast_object,
-    collective_timeout,
     export_environment,
     gather_objects,
     is_main,
@@ -120,16 +118,6 @@ def test_without_a_launcher_it_is_the_only_rank() -> None:
 def test_half_an_environment_is_refused(environ: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_environment(environ)
-
-
-def test_the_timeout_of_collectives_is_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DS_DPO_COLLECTIVE_TIMEOUT_MINUTES", raising=False)
-    assert collective_timeout() == timedelta(hours=1)
-    monkeypatch.setenv("DS_DPO_COLLECTIVE_TIMEOUT_MINUTES", "90")
-    assert collective_timeout() == timedelta(minutes=90)
-    monkeypatch.setenv("DS_DPO_COLLECTIVE_TIMEOUT_MINUTES", "1h")
-    with pytest.raises(ConfigError, match="DS_DPO_COLLECTIVE_TIMEOUT_MINUTES='1h'; a whole number"):
-        collective_timeout()
 
 
 def test_what_is_exported_reads_back_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
