@@ -75,8 +75,9 @@ from ds_dpo.trainer import Cadence, Progress, Trainer
 def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision) -> bool:
     """Train, or go on training, the run that config describes; every rank of `place` calls it.
 
-    Returns False where it was asked to stop before the end, and what there was to save is saved. Raises DsDpoError on all ranks together where something does not fit; a start that fails before its first step
-    leaves the run folder as it was.
+    Returns False where it was asked to stop before the end; what there was to save is saved then. Raises DsDpoError on
+    all ranks together where something does not fit; a start that fails before its first step leaves the run folder as
+    it was.
     """
     silence_deepspeed()
     config = pin_start(config)
