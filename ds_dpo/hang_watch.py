@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import platform
 import statistics
-import sys
 import threading
 import time
 from collections import deque
@@ -46,25 +45,38 @@ class StepTimes:
 class HangWatch:
     """The thread, from start() to close(); time for which the process itself is stopped does not count."""
 
-    def __init__(self, times: StepTimes, *, long_work_seconds: float, on_hang: Callable[[str], None]) -> None:
-        """long_work_seconds: how long a pause may last. on_hang: is told what hangs, once, on the thread."""
+    def __init__(
+        self, times: StepTimes, *, long_work_seconds: float, ends_seized: bool, on_hang: Callable[[str], None]
+    ) -> None:
+        """Watch nothing yet.
+
+        long_work_seconds: how long a pause may last. ends_seized: whether to end, with status 1 and the stacks on
+        standard error, a process in which no thread of Python's runs for as long as a step may take: code in C may hold
+        the interpreter's lock and hang, which this thread cannot see. on_hang: is told what hangs, once, on the thread.
+        """
         self._times = times
         self._long_work_seconds = long_work_seconds
+        self._ends_seized = ends_seized
         self._on_hang = on_hang
         self._pauses: list[str] = []
         self._waited = 0.0  # seconds of being awake since the last beat, or since the pause began
         self._last_beat: float | None = None
         self._paused_seconds = 0.0
         self._closed = threading.Event()
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Begin to wait for a step."""
         self._last_beat = time.monotonic()
+        self._put_off_end()
         threading.Thread(target=self._run, name="hang-watch", daemon=True).start()
 
     def close(self) -> None:
         """Wait for no more steps."""
-        self._closed.set()
+        with self._lock:
+            self._closed.set()
+            if self._ends_seized:
+                faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
         """A step has ended."""
@@ -89,16 +101,27 @@ class HangWatch:
     def _run(self) -> None:
         last = time.monotonic()
         while not self._closed.wait(LOOK_SECONDS):
+            self._put_off_end()
             now = time.monotonic()
-            self._waited += min(now - last, 2 * LOOK_SECONDS)
+            self.look(min(now - last, 2 * LOOK_SECONDS))
             last = now
-            reason = self._reason()
-            if reason is not None:
-                self._on_hang(reason)
+            if self.reason is not None:
+                self._on_hang(self.reason)
                 return
 
-    def _reason(self) -> str | None:
-        """Say what hangs, None while nothing does."""
+    def _put_off_end(self) -> None:
+        with self._lock:
+            if self._ends_seized and not self._closed.is_set():
+                # a thread of C's ends the process where this one does not come along any more
+                faulthandler.dump_traceback_later(self._times.limit, exit=True, file=2)
+
+    def look(self, seconds: float) -> None:
+        """Count time for which this process was awake."""
+        self._waited += seconds
+
+    @property
+    def reason(self) -> str | None:
+        """What hangs, None while nothing does."""
         if self._pauses:
             what, limit = self._pauses[-1], self._long_work_seconds
         else:
@@ -117,4 +140,4 @@ def write_stacks(path: Path, reason: str) -> None:
             faulthandler.dump_traceback(file, all_threads=True)
     except OSError as error:
         say(f"{path} cannot be written ({error.strerror}): {head}")
-        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        faulthandler.dump_traceback(2, all_threads=True)

@@ -39,20 +39,23 @@ class Supervision:
     """
 
     def __init__(self, config: RunConfig, environ: Mapping[str, str]) -> None:
-        settings, folder = config.supervision, Path(config.output_dir)
+        settings, folder, launchers = config.supervision, Path(config.output_dir), launchers_of(os.getpid())
         self._rank = int(environ.get("RANK") or environ.get("SLURM_PROCID") or 0)
         self._is_first_of_host = environ.get("LOCAL_RANK", "0") == "0"
         self._lease = Path(environ[LEASE_VARIABLE]) if environ.get(LEASE_VARIABLE) else None
+        self._hangs = False
         self._stacks = folder / "stacks" / f"rank_{self._rank}.txt"
         self.stop = StopRequest(folder / "STOP", leave_at_once=self._leave_at_once)
         self.hang = HangWatch(
             StepTimes(factor=settings.hang_factor, floor_seconds=settings.hang_floor_seconds),
             long_work_seconds=60 * settings.collective_timeout_minutes,
+            # a rank among others is not stopped and continued by hand
+            ends_seized=self._lease is not None or bool(launchers),
             on_hang=self._leave_hanging,
         )
         self._watch = LeaseWatch(
             self._lease,
-            launchers_of(os.getpid()),
+            launchers,
             lease_seconds=settings.lease_seconds,
             on_word=self._follow,
             on_lost_lease=self._leave_unsupervised,
@@ -93,7 +96,7 @@ class Supervision:
     def _follow(self, word: str, launcher: str) -> None:
         if word == "stop":
             self.stop.ask()
-        elif word == "hang":
+        elif word == "hang" and not self._hangs:  # else it leaves anyway
             self._write_stacks("another rank has found a hang")
             self._leave(EXIT_STATUS_OF_HANG, f"another rank has found a hang; stacks are in {self._stacks.parent}")
         elif word == "end":
@@ -110,6 +113,7 @@ class Supervision:
         self._leave(EXIT_STATUS_OF_LOST_PARENT, f"{launcher.name} (process {launcher.pid}), its launcher, is gone")
 
     def _leave_hanging(self, reason: str) -> NoReturn:
+        self._hangs = True
         try_for_a_while(lambda: self._record(EXIT_STATUS_OF_HANG, reason))
         self._write_stacks(reason)
         time.sleep(MOMENT_SECONDS)
