@@ -100,7 +100,8 @@ class Supervision:
             self._write_stacks("another rank has found a hang")
             self._leave(EXIT_STATUS_OF_HANG, f"another rank has found a hang; stacks are in {self._stacks.parent}")
         elif word == "end":
-            self._leave(EXIT_STATUS_OF_LOST_LEASE, f"the launcher ({launcher}) has ended this run")
+            # which it knows, and why
+            self._leave(EXIT_STATUS_OF_LOST_LEASE, f"told by the launcher ({launcher}) to leave", is_known=True)
 
     def _leave_at_once(self, number: int) -> NoReturn:
         name = signal.Signals(number).name
@@ -122,9 +123,10 @@ class Supervision:
     def _write_stacks(self, reason: str) -> None:
         try_for_a_while(lambda: write_stacks(self._stacks, reason))
 
-    def _leave(self, status: int, how: str) -> NoReturn:
+    def _leave(self, status: int, how: str, *, is_known: bool = False) -> NoReturn:
         def last_words() -> None:
             say(f"rank {self._rank}: {how}; status {status}")
-            self._record(status, how)
+            if not is_known:
+                self._record(status, how)
 
         leave(status, last_words)

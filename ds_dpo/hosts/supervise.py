@@ -91,7 +91,7 @@ class _Supervisor:
                 self._end(now)
         if self._ended_at is not None and now - self._ended_at > KILL_SECONDS:
             self._was_killed = True
-            _kill_what_is_left("the launcher has not ended by itself")
+            _kill_what_is_left("DeepSpeed's launcher has not ended by itself")
 
     def _signs(self, outcome: Outcome | None, now: float) -> list[str]:
         if outcome is not None and outcome.status == 0:
@@ -129,7 +129,7 @@ class _Supervisor:
         while descendants(os.getpid()) and time.monotonic() < deadline:
             reap()
             time.sleep(POLL_SECONDS)
-        _kill_what_is_left("the launcher has left without them")
+        _kill_what_is_left("DeepSpeed's launcher has left without them")
         reap()
 
     def _conclude(self, status: int) -> int:
@@ -166,11 +166,11 @@ def conclude(status: int, outcome: Outcome | None, *, was_killed: bool) -> tuple
     if outcome is not None and outcome.status != 0:
         return outcome.status, told
     if status == 0 and outcome is None:
-        return EXIT_STATUS_OF_FAILURE, "the launcher says that all is well, but no rank has said that training ended"
+        return EXIT_STATUS_OF_FAILURE, "DeepSpeed's launcher ended well, but no rank has said that training did"
     if status == 0 or (was_killed and outcome is not None):
         return 0, None
     own = status if status > 0 else SIGNAL_STATUS_BASE - status
-    return own, f"the launcher left with status {own}" + ("" if told is None else f", although {told}")
+    return own, f"DeepSpeed's launcher left with status {own}" + ("" if told is None else f", although {told}")
 
 
 class Renewal:
