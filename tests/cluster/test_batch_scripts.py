@@ -3,12 +3,13 @@
 import sys
 
 import pytest
-from slurm_jobs import SCRIPTS, Job
+from slurm_jobs import SCRIPTS, SIZE, Job
 
 # Leaves with STATUS once it is asked to stop, by USR1 or by the file; does as told at once where nobody is to ask.
 # A start after a requeue leaves with 0.
 STAND_IN = f"""#!/bin/bash
 case $* in *output_dir.py*) exec {sys.executable} "$@" ;; esac
+echo "given $*"
 echo "start ${{SLURM_RESTART_COUNT:-0}} of ${{SLURM_NNODES}} nodes at $MASTER_ADDR:$MASTER_PORT"
 [ ! -e "$RUN/STOP" ] || echo "a STOP file is there: $(cat "$RUN/STOP")"
 [ -z "${{SLURM_RESTART_COUNT:-}}" ] || exit 0
@@ -116,3 +117,15 @@ def test_what_the_launcher_script_cannot_tell_ends_it_before_it_starts_ranks(ben
     assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "2:0")
     assert said in printed.read_text()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_is_an_array_of_runs_with_folders_and_ports_of_their_own(bench, submit, out):
+    options = [*SIZE, *NODE, "--wait", f"--output={out / 'sweep_%a.out'}"]
+    environ = {"PYTHON": str(out / "python"), "STATUS": "0", "RUN": "", "AT_ONCE": "1"}
+    bench.check("head", "sbatch", *options, "scripts/slurm/sweep.sbatch", "--config=miniature", environ=environ)
+    printed = [path.read_text() for path in sorted(out.glob("sweep_*.out"))]
+    given = [line.split() for text in printed for line in text.splitlines() if line.startswith("given ")]
+    assert [words[words.index("--beta") + 1] for words in given] == ["1000", "2000", "5000", "10000"]
+    assert len({words[words.index("--output_dir") + 1] for words in given}) == 4
+    assert all("--config=miniature" in words for words in given)
+    assert len({line for text in printed for line in text.splitlines() if line.startswith("start 0")}) == 4
