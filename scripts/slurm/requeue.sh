@@ -23,8 +23,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # run_step COMMAND...: srun with what every step needs; `status` is that of its ranks.
 run_step() {
   # in the background: bash runs a trap only between commands, or while it waits. srun no longer takes --cpus-per-task
-  # over from sbatch.
-  srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
+  # over from sbatch. SRUN_OPTIONS: more of them, such as a container's, parted by blanks.
+  # shellcheck disable=SC2086
+  srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${SRUN_OPTIONS:-} "$@" &
   step=$!
   [ -z "$asked" ] || ask_ranks_to_stop  # it came before there was a step
   while :; do

@@ -121,11 +121,17 @@ def test_what_the_launcher_script_cannot_tell_ends_it_before_it_starts_ranks(ben
 
 def test_a_sweep_is_an_array_of_runs_with_folders_and_ports_of_their_own(bench, submit, out):
     options = [*SIZE, *NODE, "--wait", f"--output={out / 'sweep_%a.out'}"]
-    environ = {"PYTHON": str(out / "python"), "STATUS": "0", "RUN": "", "AT_ONCE": "1"}
+    environ = {
+        "PYTHON": str(out / "python"),
+        "STATUS": "0",
+        "RUN": "",
+        "AT_ONCE": "1",
+        "SRUN_OPTIONS": "--label --immediate=60",
+    }
     bench.check("head", "sbatch", *options, "scripts/slurm/sweep.sbatch", "--config=miniature", environ=environ)
     printed = [path.read_text() for path in sorted(out.glob("sweep_*.out"))]
-    given = [line.split() for text in printed for line in text.splitlines() if line.startswith("given ")]
+    given = [line.split() for text in printed for line in text.splitlines() if line.startswith("0: given ")]
     assert [words[words.index("--beta") + 1] for words in given] == ["1000", "2000", "5000", "10000"]
     assert len({words[words.index("--output_dir") + 1] for words in given}) == 4
     assert all("--config=miniature" in words for words in given)
-    assert len({line for text in printed for line in text.splitlines() if line.startswith("start 0")}) == 4
+    assert len({line for text in printed for line in text.splitlines() if line.startswith("0: start 0")}) == 4
