@@ -33,16 +33,20 @@ class Job:
         """Send USR1 to all that srun started."""
         self._bench.check("head", "scancel", "--signal=USR1", self._number)
 
+    def requeue(self):
+        """What SLURM does itself where a node has failed."""
+        self._bench.check("head", "scontrol", "requeue", self._number)
+
     def cancel(self):
         self._bench.check("head", "scancel", self._number)
 
-    def wait_until(self, is_so, *, within=300):
+    def wait_until(self, is_so, *, within=600):
         until = time.monotonic() + within
         while not is_so():
             assert time.monotonic() < until, f"{self.facts()}\n{self.printed()[-3000:]}"
             time.sleep(0.2)
 
-    def wait(self, *, within=300):
+    def wait(self, *, within=600):
         """Return its facts once it has ended."""
         self.wait_until(lambda: self.facts()["JobState"] in ENDED, within=within)
         return self.facts()

@@ -60,11 +60,16 @@ def jobs(submit):
     }
     # the script's own --signal: USR1 600 s before the end of 1 minute, which is at once
     limited = {script: submit(script, "limited", "--time=1", is_asked=True, status=0) for script in SCRIPTS}
+    elsewhere = {script: submit(script, "requeued from elsewhere", is_asked=True, status=1) for script in SCRIPTS}
+    for job in elsewhere.values():
+        job.wait_until(lambda job=job: "start 0" in job.printed())
+        job.requeue()
     for (_, name), job in jobs.items():
         if CASES[name][0]:
             job.wait_until(lambda job=job: "start 0" in job.printed())
             job.preempt()
-    jobs |= {(script, "limited"): job for script, job in limited.items()}
+    for name, others in (("limited", limited), ("requeued from elsewhere", elsewhere)):
+        jobs |= {(script, name): job for script, job in others.items()}
     for job in jobs.values():
         job.wait(within=120)
     return jobs
@@ -81,8 +86,10 @@ def test_only_a_job_that_was_asked_and_not_refused_goes_back_into_the_queue(jobs
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_time_limit_too_asks_for_a_stop(jobs, script):
-    assert jobs[script, "limited"].facts()["Restarts"] == "1"
+@pytest.mark.parametrize("name", ["limited", "requeued from elsewhere"])
+def test_the_time_limit_and_slurm_itself_requeue_too(jobs, script, name):
+    facts = jobs[script, name].facts()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), jobs[script, name].printed()
 
 
 def test_jobs_on_a_node_meet_at_ports_of_their_own(jobs):

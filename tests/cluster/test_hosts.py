@@ -66,7 +66,7 @@ def runs(bench, tmp_path_factory):
     for script, job in jobs.items():
         job.wait_until(lambda run=out / script: len(metrics(run)) >= STOPPED_AFTER)
         job.preempt()
-    assert whole.wait(300) == 0, (out / "hostfile.out").read_text()[-3000:]
+    assert whole.wait(600) == 0, (out / "hostfile.out").read_text()[-3000:]
     for job in jobs.values():
         job.wait()
     return out, jobs
