@@ -3,10 +3,10 @@
     python benchmarks/saving.py [--parameters 150_000_000] [--folder FOLDER]
 
 Trains linear layers with the project's engine (one rank, ZeRO-2, bf16 with fp32 master weights, AdamW: 14 bytes a
-parameter in a checkpoint), first without saving, then with saves in the foreground, then in the background, each save
-from begin to the end of finish. A stall is what a step with a save takes beyond a median one: for the background, of
-copying and of completing. The first save in the background also gets the memory for the copies; it is told apart. The
-disk counts: give a folder on the one that you mean. The last line is one JSON object.
+parameter in a checkpoint), in rounds of a few steps without saving, a save in the foreground, and one in the background
+with steps meanwhile. A stall is the time in which no step goes on: for the background, that of noting, copying and
+completing. The first save in the background also gets the memory for the copies; it is told apart. The disk counts:
+give a folder on the one that you mean. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -60,57 +60,58 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=150_000_000)
-    parser.add_argument("--saves", type=int, default=4, help="of each kind")
-    parser.add_argument("--steps", type=int, default=12, help="without saving, to compare with")
+    parser.add_argument("--rounds", type=int, default=5, help="saves of each kind, 2 or more")
     parser.add_argument("--folder", type=Path, help="where to write; none: a temporary folder, removed afterwards")
     arguments = parser.parse_args()
     quiet_libraries()
     silence_deepspeed()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="saving_"))
     try:
-        print(json.dumps(measure(arguments.parameters, arguments.steps, arguments.saves, folder)), flush=True)
+        print(json.dumps(measure(arguments.parameters, arguments.rounds, folder)), flush=True)
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder)
     os._exit(0)
 
 
-def measure(num_parameters: int, num_steps: int, num_saves: int, folder: Path) -> dict[str, object]:
+def measure(num_parameters: int, num_rounds: int, folder: Path) -> dict[str, object]:
     """Return the numbers of the last line."""
     engine = build(num_parameters)
     step = stepper(engine)
     timed(step)  # DeepSpeed and the optimizer get their memory
-    plain = statistics.median(timed(step) for _ in range(num_steps))
-    print(f"a step without saving: {plain:.2f} s", flush=True)
     identity = RunIdentity(world_size=1, stage=2, precision="bf16", fingerprint="benchmark")
     writer = CheckpointWriter(
         folder, engine=engine, identity=identity, retention=Retention(newest=1), report=lambda line: print(line)
     )
-    foreground = [timed(lambda number=number: save(writer, number)) for number in range(1, num_saves + 1)]
-    print(f"saving in the foreground: {', '.join(f'{seconds:.2f}' for seconds in foreground)} s", flush=True)
-    stalls, while_writing, written = [], [], []
-    for number in range(num_saves + 1, 2 * num_saves + 2):
-        stall = timed(lambda number=number: begin(writer, number))
+    plain, while_writing = [], []
+    foreground, background, written = [], [], []
+    for number in range(num_rounds):  # one after the other, so that whatever else a machine does falls on all
+        plain += [timed(step) for _ in range(3)]
+        foreground.append(timed(lambda number=number: save(writer, 2 * number + 1)))
+        stall = timed(lambda number=number: begin(writer, 2 * number + 2))
         began = time.perf_counter()
-        steps = []
         while writer.is_busy:
             seconds = timed(step)
             if writer.is_busy:  # one that ended after the writing did is only in part beside it
-                steps.append(seconds)
+                while_writing.append(seconds)
         stall += timed(writer.finish)
-        stalls.append(stall)
-        while_writing += steps
+        background.append(stall)
         written.append(time.perf_counter() - began)
-        print(f"saving in the background: stall {stall:.2f} s, done after {written[-1]:.2f} s", flush=True)
+        print(
+            f"step {statistics.median(plain[-3:]):.2f} s; saved in the foreground in {foreground[-1]:.2f} s, in the "
+            f"background with a stall of {stall:.2f} s, complete after {written[-1]:.2f} s",
+            flush=True,
+        )
     size = sum(path.stat().st_size for path in folder.glob("step_*/*"))
     return {
         "parameters": sum(parameter.numel() for parameter in engine.module.parameters()),
         "checkpoint_gib": round(size / 2**30, 3),
         "threads": torch.get_num_threads(),
-        "step_seconds": round(plain, 3),
+        "rounds": num_rounds,
+        "step_seconds": round(statistics.median(plain), 3),
         "foreground_stall_seconds": round(statistics.median(foreground), 3),
-        "background_first_stall_seconds": round(stalls[0], 3),
-        "background_stall_seconds": round(statistics.median(stalls[1:]), 3),
+        "background_first_stall_seconds": round(background[0], 3),
+        "background_stall_seconds": round(statistics.median(background[1:]), 3),
         "background_done_seconds": round(statistics.median(written[1:]), 3),
         "steps_while_writing": len(while_writing),
         "step_seconds_while_writing": round(statistics.median(while_writing), 3) if while_writing else None,
