@@ -187,9 +187,10 @@ class Trainer:
         asked = self._stop.is_asked(look_for_file=is_main())
         own = {"asked": float(asked), "bad_rows": float(len(self._bad_rows())), **self._saving.counters()}
         means, totals = sums.reduce(counters=own)
-        self._saving.take(totals)
-        self._require_readable_rows(int(totals["bad_rows"]))
         seconds = time.perf_counter() - start
+        with self._hang.pause("completing a checkpoint"):
+            self._saving.take(totals)
+        self._require_readable_rows(int(totals["bad_rows"]))
         metrics = {"step": self._progress.step, **means}
         norm = self._engine.gradient_norm
         if norm is not None and self._engine.skipped_steps == skipped_before:
