@@ -60,6 +60,17 @@ def test_free_changes_are_taken_and_listed(run: RunFolder) -> None:
     ]
 
 
+def test_ranks_and_zero_stage_are_free_and_precision_is_not(run: RunFolder) -> None:
+    run.write_start(config("--deepspeed_config", "zero2_bf16"), SETTINGS, world_size=2, data={})
+    at_stage_3 = config("--deepspeed_config", "zero3_bf16", "--expected_world_size", "4")
+    assert run.require_same_run(at_stage_3, precision="bf16") == [
+        "changed since the last start: deepspeed_config 'zero2_bf16' -> 'zero3_bf16'",
+        "changed since the last start: expected_world_size None -> 4",
+    ]
+    with pytest.raises(ConfigError, match="precision: bf16 -> fp32"):
+        run.require_same_run(config("--deepspeed_config", "zero2_fp32_cpu"), precision="fp32")
+
+
 def test_no_secret_of_the_environment_is_saved(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "swordfish")

@@ -3,7 +3,7 @@
 import pytest
 
 from ds_dpo.errors import CheckpointError
-from ds_dpo.zero_shards.layout import Placement, Span, place_cut_group, place_split_parameters
+from ds_dpo.zero_shards.layout import Placement, Span, place_cut_group, place_split_parameters, spans_within
 
 SHAPES = {"weight": (2, 3), "bias": (3,)}
 
@@ -32,6 +32,14 @@ def test_zero_3_splits_each_parameter():
     }
     padded = place_split_parameters({"bias": (4,)}, group=0, part_sizes=[2, 2, 2])
     assert padded["bias"].spans == (Span(0, 0, 0, 2), Span(1, 0, 0, 2))
+
+
+def test_elements_of_a_parameter_are_found_in_its_spans():
+    weight = Placement((3, 3), (Span(0, 0, 7, 10), Span(1, 0, 0, 4), Span(2, 0, 0, 2)))
+    assert spans_within(weight, 0, 9) == list(weight.spans)
+    assert spans_within(weight, 2, 8) == [Span(0, 0, 9, 10), Span(1, 0, 0, 4), Span(2, 0, 0, 1)]
+    assert spans_within(weight, 4, 6) == [Span(1, 0, 1, 3)]
+    assert spans_within(weight, 3, 3) == []
 
 
 @pytest.mark.parametrize("part_sizes", [[4, 4], [7, 6]])
