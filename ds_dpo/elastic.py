@@ -115,7 +115,10 @@ def _read(
 def _read_optimizer(raw: Any, checkpoint: ZeroCheckpoint, training: TrainingState, layout: EngineLayout) -> None:
     """Give the optimizer the saved states of this rank's parts; padding between them is 0, as it always is."""
     kept, inner = checkpoint.optimizer, raw.optimizer.optimizer
-    inner.state.clear()  # a live engine's, whose memory the new ones take
+    # a live engine's are let go first, wherever DeepSpeed has views of them, as the new ones take their memory
+    inner.state.clear()
+    raw.optimizer._link_all_hp_params()
+    raw.optimizer._hp_optimizer_states_linked = False
     states: dict[int, dict[str, Any]] = {}
     if kept.elementwise:
         for index, master in enumerate(layout.masters):

@@ -59,6 +59,7 @@ class Engine:
             round_robin_bit16_padding=[list(paddings)],
             optimizer=Keeping([master]),
             loss_scaler=DynamicLossScaler(dynamic=True, cur_scale=1.0, scale_window=11),
+            _link_all_hp_params=lambda: None,
             update_lp_params=lambda: self.followed.append(master.detach().clone()),
         )
         self.followed: list[Tensor] = []
