@@ -93,7 +93,7 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
 
     feed = _open_pairs(config, place, precision=resolved.precision, log=log)
     errors = open_covering_errors(config, say=log.line) if config.reference.residency == "cached" else None
-    models = _load_models(
+    models = load_models(
         config,
         resolved,
         place,
@@ -117,7 +117,7 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         # an export of an adapter alone takes the rest from model.pretrained
         saves_frozen_weights=models.adapter is None or config.model.unet_init is not None,
     )
-    run_identity = _identity(config, resolved)
+    run_identity = identity_of(config, resolved)
     store = CheckpointStore(folder.checkpoints, engine=engine, identity=run_identity, report=log.line)
     if config.ema.decay is not None:
         engine.keep_average(decay=config.ema.decay)
@@ -228,7 +228,7 @@ class Models:
     encoders: Encoders | None
 
 
-def _load_models(
+def load_models(
     config: RunConfig,
     resolved: ResolvedDeepSpeed,
     place: RankEnvironment,
@@ -255,7 +255,7 @@ def _load_models(
         set_attention(policy, attention)
         start = start_of_policy(policy, attention) if residency is None and is_main() else None
         policy.to(device)
-        uses_reference = _objective(config).uses_reference
+        uses_reference = objective_of(config).uses_reference
         copy = residency.copy(policy, dtype, device) if residency is not None and uses_reference else None
         encoders = load_encoders(config, dtype=dtype) if with_encoders else None
     reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
@@ -273,7 +273,7 @@ def _load_models(
     return Models(policy=policy, adapter=adapter, start=start, reference=reference, encoders=encoders)
 
 
-def _identity(config: RunConfig, resolved: ResolvedDeepSpeed) -> RunIdentity:
+def identity_of(config: RunConfig, resolved: ResolvedDeepSpeed) -> RunIdentity:
     fields = identity(config, resolved.precision)
     return RunIdentity(
         world_size=resolved.world_size,
@@ -291,7 +291,7 @@ def _progress(saved: LoadedCheckpoint | None, log: RunLog) -> Progress:
     return progress
 
 
-def _objective(config: RunConfig) -> Objective:
+def objective_of(config: RunConfig) -> Objective:
     """Return the objective with the terms that the configuration adds; it says what the reference must give."""
     terms = config.terms
     return with_terms(OBJECTIVES[config.objective.type], sft_weight=terms.sft_weight, anchor_weight=terms.anchor_weight)
@@ -307,7 +307,7 @@ def _step(config: RunConfig, engine: Engine, models: Models, *, statistic: Objec
         policy=engine.policy,
         reference=models.reference,
         schedule=training_schedule(config.model, config.diffusion).to(engine.device),
-        objective=_objective(config),
+        objective=objective_of(config),
         options=config.objective.loss_options(),
         statistic=statistic,
     )

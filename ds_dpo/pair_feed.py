@@ -37,6 +37,7 @@ class PairFeed:
     """pairs: what the loader reads, in whatever form. counts: numbers of the dataset by name, for the record.
 
     description, fingerprint: of the dataset, see data.source. encoding: in words, when and how images are encoded.
+    name_pair: how messages name the pair of an index.
     """
 
     pairs: PairReader[Any]
@@ -45,6 +46,7 @@ class PairFeed:
     fingerprint: Mapping[str, str]
     encoding: str
     cache: PairCache | None
+    name_pair: Callable[[int], str]
 
     @property
     def needs_encoders(self) -> bool:
@@ -72,6 +74,7 @@ def open_feed(config: RunConfig, *, precision: Precision, say: Say) -> PairFeed:
         fingerprint=record.source_fingerprint,
         encoding=f"{record.images.quantity} of a cache in {record.images.dtype}",
         cache=cache,
+        name_pair=lambda index: f"pair {index} of cache {cache.folder}",
     )
 
 
@@ -138,6 +141,7 @@ def _open_online(config: RunConfig, data: DataConfig, *, seed: int, noising: Noi
         fingerprint=source.fingerprint,
         encoding="as they come",
         cache=None,
+        name_pair=lambda index: source.read(index).uid,
     )
 
 

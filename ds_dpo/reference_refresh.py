@@ -62,7 +62,7 @@ class ReferenceRefresh(RunPart):
         """Take the checkpoint's weights. Raises CheckpointError on all ranks where they do not fit."""
         error: CheckpointError | None = None
         try:
-            _load(self._reference.module, folder / REFERENCE_FILE)
+            load_reference(self._reference.module, folder / REFERENCE_FILE)
         except CheckpointError as caught:
             error = caught
         raise_together(error)
@@ -78,8 +78,11 @@ def _write(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 @torch.no_grad()
-def _load(module: nn.Module, path: Path) -> None:
-    """Copy a file's tensors into a module, one at a time, where they are exactly its own in name, shape and dtype."""
+def load_reference(module: nn.Module, path: Path) -> None:
+    """Copy a file's tensors into a module, one at a time; they must be exactly its own in name, shape and dtype.
+
+    Raises CheckpointError where they are not, and where the file cannot be read.
+    """
     own = module.state_dict()
     try:
         with safe_open(path, framework="pt") as file:

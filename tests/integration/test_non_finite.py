@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 
 from ds_dpo.data.order import place_of
+from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.replay import replay_record, replay_step
 from ds_dpo.step_record import read_record
 from ds_dpo.zero_shards.reader import open_checkpoint
 
@@ -149,3 +151,76 @@ def test_the_same_command_goes_on_after_a_bad_step(runs):
     assert "gradient_norm" in lines[2]
     assert lines[2]["skipped_steps"] == 1
     assert lines[2]["learning_rate"] == lines[1]["learning_rate"] < lines[0]["learning_rate"]
+
+
+def replayed(file, **options):
+    """Replay a record; returns whether it is not finite here either, and the lines that it says."""
+    said = []
+    again = replay_record(
+        file, **{"run": None, "checkpoint": None, "detect_anomaly": False, "say": said.append} | options
+    )
+    return again, said
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_replay_finds_the_pair_and_the_gradients_that_were_not_finite(runs, name):
+    file = runs / name / "non_finite" / "step_00000002.json"
+    record = read_record(file)
+    again, said = replayed(file)
+    assert again
+    lines = [line for line in said if line.startswith("pair ")]
+    # the losses of the run itself, to the seven digits that are shown; the policy had moved by then
+    shown = [float(line.partition("loss ")[2].partition(",")[0]) for line in lines]
+    assert shown == pytest.approx([pair.loss for pair in record.pairs], rel=1e-3 if name == "fp32" else 2e-2)
+    assert [f"timestep {pair.timestep}:" in line for pair, line in zip(record.pairs, lines, strict=True)] == [True] * 4
+    bad = record.pairs[2].pair_id
+    assert said[-1].endswith(f"not finite in micro-batches of {bad}")
+    assert said[said.index(lines[2]) + 1].startswith("  gradients of this micro-batch are not finite in")
+    assert ("NOT FINITE: loss" in lines[2]) == (name != "fp32")
+
+
+def test_replay_names_the_operation(runs):
+    again, said = replayed(runs / "bf16" / "non_finite" / "step_00000002.json", detect_anomaly=True)
+    assert again
+    assert [line for line in said if "Backward0' returned nan values" in line]
+
+
+def test_replay_of_a_healthy_step_is_the_step(runs):
+    said = []
+    assert replay_step(runs / "fp32", 1, checkpoint=None, detect_anomaly=False, say=said.append)
+    line = metrics(runs / "fp32")[0]
+    loss, norm = (float(said[-1].partition(f"{name} ")[2].split(",")[0].split(";")[0]) for name in ("loss", "norm"))
+    assert loss == pytest.approx(line["loss"], abs=1e-6)
+    assert norm == pytest.approx(line["gradient_norm"], rel=1e-4)
+    assert said[-1].endswith("all of it is finite")
+
+
+def changed_record(runs, folder, **fields):
+    document = json.loads((runs / "fp32" / "non_finite" / "step_00000002.json").read_text())
+    (folder / "step.json").write_text(json.dumps({**document, **fields}))
+    return folder / "step.json"
+
+
+def test_replay_refuses_other_pairs_and_other_runs(runs, tmp_path):
+    pairs = json.loads((runs / "fp32" / "non_finite" / "step_00000002.json").read_text())["pairs"]
+    with pytest.raises(DataError, match="the dataset is not what it was"):
+        replayed(changed_record(runs, tmp_path, pairs=pairs[::-1]), run=runs / "fp32")
+    with pytest.raises(ConfigError, match="give the run's own folder"):
+        replayed(runs / "fp32" / "non_finite" / "step_00000002.json", run=runs / "bf16")
+
+
+def test_replay_program_says_by_its_status_whether_it_was_reproduced(runs, tmp_path):
+    """The second record has an expectation that does not come true: the pairs of its step are fine."""
+    pairs = json.loads((runs / "fp32" / "non_finite" / "step_00000002.json").read_text())["pairs"]
+    said: list[str] = []
+    replay_step(runs / "fp32", 1, checkpoint=None, detect_anomaly=False, say=said.append)
+    ids = [int(line.split()[1]) for line in said if line.startswith("pair ")]
+    fine = [{**pair, "pair_id": own} for pair, own in zip(pairs, ids, strict=True)]
+    changed_record(runs, tmp_path, pairs=fine, pairs_seen=0)
+    program = [sys.executable, str(ROOT / "scripts" / "replay.py")]
+    file = str(runs / "fp32" / "non_finite" / "step_00000002.json")
+    done = subprocess.run([*program, file], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, "not finite in micro-batches" in done.stdout) == (0, True), done.stderr
+    not_here = [*program, str(tmp_path / "step.json"), f"--run={runs / 'fp32'}"]
+    done = subprocess.run(not_here, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, "all of it is finite" in done.stdout) == (1, True), done.stderr

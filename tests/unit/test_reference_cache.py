@@ -397,6 +397,7 @@ def parts_of(*options: str, start: StartOfPolicy = START, precision: Any = "fp32
         fingerprint={"content": "abc"},
         encoding="as they come",
         cache=None,
+        name_pair=str,
     )
     return fingerprint_of(
         load_config([*OPTIONS, *options]).config, replace(feed, **of_feed), start, precision=precision
