@@ -1,6 +1,7 @@
 """Steps that are not finite: left out to the bit by every engine, and runs that end at them, go on, and are replayed.
 
-The runs' data is poisoned itself: a pair whose confidence, its weight, is next to the largest number of fp32.
+The runs' data is poisoned itself: one pair's confidence, its weight, is near the largest number of fp32, so that its
+loss still is one and its gradient is not.
 """
 
 import io
@@ -29,6 +30,7 @@ from non_finite_worker import BAD_STEPS, CASES
 pytestmark = pytest.mark.launch
 HERE = Path(__file__).parent
 NUM_PAIRS, PAIRS_PER_STEP, BAD_STEP = 12, 4, 2
+ID_COLUMNS = ("ranking_id", "image_0_uid", "image_1_uid")
 COMMON = {
     "config": "miniature",
     "data.confidence": "weight",
@@ -80,9 +82,11 @@ def write_pairs(path, *, num_pairs, bad_position):
     """Write pairs in Pick-a-Pic's columns; the one that stands at a position of the first epoch is poisoned."""
     files = [png(10 * number) for number in range(num_pairs)]
     bad, _ = place_of(bad_position, num_pairs=num_pairs, seed=0)
-    confidence = [3.4e38 if row == bad else 1.0 for row in range(num_pairs)]
+    confidence = [3e37 if row == bad else 1.0 for row in range(num_pairs)]
     columns = {"caption": ["a red circle"] * num_pairs, "jpg_0": files, "jpg_1": files[2:] + files[:2]}
     columns |= {"label_0": [1.0] * num_pairs, "confidence": confidence}
+    # the names that ids, and so draws, are made of: else the file's path is among them
+    columns |= {name: list(map(str, range(num_pairs))) for name in ID_COLUMNS}
     pq.write_table(pa.table(columns), path)
 
 
@@ -179,6 +183,7 @@ def test_replay_finds_the_pair_and_the_gradients_that_were_not_finite(runs, name
     assert ("NOT FINITE: loss" in lines[2]) == (name != "fp32")
 
 
+@pytest.mark.filterwarnings("ignore:Error detected in")  # where the operation stands in the forward pass
 def test_replay_names_the_operation(runs):
     again, said = replayed(runs / "bf16" / "non_finite" / "step_00000002.json", detect_anomaly=True)
     assert again
@@ -210,7 +215,7 @@ def test_replay_refuses_other_pairs_and_other_runs(runs, tmp_path):
 
 
 def test_replay_program_says_by_its_status_whether_it_was_reproduced(runs, tmp_path):
-    """The second record has an expectation that does not come true: the pairs of its step are fine."""
+    """A record of pairs that are fine does not come true, which is not status 0 and no error either."""
     pairs = json.loads((runs / "fp32" / "non_finite" / "step_00000002.json").read_text())["pairs"]
     said: list[str] = []
     replay_step(runs / "fp32", 1, checkpoint=None, detect_anomaly=False, say=said.append)
@@ -218,9 +223,6 @@ def test_replay_program_says_by_its_status_whether_it_was_reproduced(runs, tmp_p
     fine = [{**pair, "pair_id": own} for pair, own in zip(pairs, ids, strict=True)]
     changed_record(runs, tmp_path, pairs=fine, pairs_seen=0)
     program = [sys.executable, str(ROOT / "scripts" / "replay.py")]
-    file = str(runs / "fp32" / "non_finite" / "step_00000002.json")
-    done = subprocess.run([*program, file], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, "not finite in micro-batches" in done.stdout) == (0, True), done.stderr
     not_here = [*program, str(tmp_path / "step.json"), f"--run={runs / 'fp32'}"]
     done = subprocess.run(not_here, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, "all of it is finite" in done.stdout) == (1, True), done.stderr

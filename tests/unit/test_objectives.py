@@ -307,6 +307,22 @@ def test_descent_lowers_the_chosen_error_and_raises_the_rejected(name: str, opti
     assert rejected == 0 if name == "sft" else rejected < 0
 
 
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_a_loss_that_is_not_finite_passes_a_gradient_of_nan_on(name: str, options: dict[str, Any]) -> None:
+    """Engine.backward_and_step relies on it: it gives such a loss a gradient of NaN, for every rank to see."""
+    usual = some_pairs(1)[0].fields()
+    num_tried = 0
+    for field, poison in product(FIELDS, (math.nan, math.inf, -math.inf)):
+        columns = {key: torch.tensor([value]).requires_grad_() for key, value in (usual | {field: poison}).items()}
+        errors = PairErrors(**columns)
+        loss = OBJECTIVES[name].loss(errors, **options)
+        if not torch.isfinite(loss).all():
+            num_tried += 1
+            found = gradients(loss.mean() * math.nan, errors)
+            assert any(bool(gradient.isnan().any()) for gradient in found.values()), (field, poison)
+    assert num_tried > 0
+
+
 EXTREMES = (-1e4, -1.0, 0.0, 1.0, 1e4)
 
 
