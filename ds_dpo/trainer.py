@@ -109,7 +109,8 @@ class Trainer:
                 self._writer.write(metrics)
             for error in (part.take_error() for part in self._parts):
                 if error is not None:
-                    self._save(is_last=True)
+                    with self._hang.pause("saving"):
+                        self._save(is_last=True)
                     raise error
             verdict = None if self._watchdog is None else self._watchdog.take_verdict()
             if verdict is not None:
