@@ -42,7 +42,7 @@ class Process:
         return f"sshd {self.host}" if self.arguments[0].startswith("sshd: ") else None
 
     def __str__(self) -> str:
-        return f"{self.host}: {self.pid} {' '.join(self.arguments)[:120]}"
+        return f"{self.role or ' '.join(self.arguments)[:60]} on {self.host} (process {self.pid})"
 
 
 class HostProcesses:
