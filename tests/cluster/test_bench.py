@@ -3,9 +3,12 @@
 import os
 import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from two_hosts import HERE, NODES, Bench
+from two_hosts import HERE, HOSTS, NODES, Bench
 
 
 @pytest.fixture
@@ -38,6 +41,22 @@ def test_two_benches_at_a_time_are_apart(bench, second_bench):
     second_bench.start()  # what is down is brought up again
     assert second_bench.check("head", "ssh", "n1", "hostname").strip() == "n1"
     second_bench.require_quiet()
+
+
+def test_a_bench_ends_with_the_process_that_started_it(bench, tmp_path):
+    program = f"import sys; sys.path.insert(0, {str(HERE)!r}); from two_hosts import Bench; "
+    program += f"bench = Bench({str(tmp_path)!r}); bench.start(); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        hosts = {Path(f"/proc/{Bench(tmp_path).first_process(host)}") for host in HOSTS}
+        assert all(host.exists() for host in hosts)
+        owner.kill()
+    until = time.monotonic() + 60
+    while any(host.exists() for host in hosts):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_a_user_who_is_not_root_is_told_so(tmp_path):

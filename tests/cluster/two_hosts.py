@@ -40,7 +40,11 @@ class Bench:
         self._at_rest = {}
 
     def start(self, **settings):
-        """Bring it up, or up again. Raises CannotHaveBenchError, and RuntimeError where it should work and does not."""
+        """Bring it up, or up again; it ends with this process, if not before.
+
+        Raises CannotHaveBenchError, and RuntimeError where it should work and does not.
+        """
+        settings = {"DSC_OWNER": os.getpid(), **settings}
         environ = {**ENVIRONMENT, **{name: str(value) for name, value in settings.items()}}
         done = self._program("start-cluster", environ=environ)
         if done.returncode == CANNOT:
