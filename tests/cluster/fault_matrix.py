@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """Let a run over two hosts suffer everything that ends runs, and see that nothing is lost.
 
-    python tests/cluster/fault_matrix.py [--only kills hosts] [--cases WORDS] [--page]
+    python tests/cluster/fault_matrix.py [--only kills hosts] [--setups two] [--cases WORDS] [--page]
     python tests/cluster/fault_matrix.py --list
 
 As root; it brings up a bench of its own (tests/cluster/bench) and takes half a minute a case on two quiet cores. What
-has passed with the same commit is not played again, so that groups may be played at different times: all results are
-kept in --results, and the last line is one JSON object of all of them: `cases`, `passed`, `orphans`, and more. --page
-writes docs/fault_matrix.md from them. Logs, and the run folders of cases that failed, stay in --work.
+has passed with the same commit is not played again, so that groups may be played at different times, or at the same time
+with --work of their own: all results are kept in --results, and the last line is one JSON object of all of them:
+`cases`, `passed`, `orphans`, and more. --page writes docs/fault_matrix.md from them. Logs, and the run folders of cases
+that failed, stay in --work.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS), help="groups; none: no case")
     parser.add_argument("--cases", nargs="+", help="of these, cases whose name has one of these words in it")
+    parser.add_argument(
+        "--setups", nargs="+", default=list(SETUPS), choices=list(SETUPS), help="of these, those of runs"
+    )
     parser.add_argument("--again", action="store_true", help="play what has passed with this commit, too")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "fault_matrix", help="folder of runs and logs")
     parser.add_argument("--results", type=Path, help="file of results; none: results.jsonl in --work")
@@ -49,7 +53,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the cases and leave")
     arguments = parser.parse_args()
     every = cases()
-    asked = [case for case in every.values() if case.group in arguments.only and has_word(case, arguments.cases)]
+    asked = [case for case in every.values() if case.group in arguments.only and case.setup in arguments.setups]
+    asked = [case for case in asked if has_word(case, arguments.cases)]
     if arguments.list:
         print("\n".join(f"{case.group:12} {case.name}" for case in asked))
         return
