@@ -5,8 +5,8 @@
     python tests/cluster/fault_matrix.py --list
 
 As root; it brings up a bench of its own (tests/cluster/bench) and takes half a minute a case on two quiet cores. What
-has passed with the same commit is not played again, so that groups may be played at different times, or at the same time
-with --work of their own: all results are kept in --results, and the last line is one JSON object of all of them:
+has passed with the same commit is not played again, so that groups may be played at different times, or at the same
+time with --work of their own: all results are kept in --results, and the last line is one JSON object of all of them:
 `cases`, `passed`, `orphans`, and more. --page writes docs/fault_matrix.md from them. Logs, and the run folders of cases
 that failed, stay in --work.
 """
