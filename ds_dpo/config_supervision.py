@@ -19,7 +19,7 @@ class SupervisionConfig(Section):
         gt=0,
     )
     lease_seconds: float = free_field(
-        "ranks leave once scripts/launch.py has not renewed its lease for so long", default=20.0, ge=6
+        "ranks leave once scripts/launch.py has not renewed its lease for so long", default=15.0, ge=6
     )
     collective_timeout_minutes: float = free_field(
         "how long a rank waits for others in a collective: longer than rank 0 draws, downloads and counts alone",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_STATUS_OF_ERROR = 2
 
@@ -50,11 +51,12 @@ class NonFiniteError(DsDpoError):
     """Training was stopped since step after step was not finite; its state is saved, and a file tells how to look."""
 
 
-def run_program(main: Callable[[], None], *, leaves_at_once: bool = False) -> None:
+def run_program(main: Callable[[], None], *, leaves_at_once: bool = False, fails_at_once: bool = False) -> None:
     """Run a program's main function; print a DsDpoError as one message and exit with status 2.
 
     A message that every rank would print alike, or that another rank prints, is left to that one. leaves_at_once: do
-    not wait, at the end, until the interpreter has taken torch apart, which takes a third of a second.
+    not wait, at the end, until the interpreter has taken torch apart, which takes a third of a second. fails_at_once:
+    the same after any other error, where an orderly end may wait for other ranks, and in vain.
     """
     try:
         main()
@@ -68,7 +70,16 @@ def run_program(main: Callable[[], None], *, leaves_at_once: bool = False) -> No
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+    except Exception:
+        if not fails_at_once:
+            raise
+        sys.excepthook(*sys.exc_info())  # torch's names the rank in each line
+        _leave_at_once(1)
     if leaves_at_once:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        _leave_at_once(0)
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -59,4 +59,4 @@ def print_resolved(loaded: LoadedConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, fails_at_once=True)

@@ -91,3 +91,21 @@ run_program(main, leaves_at_once=True)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+FAILS = """
+import threading
+from ds_dpo.errors import run_program
+def main():
+    threading.Thread(target=threading.Event().wait).start()  # which an orderly end would wait for
+    print("so far", end="")
+    raise ZeroDivisionError("by zero")
+run_program(main, fails_at_once=True)
+"""
+
+
+def test_a_program_that_fails_at_once_waits_for_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "so far")
+    assert "ZeroDivisionError: by zero" in done.stderr
+    assert "Traceback (most recent call last)" in done.stderr
