@@ -66,9 +66,10 @@ class StopRequest:
             while numbers := heard.recv(64):
                 for number in numbers:
                     if number in SIGNALS:
-                        self._take(number, time.monotonic())
+                        self.take(number, time.monotonic())
 
-    def _take(self, number: int, now: float) -> None:
+    def take(self, number: int, now: float) -> None:
+        """Take in a signal. now: in seconds, of any clock that only goes forward."""
         self._asked = True
         if self._first_signal is None:
             self._first_signal = now

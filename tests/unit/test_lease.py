@@ -27,8 +27,9 @@ def test_each_renewal_changes_it_and_none_its_size(tmp_path):
     assert read_notice(path).word == "end"
     lease.remove()
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OSError):
-        lease.renew()
+    path.parent.mkdir()
+    with pytest.raises(FileNotFoundError):
+        lease.renew()  # it does not come back
 
 
 def test_the_first_failure_that_is_recorded_stands(tmp_path):

@@ -80,12 +80,15 @@ def test_a_signal_is_remembered_and_a_second_one_leaves_at_once(first: signal.Si
         assert process.wait(timeout=30) == 100 + second
 
 
-def test_a_signal_that_comes_twice_is_one_request() -> None:
-    with listener(repeat_seconds=3600) as process:
-        for _ in range(2):
-            process.send_signal(signal.SIGTERM)
-            ask_until(process, "True")
-        assert process.poll() is None
+def test_a_signal_that_comes_twice_is_one_request(tmp_path: Path) -> None:
+    left: list[int] = []
+    stop = StopRequest(tmp_path / "STOP", leave_at_once=left.append, repeat_seconds=2)
+    for now in (100.0, 100.0, 101.9):
+        stop.take(signal.SIGTERM, now)
+        assert stop.is_asked(look_for_file=False)
+        assert left == []
+    stop.take(signal.SIGINT, 102.1)
+    assert left == [signal.SIGINT]
 
 
 def test_a_second_signal_ends_a_process_that_runs_no_handler_any_more() -> None:
