@@ -110,7 +110,9 @@ class Supervision:
     def _leave_unsupervised(self, why: str) -> NoReturn:
         self._leave(EXIT_STATUS_OF_LOST_LEASE, f"the launcher is gone or cut off: of {self._lease}, {why}")
 
-    def _leave_orphaned(self, launcher: Process) -> NoReturn:
+    def _leave_orphaned(self, launcher: Process) -> None:
+        if self.stop.is_asked(look_for_file=False):
+            return  # Ctrl-C and `scancel` end plain `deepspeed` at once, while its ranks still save
         self._leave(EXIT_STATUS_OF_LOST_PARENT, f"{launcher.name} (process {launcher.pid}), its launcher, is gone")
 
     def _leave_hanging(self, reason: str) -> NoReturn:
