@@ -1,7 +1,5 @@
 """What a rank does about each thing that its watches tell; how they notice is tested with them."""
 
-import pytest
-
 from ds_dpo.config import load_config
 from ds_dpo.departure import EXIT_STATUS_OF_LOST_PARENT
 from ds_dpo.launchers import Process
