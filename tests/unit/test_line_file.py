@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from ds_dpo.line_file import LineFile
 from ds_dpo.metrics import MetricsWriter
 
@@ -73,3 +75,14 @@ def test_metrics_go_on_on_a_full_disk_and_only_a_checkpoint_is_refused(tmp_path:
     assert in_child(fill_up) == 0
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert lines == [f'{{"step": {step}, "loss": 0.5}}' for step in (1, 2, 3, 4)]
+
+
+def test_a_disk_that_takes_little_at_a_time_gets_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    file = LineFile(tmp_path / "log.txt")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:1]))
+        file.write("one\n")
+        file.sync()
+    assert (tmp_path / "log.txt").read_text() == "one\n"
+    file.close()
