@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup_venv.sh requirements/run.txt
+trap 'exit 130' INT  # training saves and leaves with status 0 then, which would lead to the next part
 
 run=runs/quickstart
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
