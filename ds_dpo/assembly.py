@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ds_dpo.checkpoint import CheckpointStore, LoadedCheckpoint
@@ -31,7 +29,7 @@ from ds_dpo.distributed import (
     node_turns,
     raise_together,
 )
-from ds_dpo.engine import DTYPES, Engine, build_engine, pick_device, silence_deepspeed, start_communication
+from ds_dpo.engine import Engine, build_engine, pick_device, silence_deepspeed, start_communication
 from ds_dpo.errors import ConfigError
 from ds_dpo.evaluation.sampling import ValidationSampler
 from ds_dpo.evaluation.validation_pages import ValidationPages
@@ -40,31 +38,24 @@ from ds_dpo.held_out.pairs import HeldOutPairs
 from ds_dpo.held_out.record import HeldOutRecord
 from ds_dpo.held_out.setup import build_held_out, build_watchdog, load_held_out
 from ds_dpo.metrics import MetricsWriter
-from ds_dpo.models.adapters import AdapterPart, add_adapter
-from ds_dpo.models.attention import choose_attention, set_attention
 from ds_dpo.models.loading import (
-    describe_model,
     file_weights,
-    load_unet,
-    peak_host_gib,
 )
-from ds_dpo.models.pretrained import fetch_models, open_unet_init
-from ds_dpo.models.reference import FrozenCopy, HeldReference
-from ds_dpo.models.trainable import choose_trained, describe_trained
+from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.training_schedule import training_sampler, training_schedule
 from ds_dpo.non_finite import build_non_finite
 from ds_dpo.objective_statistics import ObjectiveStatistic
-from ds_dpo.objectives import OBJECTIVES, Objective, with_terms
-from ds_dpo.pair_feed import Encode, Encoders, PairFeed, build_encode, load_encoders, open_feed
+from ds_dpo.objectives import OBJECTIVES
+from ds_dpo.pair_feed import PairFeed, build_encode, open_feed
 from ds_dpo.policy_start import checkpoint_start, pin_start
 from ds_dpo.preference_step import PreferenceStep
-from ds_dpo.preflight import require_equal_start, require_near_start
+from ds_dpo.preflight import look_at_start
 from ds_dpo.reference_cache.feed import open_covering_errors, with_reference_errors
-from ds_dpo.reference_cache.fingerprint import StartOfPolicy, start_of_policy
 from ds_dpo.reference_refresh import ReferenceRefresh
-from ds_dpo.references import RESIDENCIES, ReferenceWatch
+from ds_dpo.references import ReferenceWatch
 from ds_dpo.run_folder import RunFolder
 from ds_dpo.run_log import RunLog
+from ds_dpo.run_models import Models, load_models, objective_of
 from ds_dpo.run_part import RunPart
 from ds_dpo.saving import Saving
 from ds_dpo.state_files import num_bytes
@@ -149,7 +140,9 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
     saving = _saving(config, folder, engine, run_identity, parts, progress, log=log)
     stream = _open_stream(config, feed, place, progress=progress, log=log)
     encode = build_encode(feed, models.encoders, family=config.model.family, device=device)
-    batches = _preflight(step, encode, iter(stream), progress=progress, precision=resolved.precision, log=log)
+    batches = look_at_start(
+        step, encode, iter(stream), is_resumed=progress.step > 0, precision=resolved.precision, say=log.line
+    )
     sample = _sampler(config, engine, models)
 
     _write_start(folder, config, resolved, feed)
@@ -213,66 +206,6 @@ def _keeps_encoders(config: RunConfig, feed: PairFeed) -> bool:
     return feed.needs_encoders or config.cadence.sample_every_steps is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """The modules of a run on their device. reference, encoders: None where nothing needs them.
-
-    adapter: what the policy's low-rank layers need of the run; None where it has none.
-    start: what the policy starts from, on rank 0, where a cache is to be compared with it.
-    """
-
-    policy: UNet2DConditionModel
-    adapter: AdapterPart | None
-    start: StartOfPolicy | None
-    reference: HeldReference | None
-    encoders: Encoders | None
-
-
-def load_models(
-    config: RunConfig,
-    resolved: ResolvedDeepSpeed,
-    place: RankEnvironment,
-    *,
-    device: torch.device,
-    with_encoders: bool,
-    log: RunLog,
-) -> Models:
-    model, dtype = config.model, DTYPES[resolved.precision]
-    earlier = checkpoint_start(model)
-    residency = RESIDENCIES[config.reference.residency]  # None: nothing is held, its errors are in a cache
-    with node_turns(place):
-        fetch_models(model)
-        if model.unet_init is not None and earlier is None:
-            open_unet_init(model)
-    log.line(describe_model(model))
-    peak = peak_host_gib(
-        model, dtype=dtype, ranks_at_once=1, start_bytes=None if earlier is None else earlier.num_bytes()
-    )
-    log.line(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the UNet one after another")
-    with node_turns(place):
-        policy = load_unet(model, dtype=dtype, start=earlier)
-        attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
-        set_attention(policy, attention)
-        start = start_of_policy(policy, attention) if residency is None and is_main() else None
-        policy.to(device)
-        uses_reference = objective_of(config).uses_reference
-        copy = residency.copy(policy, dtype, device) if residency is not None and uses_reference else None
-        encoders = load_encoders(config, dtype=dtype) if with_encoders else None
-    reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
-    adapter = None
-    if config.adapter.type != "none":
-        add_adapter(policy, config.adapter, seed=config.seed)
-        adapter = AdapterPart(policy, seed=config.seed, rank=place.rank)
-    else:
-        choose_trained(policy, train=model.train, freeze=model.freeze)
-    log.line(describe_trained(policy))
-    if model.gradient_checkpointing:
-        # diffusers' is not re-entrant: that recomputes less, and works with ZeRO-3
-        policy.enable_gradient_checkpointing()
-    log.line(attention.sentence)
-    return Models(policy=policy, adapter=adapter, start=start, reference=reference, encoders=encoders)
-
-
 def identity_of(config: RunConfig, resolved: ResolvedDeepSpeed) -> RunIdentity:
     fields = identity(config, resolved.precision)
     return RunIdentity(
@@ -289,12 +222,6 @@ def _progress(saved: LoadedCheckpoint | None, log: RunLog) -> Progress:
     progress = Progress(step=int(saved.client_state["step"]), pairs_seen=int(saved.client_state["pairs_seen"]))
     log.line(f"resumed from step {progress.step}, {progress.pairs_seen} pairs seen")
     return progress
-
-
-def objective_of(config: RunConfig) -> Objective:
-    """Return the objective with the terms that the configuration adds; it says what the reference must give."""
-    terms = config.terms
-    return with_terms(OBJECTIVES[config.objective.type], sft_weight=terms.sft_weight, anchor_weight=terms.anchor_weight)
 
 
 def _statistic(config: RunConfig) -> ObjectiveStatistic | None:
@@ -379,35 +306,6 @@ def _open_stream(
         pairs_seen=progress.pairs_seen,
         report=log.line,
     )
-
-
-def _preflight(
-    step: PreferenceStep,
-    encode: Encode,
-    batches: Iterator[Any],
-    *,
-    progress: Progress,
-    precision: Precision,
-    log: RunLog,
-) -> Iterator[Any]:
-    """Check what can be checked before the first update; returns the batches, the one that was looked at included."""
-    if progress.step > 0:
-        log.line("preflight: skipped, since a resumed policy differs from its reference")
-        return batches
-    if not step.compares_with_reference:
-        log.line("preflight: skipped, since this objective has no reference")
-        return batches
-    first = next(batches)
-    if step.reads_reference_errors:
-        largest = require_near_start(step, encode(first), precision=precision)
-        log.line(
-            "preflight: not to the bit, since a cached reference has errors and no predictions; they differ from the "
-            f"policy's by up to {largest:.2g} of themselves, as rounding may"
-        )
-        return chain([first], batches)
-    require_equal_start(step, encode(first))
-    log.line("preflight: policy and reference predict exactly alike (largest difference 0)")
-    return chain([first], batches)
 
 
 def _write_start(folder: RunFolder, config: RunConfig, resolved: ResolvedDeepSpeed, feed: PairFeed) -> None:

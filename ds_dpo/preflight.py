@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ds_dpo.batch import PreferenceBatch
+from ds_dpo.data.cache_record import Precision
 from ds_dpo.distributed import gather_objects, is_main
 from ds_dpo.errors import PreflightError
+from ds_dpo.pair_feed import Encode
 from ds_dpo.preference_step import PreferenceStep
 
 
@@ -64,3 +69,35 @@ def require_near_start(step: PreferenceStep, batch: PreferenceBatch, *, precisio
     )
     error.is_said_elsewhere = not is_main()
     raise error
+
+
+def look_at_start(
+    step: PreferenceStep,
+    encode: Encode,
+    batches: Iterator[Any],
+    *,
+    is_resumed: bool,
+    precision: Precision,
+    say: Callable[[str], None],
+) -> Iterator[Any]:
+    """Check what can be checked before the first update; returns the batches, the one that was looked at included.
+
+    Raises PreflightError on all ranks together.
+    """
+    if is_resumed:
+        say("preflight: skipped, since a resumed policy differs from its reference")
+        return batches
+    if not step.compares_with_reference:
+        say("preflight: skipped, since this objective has no reference")
+        return batches
+    first = next(batches)
+    if step.reads_reference_errors:
+        largest = require_near_start(step, encode(first), precision=precision)
+        say(
+            "preflight: not to the bit, since a cached reference has errors and no predictions; they differ from the "
+            f"policy's by up to {largest:.2g} of themselves, as rounding may"
+        )
+        return chain([first], batches)
+    require_equal_start(step, encode(first))
+    say("preflight: policy and reference predict exactly alike (largest difference 0)")
+    return chain([first], batches)

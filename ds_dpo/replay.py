@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_dpo.assembly import Models, identity_of, load_models, objective_of
+from ds_dpo.assembly import identity_of
 from ds_dpo.config import RunConfig, config_from_yaml
 from ds_dpo.data.loader import read_position
 from ds_dpo.data.order import PairOrder
@@ -29,6 +29,7 @@ from ds_dpo.reference_cache.feed import open_covering_errors, with_reference_err
 from ds_dpo.reference_refresh import REFERENCE_FILE, load_reference
 from ds_dpo.run_folder import RunFolder, precision_of
 from ds_dpo.run_log import RunLog
+from ds_dpo.run_models import Models, load_models, objective_of
 from ds_dpo.step_examination import Examination, GradientSums, examine
 from ds_dpo.step_record import OPTIONS_OF_STATISTICS, read_record
 from ds_dpo.zero_shards.reader import open_checkpoint
