@@ -17,7 +17,7 @@ from ds_dpo.checkpoint_writing import Contents
 from ds_dpo.config import CadenceConfig
 from ds_dpo.distributed import gather_objects, is_main
 from ds_dpo.engine import Engine
-from ds_dpo.errors import CollapseError, DataError
+from ds_dpo.errors import CheckpointError, CollapseError, DataError
 from ds_dpo.fault_points import reach
 from ds_dpo.hang_watch import HangWatch
 from ds_dpo.metrics import MetricsWriter, StepSums
@@ -119,8 +119,13 @@ class Trainer:
                 if is_followed:
                     continue
             if stopped or self._saving.is_due(self._progress.step):
-                with self._hang.pause("saving"):
-                    self._save(is_last=stopped or self._progress.step == cadence.max_train_steps)
+                try:
+                    with self._hang.pause("saving"):
+                        self._save(is_last=stopped or self._progress.step == cadence.max_train_steps)
+                except CheckpointError:
+                    if stopped and is_main():
+                        self._stop.clear_file()  # it was followed: the start after this one is to go on
+                    raise
             if not stopped and cadence.is_due(self._progress.step, cadence.every.sample_every_steps):
                 with self._hang.pause("drawing validation images"):
                     self._draw_samples()

@@ -165,6 +165,8 @@ class Chain:
         self._judge_start(start, saved_before, result)
         if intact is not None:
             self._compare_refused(intact, result)
+        if (self._run / "STOP").exists():
+            result.fail("the STOP file is still there, and would stop the next start")
         result.saved = fault_run.newest_valid(self._checkpoints)
         self._pending.append(result)
         self._report(result)
