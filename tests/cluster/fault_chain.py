@@ -145,14 +145,12 @@ class Chain:
             self.finish()
         intact = self._damage(case, result)
         saved_before = fault_run.newest_valid(self._checkpoints)
-        for earlier in self._pending:
-            earlier.saved = saved_before
         start = self._start(
             self._run, case.name, {"max_train_steps": REFERENCE_STEPS, **case.options}, faults=case.faults
         )
         try:
             self._suffer(case, start, result)
-        except CaseFailure as failure:
+        except (CaseFailure, OSError) as failure:
             result.fail(str(failure))
         try:
             self._place.bring_back()
@@ -218,6 +216,8 @@ class Chain:
             result.fail(left)
         has_gone_on = start.has_stepped
         for earlier in self._pending:
+            # not what it left: the next case may have damaged that before its start
+            earlier.saved = saved
             earlier.resumed, earlier.is_curve_equal = resumed, left is None and has_gone_on
             self._report(earlier)
         if has_gone_on or left is not None:
@@ -253,6 +253,8 @@ class Chain:
             except CaseFailure as failure:
                 last.fail(f"the next start: {failure}")
                 self._place.restart_bench()
+            for result in self._pending:
+                result.fail("no later start went on")
             for result in self._pending or [last]:
                 self._report(result)
             self._pending = []

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fault_cases import GROUPS, SETUPS, cases
 from fault_chain import Chain, Place, Result
 from fault_moves import Case
-from fault_page import add_result, page, read_results, summary
+from fault_page import NOTES, add_result, page, read_results, summary
 from fault_processes import HostProcesses
 from fault_start import CaseFailure
 from two_hosts import ROOT, Bench
@@ -68,7 +68,8 @@ def main() -> None:
         play(asked, work=work, results=results, commit=commit)
     found = read_results(results)
     if arguments.page:
-        PAGE.write_text(page(every, found), encoding="utf-8")
+        notes = PAGE.read_text(encoding="utf-8").partition(NOTES)[2] if PAGE.exists() else "\n"
+        PAGE.write_text(page(every, found, notes=notes), encoding="utf-8")
     total = summary(every, found)
     print(json.dumps(total), flush=True)
     sys.exit(0 if not total["failed"] else 1)

@@ -29,10 +29,21 @@ What these hosts cannot show: the disk that they share is this machine's own, so
 """
 
 
+NOTES = "## Notes"
+
+
 def read_results(path: Path) -> dict[str, Row]:
-    """Return the last result of each case by name; {} where there is no file."""
+    """Return the last result of each case by name; {} where there is no file.
+
+    One that was broken off, before a start could show what it had left, does not replace an earlier one.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {row["name"]: row for row in map(json.loads, lines)}
+    results: dict[str, Row] = {}
+    for row in map(json.loads, lines):
+        is_broken_off = row["resumed"] is None and not row["seen"]
+        if not is_broken_off or row["name"] not in results:
+            results[row["name"]] = row
+    return results
 
 
 def add_result(path: Path, row: Row) -> None:
@@ -55,8 +66,8 @@ def summary(cases: Iterable[str], results: Mapping[str, Row]) -> dict[str, objec
     }
 
 
-def page(cases: Mapping[str, Case], results: Mapping[str, Row]) -> str:
-    """Return docs/fault_matrix.md."""
+def page(cases: Mapping[str, Case], results: Mapping[str, Row], *, notes: str = "\n") -> str:
+    """Return docs/fault_matrix.md. notes: its last section, which people write."""
     rows = [results[name] for name in cases if name in results]
     total = summary(cases, results)
     commits = Counter(row["commit"] for row in rows).most_common()
@@ -74,9 +85,18 @@ def page(cases: Mapping[str, Case], results: Mapping[str, Row]) -> str:
     failed = [row for row in rows if not row["passed"]]
     if failed:
         lines += ["## What was seen where a case failed", ""]
-        lines += [f"- {row['name']}: {row['seen'] or 'no later start went on'}" for row in failed]
+        lines += [f"- {row['name']}: {reason(row)}" for row in failed]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines) + f"\n{NOTES}{notes}"
+
+
+def reason(row: Row) -> str:
+    """Say why a case has not passed."""
+    if row["seen"]:
+        return str(row["seen"])
+    if row["resumed"] is None:
+        return "broken off before the next start"
+    return f"the next start went on from step {row['resumed']}, expected {row['saved']}; see the notes, if any"
 
 
 def table(rows: Sequence[Row]) -> list[str]:

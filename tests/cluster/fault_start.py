@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -174,8 +175,9 @@ class Start:
 
     def _fill_disk(self, move: moves.FillDisk) -> None:
         path = self.run.parent / BALLAST
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(path.parent).free - SPARE_BYTES))
+        with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # the run writes to it, too
+            while shutil.disk_usage(path.parent).free > SPARE_BYTES:
+                file.write(bytes(SPARE_BYTES))
 
     def _free_disk(self, move: moves.FreeDisk) -> None:
         (self.run.parent / BALLAST).unlink()

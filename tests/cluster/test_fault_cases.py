@@ -7,7 +7,7 @@ import fault_run
 import pytest
 from fault_cases import DAMAGES, SETUPS, cases, kills
 from fault_moves import Signal
-from fault_page import page, summary
+from fault_page import page, read_results, summary
 
 from ds_dpo.fault_points import FAULT_POINTS, read_faults
 
@@ -76,3 +76,13 @@ def test_the_page_tells_what_failed():
     text = page(EVERY, {first: good, second: bad})
     assert f"| {first} | 4.2 s | 30 s | 247 | 9 | yes |  |" in text
     assert f"- {second}: left after 30 s" in text
+
+
+def test_a_case_that_was_broken_off_does_not_replace_an_earlier_result(tmp_path):
+    played = {"name": "a", "resumed": 9, "seen": "", "passed": True}
+    broken_off = {"name": "a", "resumed": None, "seen": "", "passed": False}
+    failed = {"name": "a", "resumed": None, "seen": "no later start went on", "passed": False}
+    for rows, last in (([played, broken_off], played), ([played, failed], failed), ([broken_off], broken_off)):
+        path = tmp_path / "results.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        assert read_results(path) == {"a": last}
