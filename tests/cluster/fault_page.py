@@ -73,7 +73,8 @@ def page(cases: Mapping[str, Case], results: Mapping[str, Row], *, notes: str = 
     commits = Counter(row["commit"] for row in rows).most_common()
     lines = [
         INTRODUCTION,
-        f"{total['cases']} of {len(cases)} cases were played, {total['passed']} passed, {total['orphans']} orphans; the slowest end took "
+        f"{total['cases']} of {len(cases)} cases were played, {total['passed']} passed, "
+        f"{total['orphans']} orphans; the slowest end took "
         f"{total['slowest_seconds']} s. Played on {' and '.join(sorted({row['date'] for row in rows}))} with "
         f"{', '.join(f'{commit} ({number} cases)' for commit, number in commits)}.",
         "",
