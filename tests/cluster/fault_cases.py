@@ -263,7 +263,7 @@ def checkpoints() -> Iterator[Case]:
     usable = [name for name, costs in DAMAGES.items() if costs is not None]
     for number, name in enumerate(usable):
         yield Case(name=f"damage: {name}", group="checkpoints", moves=ends[number % len(ends)], damage=name)
-    for name in DAMAGES.keys() - set(usable):
+    for name in [name for name, costs in DAMAGES.items() if costs is None]:
         yield Case(
             name=f"damage: {name}",
             group="checkpoints",
