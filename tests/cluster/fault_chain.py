@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_run
+from fault_cases import DAMAGES
 from fault_moves import Case, Setup
 from fault_processes import HostProcesses, Process
 from fault_start import BALLAST, CaseFailure, Start
@@ -166,6 +167,8 @@ class Chain:
         if (self._run / "STOP").exists():
             result.fail("the STOP file is still there, and would stop the next start")
         result.saved = fault_run.newest_valid(self._checkpoints)
+        for loss in fault_run.losses(saved_before, result.saved, start.text if start.status == 0 else ""):
+            result.fail(loss)
         self._pending.append(result)
         self._report(result)
         if result.seen:
@@ -176,14 +179,16 @@ class Chain:
         if not case.damage:
             return None
         intact = None
-        before = fault_run.newest_valid(self._checkpoints)
+        before = fault_run.valid_steps(self._checkpoints)
         if case.is_refused:
             intact = self._place.folder / f"intact_{self._name}"
             shutil.rmtree(intact, ignore_errors=True)
             shutil.copytree(self._checkpoints, intact)
         fault_run.DAMAGE[case.damage](self._checkpoints)
-        after = fault_run.newest_valid(self._checkpoints)
-        result.seen = "" if (after is None) == case.is_refused else f"not the damage meant: {before} -> {after}"
+        after, costs = fault_run.valid_steps(self._checkpoints), DAMAGES[case.damage]
+        meant = [] if costs is None else before[costs:]
+        if after != meant or (not after) != case.is_refused:
+            result.fail(f"not the damage meant: valid were {before}, and now {after}")
         return intact
 
     def _suffer(self, case: Case, start: Start, result: Result) -> None:

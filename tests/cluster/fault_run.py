@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ from typing import Any
 CURVE = ("loss", "learning_rate", "pairs_seen", "gradient_norm", "implicit_margin", "implicit_accuracy", "beta")
 
 
-def newest_valid(checkpoints: Path) -> int | None:
-    """Return the step of the newest checkpoint of which every byte is there; None where there is none.
+def valid_steps(checkpoints: Path) -> list[int]:
+    """Return the steps of the checkpoints of which every byte is there, newest first.
 
     One that was complete and killed before it had its name counts: every rank had agreed on it.
     """
-    found = [(step, folder) for folder in _folders(checkpoints) if (step := _step(folder)) is not None]
-    return max((step for step, folder in found if is_valid(folder)), default=None)
+    found = {step for folder in _folders(checkpoints) if (step := _step(folder)) is not None and is_valid(folder)}
+    return sorted(found, reverse=True)
+
+
+def newest_valid(checkpoints: Path) -> int | None:
+    """Return the step that must be gone on from; None where there is none."""
+    return next(iter(valid_steps(checkpoints)), None)
 
 
 def _folders(checkpoints: Path) -> list[Path]:
@@ -71,6 +76,18 @@ def difference(lines: list[dict[str, Any]], reference: list[dict[str, Any]]) -> 
             if line.get(name) != expected.get(name):
                 return f"step {number}: {name} is {line.get(name)!r}, uninterrupted {expected.get(name)!r}"
     return "it has more steps than the reference" if len(lines) > len(reference) else None
+
+
+def losses(before: int | None, after: int | None, said: str) -> Iterator[str]:
+    """Yield what of a run is lost: saved before a launch and not after it, or said by it to be saved.
+
+    before, after: the newest valid steps. said: what a launch that ended well has printed.
+    """
+    if before is not None and (after is None or after < before):
+        yield f"step {before} was saved before, and now the newest is {after}"
+    stopped = re.search(r"stopped at step (\d+)", said)
+    if stopped and int(stopped[1]) != after:
+        yield f"it says that it stopped at step {stopped[1]}, and the newest checkpoint is {after}"
 
 
 # ---- damage: what it is called in fault_cases.DAMAGES, and what does it ----

@@ -51,6 +51,22 @@ def test_each_damage_costs_what_the_table_says(checkpoints, name):
     assert fault_run.newest_valid(checkpoints) == (None if costs is None else 9 - 3 * costs)
 
 
+def test_what_was_saved_or_said_to_be_must_be_there():
+    assert list(fault_run.losses(9, 12, "stopped at step 12 as asked")) == []
+    assert list(fault_run.losses(9, 9, "")) == []
+    assert list(fault_run.losses(None, None, "")) == []
+    assert list(fault_run.losses(9, 6, "")) == ["step 9 was saved before, and now the newest is 6"]
+    assert list(fault_run.losses(9, None, "")) == ["step 9 was saved before, and now the newest is None"]
+    (loss,) = fault_run.losses(9, 9, "stopped at step 12 as asked")
+    assert loss.startswith("it says that it stopped at step 12")
+
+
+def test_a_damaged_checkpoint_is_replaced_before_one_is_left_without_its_name():
+    """A whole one without its name is the newest valid one, and not what a damage is done to."""
+    names = list(EVERY)
+    assert names.index("killed at save.moved_old@0") < names.index("killed at save.manifest@0")
+
+
 def test_a_complete_checkpoint_counts_before_it_has_its_name(checkpoints):
     newest = checkpoints / "step_00000009"
     newest.rename(checkpoints / "partial_step_00000009")
