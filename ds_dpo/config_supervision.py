@@ -21,6 +21,12 @@ class SupervisionConfig(Section):
     lease_seconds: float = free_field(
         "ranks leave once scripts/launch.py has not renewed its lease for so long", default=15.0, ge=6
     )
+    meeting_seconds: float | None = free_field(
+        "how long ranks wait for one another before anything is loaded; none: 15, and 600 below scripts/launch.py, "
+        "which has asked the hosts, and below srun and torchrun",
+        default=None,
+        gt=0,
+    )
     collective_timeout_minutes: float = free_field(
         "how long a rank waits for others in a collective: longer than rank 0 draws, downloads and counts alone",
         default=60.0,

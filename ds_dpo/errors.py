@@ -23,6 +23,10 @@ class ConfigError(DsDpoError):
     same_on_all_ranks = True
 
 
+class LaunchError(DsDpoError):
+    """Ranks that do not find one another, or do not fit together; nothing was loaded."""
+
+
 class DataError(DsDpoError):
     """A dataset, column, row or image that cannot be used."""
 

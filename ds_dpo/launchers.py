@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
 NODE_LAUNCHER = "deepspeed.launcher.launch"  # one a host; the parent of its ranks
+WORLD_INFO = "--world_info="  # of its arguments: the slots of each host, in the order of ranks
 # where a look upwards from it ends: what lies beyond is the user's shell, which may well end before the run
 HEADS = ("deepspeed", "deepspeed.launcher.runner")
 TORCH_LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
@@ -56,6 +59,17 @@ def _up_to_head(process: Process, proc: Path) -> list[Process]:
 def _runs(process: Process, programs: Sequence[str], proc: Path) -> bool:
     """Tell whether a process is the Python that runs one of these: by a path of that name, or by -m."""
     return any(Path(argument).name in programs for argument in _arguments(process.pid, proc)[:4])
+
+
+def hosts_of_ranks(pid: int, *, proc: Path = PROC) -> list[str] | None:
+    """Return each rank's host, by the hostfile's names that DeepSpeed's launcher was told; None without that one."""
+    parent = _parent(pid, proc)
+    arguments = [] if parent is None else _arguments(parent.pid, proc)
+    told = next((text.removeprefix(WORLD_INFO) for text in arguments if text.startswith(WORLD_INFO)), None)
+    if told is None:
+        return None
+    slots: dict[str, list[int]] = json.loads(base64.urlsafe_b64decode(told))
+    return [host for host, used in slots.items() for _ in used]
 
 
 def first_dead(processes: list[Process], *, proc: Path = PROC) -> Process | None:

@@ -17,7 +17,7 @@ if not __package__:
 
 from ds_dpo.config import LoadedConfig, config_to_yaml, load_config
 from ds_dpo.deepspeed_config import describe, resolve_deepspeed
-from ds_dpo.errors import run_program
+from ds_dpo.errors import ConfigError, run_program
 from ds_dpo.quiet import quiet_libraries
 from ds_dpo.supervision import Supervision
 
@@ -25,7 +25,7 @@ from ds_dpo.supervision import Supervision
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says, or print what it amounts to. Raises DsDpoError with a message for the user."""
     quiet_libraries()
-    loaded = load_config(sys.argv[1:] if argv is None else argv)
+    loaded = _load(sys.argv[1:] if argv is None else argv)
     if loaded.dry_run:
         print_resolved(loaded)
         return
@@ -35,11 +35,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         place = read_environment(dict(os.environ))
         resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
-        from ds_dpo.assembly import train
+        from ds_dpo.meeting import meeting
 
-        is_done = train(loaded.config, resolved, place, supervision)
+        with meeting(loaded.config, place, os.environ):
+            from ds_dpo.assembly import train
+
+            is_done = train(loaded.config, resolved, place, supervision)
         supervision.record_end(is_done=is_done)
         barrier()  # so that the end is known to the launcher before the first rank leaves
+
+
+def _load(argv: Sequence[str]) -> LoadedConfig:
+    """Read the configuration; what is wrong with it is said once a host, as its files may be another's."""
+    try:
+        return load_config(argv)
+    except ConfigError as error:
+        error.same_on_all_ranks = False
+        error.is_said_elsewhere = os.environ.get("LOCAL_RANK", "0") != "0"
+        raise
 
 
 def print_resolved(loaded: LoadedConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ds_dpo.errors import ConfigError
 from ds_dpo.hosts.hostfile import Host
@@ -22,7 +22,7 @@ def require_sound_hosts(answers: Sequence[Answer], *, token: str, output_dir: st
     told = [(answer.host, answer.report) for answer in answers if answer.report is not None]
     for host, report in told:
         problems += [f"{host.name}: {problem}" for problem in _problems(host, report, token, output_dir, needs_gpus)]
-    problems += list(differences(told))
+    problems += differences([(host.name, report.versions) for host, report in told])
     if problems:
         raise ConfigError("\n  ".join(["the hosts are not ready:", *problems]))
 
@@ -31,7 +31,7 @@ def _problems(host: Host, report: Report, token: str, output_dir: str, needs_gpu
     if report.error is not None:
         yield report.error
     if report.token != token:
-        yield (f"does not see what this machine wrote into {output_dir}; output_dir must lie on a disk of all hosts")
+        yield f"does not see what this machine wrote into {output_dir}; output_dir must lie on a disk of all hosts"
     if report.listen_error is not None:
         yield f"the port that ranks meet at cannot be had ({report.listen_error}); give another --master_port"
     if needs_gpus and report.num_gpus is not None and report.num_gpus < host.slots:
@@ -41,16 +41,20 @@ def _problems(host: Host, report: Report, token: str, output_dir: str, needs_gpu
             yield f"{name} is not installed in the Python that this machine uses"
 
 
-def differences(told: Sequence[tuple[Host, Report]]) -> Iterator[str]:
-    """Name the hosts that differ from the first one in a version, in the code or in the configuration."""
+def differences(told: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """Name the hosts that differ from the first one in a version, in the code or in the configuration.
+
+    told: each host's name and versions, by the names in ALIKE.
+    """
     if not told:
-        return
-    first_host, first = told[0]
-    for host, report in told[1:]:
-        for name in ALIKE:
-            own, others = report.versions[name], first.versions[name]
-            if own != others:
-                yield f"{host.name} has {name} {own}, {first_host.name} {others}; all ranks must run the same"
+        return []
+    first_name, first = told[0]
+    return [
+        f"{host} has {name} {versions[name]}, {first_name} {first[name]}; all ranks must run the same"
+        for host, versions in told[1:]
+        for name in ALIKE
+        if versions[name] != first[name]
+    ]
 
 
 def is_this_machine(name: str) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from ds_dpo.hosts.earlier import end_earlier_launches
 from ds_dpo.hosts.hostfile import Host, read_hostfile, select_hosts
 from ds_dpo.hosts.reach import ask_hosts
 from ds_dpo.hosts.report import Request, listen_error
+from ds_dpo.hosts.shared_folder import token_in
 from ds_dpo.hosts.travel import read_usual_file, travelling_environment, write_environment_file
 from ds_dpo.lease import LEASE_VARIABLE, Lease
 
@@ -96,39 +95,19 @@ def _on_this_machine(launch: LaunchCommand, output_dir: Path, environ: Mapping[s
 
 
 def _ask(hosts: Sequence[Host], launch: LaunchCommand, output_dir: Path, environ: Mapping[str, str]) -> None:
-    with _token(output_dir) as (path, token):
+    with token_in(output_dir) as token:
         requests = [
             Request(
                 program_arguments=launch.program_arguments,
-                token_file=str(path),
+                token_file=str(token.path),
                 listens=launch.master_port if place == 0 else None,  # ranks meet on the first host
             )
             for place in range(len(hosts))
         ]
         answers = ask_hosts(hosts, requests, ssh_port=launch.ssh_port)
     require_sound_hosts(
-        answers, token=token, output_dir=str(output_dir), needs_gpus=environ.get("DS_ACCELERATOR") != "cpu"
+        answers, token=token.text, output_dir=str(output_dir), needs_gpus=environ.get("DS_ACCELERATOR") != "cpu"
     )
-
-
-@contextmanager
-def _token(output_dir: Path) -> Iterator[tuple[Path, str]]:
-    """Leave a token in the run folder for as long as hosts look for it; a folder that was not there goes again."""
-    folder = output_dir.absolute()
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    token = secrets.token_hex(16)
-    path = folder / f".launch_{token[:8]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(token, encoding="utf-8")
-        yield path, token
-    except OSError as error:
-        raise ConfigError(f"output_dir {output_dir} cannot be written ({error.strerror})") from error
-    finally:
-        path.unlink(missing_ok=True)
-        for made in missing:
-            if made.is_dir():
-                made.rmdir()
 
 
 def _prepared(

@@ -14,14 +14,14 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.config import config_to_yaml, load_config
+from ds_dpo.config import RunConfig, config_to_yaml, load_config
 from ds_dpo.errors import DsDpoError
+from ds_dpo.hosts.shared_folder import read_token
 
 ALIKE = ("python", "torch", "deepspeed", "diffusers", "transformers", "ds_dpo", "code", "config")
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "ds_dpo")
@@ -54,20 +54,28 @@ class Report:
 
 def report(request: Request) -> Report:
     """Look at this host."""
-    fingerprint, error = _config_fingerprint(request.program_arguments)
+    try:
+        config, error = config_fingerprint(load_config(request.program_arguments).config), None
+    except DsDpoError as caught:
+        config, error = "not readable", str(caught)
     return Report(
         hostname=platform.node(),
-        versions={
-            "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
-            "code": code_fingerprint(Path(__file__).resolve().parents[1]),
-            "config": fingerprint,
-        },
+        versions=versions_here(config),
         num_gpus=_num_gpus(Path("/dev")),
-        token=_read_token(request.token_file),
+        token=read_token(request.token_file),
         listen_error=None if request.listens is None else listen_error(request.listens),
         error=error,
     )
+
+
+def versions_here(config: str) -> dict[str, str]:
+    """Return what must be alike on all hosts, by the names in ALIKE. config: its fingerprint."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "code": code_fingerprint(Path(__file__).resolve().parents[1]),
+        "config": config,
+    }
 
 
 def _version(package: str) -> str:
@@ -86,27 +94,15 @@ def code_fingerprint(package: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _config_fingerprint(arguments: Sequence[str]) -> tuple[str, str | None]:
-    try:
-        config = config_to_yaml(load_config(arguments).config)
-    except DsDpoError as error:
-        return "not readable", str(error)
-    return hashlib.sha256(config.encode()).hexdigest()[:12], None
+def config_fingerprint(config: RunConfig) -> str:
+    """Return a hash over all fields of a resolved configuration."""
+    return hashlib.sha256(config_to_yaml(config).encode()).hexdigest()[:12]
 
 
 def _num_gpus(devices: Path) -> int | None:
     """Count NVIDIA's device files, which is quicker than asking a driver."""
     found = [path for path in devices.glob("nvidia*") if GPU_DEVICE.fullmatch(path.name)]
     return len(found) or None
-
-
-def _read_token(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def listen_error(port: int) -> str | None:

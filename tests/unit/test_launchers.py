@@ -1,8 +1,10 @@
 """Which processes a rank came from, read from a made-up /proc."""
 
+import base64
+
 import pytest
 
-from ds_dpo.launchers import first_dead, launchers_of
+from ds_dpo.launchers import first_dead, hosts_of_ranks, launchers_of
 
 RANK = 10
 NODE = (20, "python3", "python\0-u\0-m\0deepspeed.launcher.launch\0--world_info=x")
@@ -42,6 +44,13 @@ def make_proc(folder, *, chain):
 )
 def test_a_rank_has_the_launchers_that_end_with_its_launch(tmp_path, chain, pids):
     assert [process.pid for process in launchers_of(RANK, proc=make_proc(tmp_path, chain=chain))] == pids
+
+
+def test_deepspeeds_launcher_was_told_each_ranks_host(tmp_path):
+    told = base64.urlsafe_b64encode(b'{"n1": [0, 1], "n2": [3]}').decode()
+    node = (20, "python3", f"python\0-u\0-m\0deepspeed.launcher.launch\0--world_info={told}\0--node_rank=0")
+    assert hosts_of_ranks(RANK, proc=make_proc(tmp_path / "one", chain=[node])) == ["n1", "n1", "n2"]
+    assert hosts_of_ranks(RANK, proc=make_proc(tmp_path / "two", chain=[(30, "bash", "-bash")])) is None
 
 
 def test_a_launcher_is_dead_once_it_waits_to_be_reaped_or_its_id_is_another_s(tmp_path):
