@@ -137,8 +137,8 @@ def train_with_refreshes(out: Path, stage: int, precision: str) -> None:
     settings = {
         "config": "miniature",
         "deepspeed_config": f"zero{stage}_{precision}",
-        "pairs_per_step": 8,
-        "micro_batch_pairs": 2,
+        "pairs_per_step": 4,
+        "micro_batch_pairs": 1,
         "schedule.warmup_steps": 0,
         "schedule.decay_steps": 20,
         "cadence.sample_every_steps": "none",

@@ -25,8 +25,8 @@ STEPS = 10
 STAGES = (2, 3)  # stage 1 with an adapter: test_invariance.py
 SETTINGS = {
     "config": "miniature",
-    "pairs_per_step": 8,
-    "micro_batch_pairs": 4,
+    "pairs_per_step": 4,
+    "micro_batch_pairs": 2,
     "max_train_steps": STEPS,
     "learning_rate": 2e-3,
     "warmup_steps": 2,
@@ -71,7 +71,7 @@ def runs(tmp_path_factory):
         two_ranks.append(case(out, "lora_3_resumed", 3, **{**LORA, "max_train_steps": steps}))
         two_ranks.append(case(out, "rslora_2_resumed", 2, **{**RSLORA, "max_train_steps": steps}))
     two_ranks += [case(out, f"parts_{stage}", stage, precision="bf16", **PARTS) for stage in STAGES]
-    one_rank = [case(out, "lora_1_rank", 2, **{**LORA, "micro_batch_pairs": 2}), case(out, "dora_1_rank", 2, **DORA)]
+    one_rank = [case(out, "lora_1_rank", 2, **{**LORA, "micro_batch_pairs": 1}), case(out, "dora_1_rank", 2, **DORA)]
     for cases, ranks in ((two_ranks, 2), (one_rank, 1)):
         launch(sorted(cases, key=zero_stage), out, ranks=ranks, program="adapter_cases.py")
     return out
