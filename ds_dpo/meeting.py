@@ -21,7 +21,7 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from ds_dpo.config import RunConfig
-from ds_dpo.distributed import RankEnvironment
+from ds_dpo.distributed import RankEnvironment, is_initialized
 from ds_dpo.errors import ConfigError, LaunchError
 from ds_dpo.hosts.checks import differences
 from ds_dpo.hosts.report import config_fingerprint, versions_here
@@ -53,7 +53,7 @@ def meeting(config: RunConfig, place: RankEnvironment, environ: Mapping[str, str
     Raises LaunchError on every rank, naming the ranks that do not come, and each host that is not like the first one or
     does not see the run folder.
     """
-    if place.world_size == 1:
+    if place.world_size == 1 or is_initialized():  # in one process group, they have met
         yield
         return
     seconds = config.supervision.meeting_seconds or usual_seconds(environ)
