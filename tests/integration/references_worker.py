@@ -100,7 +100,9 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter
     from ds_dpo.references import ReferenceWatch
 
-    config = load_config(["--config", "miniature", "--deepspeed_config", f"zero{stage}_{precision}"]).config
+    # a rate at which two updates show in a prediction in bf16, on any processor
+    options = ["--deepspeed_config", f"zero{stage}_{precision}", "--learning_rate", "1e-2"]
+    config = load_config(["--config", "miniature", *options]).config
     resolved = resolve_deepspeed(config, world_size=2)
     if stage == 3:
         resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
