@@ -61,8 +61,7 @@ def meeting(config: RunConfig, place: RankEnvironment, environ: Mapping[str, str
     table = _Table(store, place, seconds=seconds, attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     fingerprint = config_fingerprint(config)
     (_lead if place.rank == 0 else _attend)(table, Path(config.output_dir), versions_here(fingerprint))
-    yield
-    del store  # not before: on rank 0 it is the server that all ranks go on with
+    yield  # the table stays: on rank 0 its store is the server that all ranks go on with
 
 
 def usual_seconds(environ: Mapping[str, str]) -> float:

@@ -42,9 +42,10 @@ def token_in(output_dir: Path) -> Iterator[Token]:
 
 
 def _take_away(token: Token, made: list[Path]) -> None:
-    with suppress(OSError):  # it never came to be, or something else lies in the folder by now
+    with suppress(OSError):  # it never came to be
         token.path.unlink(missing_ok=True)
-        for folder in made:
+    for folder in made:
+        with suppress(OSError):  # the same, or something else lies in it by now
             folder.rmdir()
 
 
