@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from small_launch import SEEN
 
 from ds_dpo.departure import EXIT_STATUS_OF_HANG, EXIT_STATUS_OF_LOST_LEASE
 from ds_dpo.errors import ConfigError
@@ -36,6 +37,7 @@ class Launch:
         self.wait_for(lambda: len(self.rank_ids()) == 2)
         self.ranks = [process_of(pid) for pid in self.rank_ids()]
         self.runner = process_of(parent_id(self.ranks[0].pid))
+        (folder / SEEN).touch()
 
     def rank_ids(self):
         return [int(pid) for pid in re.findall(r"is process (\d+)", self.said())]
@@ -73,7 +75,7 @@ def test_a_signal_lets_all_ranks_save_and_leaves_nothing_behind(tmp_path):
         assert run.wait_until_all_are_gone() == 0
         assert "rank 0 saved" in run.said()
         assert "rank 1 saved" in run.said()
-        assert [path.name for path in tmp_path.iterdir()] == ["output.txt"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["output.txt", SEEN]
 
 
 def test_a_second_signal_ends_what_does_not_save(tmp_path):
