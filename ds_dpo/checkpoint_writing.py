@@ -252,6 +252,8 @@ class CheckpointWriter:
     def _complete(self, job: WritingJob, files: dict[str, FileEntry]) -> None:
         """Make the checkpoint exist: manifest, rename, `latest`; only then delete older ones."""
         identity = self._identity
+        if not job.renews:  # what stands there was passed over; without it this one is whole once it has a manifest
+            self._move_aside(job.final, DAMAGED_SUFFIX)
         manifest.write_manifest(
             job.partial,
             Manifest(
@@ -265,20 +267,24 @@ class CheckpointWriter:
             ),
         )
         reach("save.manifest")
-        replaced: Path | None = None
-        if job.final.exists():  # a damaged one of the same step is kept aside for whoever wants to look
-            suffix = REPLACED_SUFFIX if job.renews else DAMAGED_SUFFIX
-            replaced = unused_name(job.final.with_name(job.final.name + suffix))
-            os.replace(job.final, replaced)
-            reach("save.moved_old")
+        replaced = self._move_aside(job.final, REPLACED_SUFFIX) if job.renews else None
         os.replace(job.partial, job.final)
         reach("save.renamed")
         point_latest(job.final)
         reach("save.latest")
-        if job.renews and replaced is not None:
+        if replaced is not None:
             self._delete(replaced)
         self._prune(newest=job.step)
         reach("save.pruned")
+
+    def _move_aside(self, final: Path, suffix: str) -> Path | None:
+        """Make way for a checkpoint of the same step; a damaged one is kept for whoever wants to look."""
+        if not final.exists():
+            return None
+        aside = unused_name(final.with_name(final.name + suffix))
+        os.replace(final, aside)
+        reach("save.moved_old")
+        return aside
 
     def _prune(self, *, newest: int) -> None:
         folders = {manifest.step_of(folder) or 0: folder for folder in manifest.checkpoint_folders(self._folder)}

@@ -196,6 +196,25 @@ def test_a_kill_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
     assert set(found) == {1, 2}
 
 
+def test_a_kill_while_a_damaged_one_is_replaced_leaves_the_new_once_it_has_a_manifest(tmp_path: Path) -> None:
+    found = []
+    for number in range(200):
+        run = Run(tmp_path / str(number))
+        run.save(1, 2)
+        run.damage(2)
+        if not save_until_killed(run, step=2, number=number, renews=False):
+            break
+        is_whole = (run.folder / "partial_step_00000002" / "manifest.json").exists()
+        loaded = run.loaded()
+        assert loaded is not None
+        assert loaded["step"] == 2 or not is_whole, "all ranks had agreed on it"
+        found.append(loaded["step"])
+    else:
+        pytest.fail("the save never ended")
+    assert found == sorted(found)
+    assert set(found) == {1, 2}
+
+
 def test_a_kill_while_the_only_checkpoint_is_renewed_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     found = []
     for number in range(200):
