@@ -22,8 +22,8 @@ class SupervisionConfig(Section):
         "ranks leave once scripts/launch.py has not renewed its lease for so long", default=15.0, ge=6
     )
     meeting_seconds: float | None = free_field(
-        "how long ranks wait for one another before anything is loaded; none: 15, and 600 below scripts/launch.py, "
-        "which has asked the hosts, and below srun and torchrun",
+        "how long ranks wait for one another before anything is loaded; none: 15 over several hosts, and 600 below "
+        "scripts/launch.py, which has asked the hosts, below srun and torchrun, and on one host",
         default=None,
         gt=0,
     )

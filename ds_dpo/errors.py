@@ -60,7 +60,8 @@ def run_program(main: Callable[[], None], *, leaves_at_once: bool = False, fails
 
     A message that every rank would print alike, or that another rank prints, is left to that one. leaves_at_once: do
     not wait, at the end, until the interpreter has taken torch apart, which takes a third of a second. fails_at_once:
-    the same after any other error, where an orderly end may wait for other ranks, and in vain.
+    the same after any other error, where an orderly end may wait for other ranks, and in vain, and after a LaunchError,
+    where a thread that still waits for them would abort it.
     """
     try:
         main()
@@ -69,6 +70,8 @@ def run_program(main: Callable[[], None], *, leaves_at_once: bool = False, fails
         if not error.is_said_elsewhere and (rank == "0" or not error.same_on_all_ranks):
             where = f" (rank {rank})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank != "0" else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        if fails_at_once and isinstance(error, LaunchError):
+            _leave_at_once(EXIT_STATUS_OF_ERROR)
         sys.stdout.flush()
         sys.exit(EXIT_STATUS_OF_ERROR)
     except KeyboardInterrupt:

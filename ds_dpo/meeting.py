@@ -56,7 +56,7 @@ def meeting(config: RunConfig, place: RankEnvironment, environ: Mapping[str, str
     if place.world_size == 1 or is_initialized():  # in one process group, they have met
         yield
         return
-    seconds = config.supervision.meeting_seconds or usual_seconds(environ)
+    seconds = config.supervision.meeting_seconds or usual_seconds(place, environ)
     store = _open_store(place, seconds=seconds, is_agents=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
     table = _Table(store, place, seconds=seconds, attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     fingerprint = config_fingerprint(config)
@@ -64,9 +64,14 @@ def meeting(config: RunConfig, place: RankEnvironment, environ: Mapping[str, str
     yield  # the table stays: on rank 0 its store is the server that all ranks go on with
 
 
-def usual_seconds(environ: Mapping[str, str]) -> float:
-    """Return how long ranks wait for one another where the configuration does not say."""
-    return PATIENT_SECONDS if any(name in environ for name in PATIENT_STARTS) else USUAL_SECONDS
+def usual_seconds(place: RankEnvironment, environ: Mapping[str, str]) -> float:
+    """Return how long ranks wait for one another where the configuration does not say.
+
+    On one host none can be missing: there its launcher sees a rank end.
+    """
+    is_one_host = place.local_world_size == place.world_size
+    is_patient = is_one_host or any(name in environ for name in PATIENT_STARTS)
+    return PATIENT_SECONDS if is_patient else USUAL_SECONDS
 
 
 def _open_store(place: RankEnvironment, *, seconds: float, is_agents: bool) -> TCPStore:

@@ -95,17 +95,24 @@ run_program(main, leaves_at_once=True)
 
 FAILS = """
 import threading
-from ds_dpo.errors import run_program
+from ds_dpo.errors import LaunchError, run_program
 def main():
     threading.Thread(target=threading.Event().wait).start()  # which an orderly end would wait for
     print("so far", end="")
-    raise ZeroDivisionError("by zero")
+    raise {error}
 run_program(main, fails_at_once=True)
 """
 
 
-def test_a_program_that_fails_at_once_waits_for_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (1, "so far")
-    assert "ZeroDivisionError: by zero" in done.stderr
-    assert "Traceback (most recent call last)" in done.stderr
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ("ZeroDivisionError('by zero')", 1, ["Traceback (most recent call last)", "ZeroDivisionError: by zero"]),
+        ("LaunchError('rank 1 did not come')", 2, ["error: rank 1 did not come"]),
+    ],
+)
+def test_a_program_that_fails_at_once_waits_for_nothing(error: str, status: int, said: list[str]) -> None:
+    command = [sys.executable, "-c", FAILS.format(error=error)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "so far")
+    assert [words for words in said if words not in done.stderr] == []
