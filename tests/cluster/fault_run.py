@@ -53,9 +53,9 @@ def _is_intact(content: bytes, entry: dict[str, Any]) -> bool:
     return len(content) == entry["size"] and hashlib.sha256(content).hexdigest() == entry["sha256"]
 
 
-def named(checkpoints: Path) -> list[Path]:
-    """Return the folders that have a checkpoint's name, newest first."""
-    found = [folder for folder in _folders(checkpoints) if folder.name.startswith("step_") and _step(folder)]
+def intact(checkpoints: Path) -> list[Path]:
+    """Return the valid folders that have a checkpoint's name, newest first: an earlier damage may have left others."""
+    found = [folder for folder in _folders(checkpoints) if folder.name.startswith("step_") and is_valid(folder)]
     return sorted(found, key=lambda folder: _step(folder) or 0, reverse=True)
 
 
@@ -120,17 +120,17 @@ def _swap(one: Path, other: Path) -> None:
 
 
 def _take_from_the_one_before(checkpoints: Path) -> None:
-    newest, before = named(checkpoints)[:2]
+    newest, before = intact(checkpoints)[:2]
     shutil.copyfile(_shard(before, 1), _shard(newest, 1))
 
 
 def _flip_bits(checkpoints: Path, newest: int | None) -> None:
-    for folder in named(checkpoints)[:newest]:
+    for folder in intact(checkpoints)[:newest]:
         _flip_a_bit(_largest(folder))
 
 
 def _tear_a_later_one(checkpoints: Path) -> None:
-    newest = named(checkpoints)[0]
+    newest = intact(checkpoints)[0]
     later = newest.with_name(f"step_{(_step(newest) or 0) + 1:08d}")
     shutil.copytree(newest, later)
     (later / "manifest.json").unlink()
@@ -139,19 +139,19 @@ def _tear_a_later_one(checkpoints: Path) -> None:
 
 
 def _remove_all(checkpoints: Path) -> None:
-    for folder in named(checkpoints):
+    for folder in _folders(checkpoints):
         shutil.rmtree(folder)
 
 
 Damage = Callable[[Path], object]
 DAMAGE: dict[str, Damage] = {
-    "a shard of rank 1 is missing in the newest": lambda path: _shard(named(path)[0], 1).unlink(),
-    "the newest's largest file is cut in half": lambda path: _halve(_largest(named(path)[0])),
+    "a shard of rank 1 is missing in the newest": lambda path: _shard(intact(path)[0], 1).unlink(),
+    "the newest's largest file is cut in half": lambda path: _halve(_largest(intact(path)[0])),
     "a bit of the newest is another": lambda path: _flip_bits(path, 1),
-    "the newest has no manifest": lambda path: (named(path)[0] / "manifest.json").unlink(),
-    "the newest's manifest is cut in half": lambda path: _halve(named(path)[0] / "manifest.json"),
+    "the newest has no manifest": lambda path: (intact(path)[0] / "manifest.json").unlink(),
+    "the newest's manifest is cut in half": lambda path: _halve(intact(path)[0] / "manifest.json"),
     "the newest's shards of ranks 0 and 1 are swapped": lambda path: _swap(
-        _shard(named(path)[0], 0), _shard(named(path)[0], 1)
+        _shard(intact(path)[0], 0), _shard(intact(path)[0], 1)
     ),
     "a shard of the newest is of the one before": _take_from_the_one_before,
     "the two newest are damaged": lambda path: _flip_bits(path, 2),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import fault_run
 import pytest
@@ -49,6 +50,15 @@ def test_each_damage_costs_what_the_table_says(checkpoints, name):
     fault_run.DAMAGE[name](checkpoints)
     costs = DAMAGES[name]
     assert fault_run.newest_valid(checkpoints) == (None if costs is None else 9 - 3 * costs)
+
+
+@pytest.mark.parametrize("name", [name for name, costs in DAMAGES.items() if costs is not None])
+def test_a_damage_is_done_to_what_is_valid(checkpoints, name):
+    """An earlier case's damage may still lie there under its name."""
+    shutil.copytree(checkpoints / "step_00000009", checkpoints / "step_00000012")
+    (checkpoints / "step_00000012" / "mp_rank_00_model_states.pt").write_bytes(b"cut")
+    fault_run.DAMAGE[name](checkpoints)
+    assert fault_run.newest_valid(checkpoints) == 9 - 3 * DAMAGES[name]
 
 
 def test_what_was_saved_or_said_to_be_must_be_there():
