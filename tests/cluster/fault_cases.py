@@ -50,7 +50,7 @@ SETUPS: dict[str, Setup] = {
 
 # Stated times, in seconds, until no process is left on any host.
 WITHIN_OF_DEATH = 30.0  # the promise, whatever of a launch dies
-WITHIN_OF_SILENCE = 50.0  # ssh notices a silent network after 15 s
+WITHIN_OF_SILENCE = 60.0  # for the sshd of a host that is cut off; the ranks have the time above, as ssh notices
 WITHIN_OF_STOP = 60.0  # the step in progress, a checkpoint, and the libraries' leave-taking
 HANG_SECONDS = 15.0
 WITHIN_OF_HANG = HANG_SECONDS + 45.0  # then 5 s for all ranks' stacks, 15 s for DeepSpeed's launchers, and what is left
@@ -297,18 +297,20 @@ DAMAGES: dict[str, int | None] = {
 def network() -> Iterator[Case]:
     """Hosts that do not answer, and ranks that stand still."""
     cut = Cut("n2")
+    is_silent: dict[str, Any] = {
+        "group": "network",
+        "within": WITHIN_OF_SILENCE,
+        "ranks_within": WITHIN_OF_DEATH,
+    }
     moments: dict[str, tuple[Move, ...]] = {
         "while training": (Steps(4, share=0.5),),
         "while saving": (Steps(1), Saving()),
         "while ranks load": (Loading(0.5),),
     }
     for name, moment in moments.items():
-        yield Case(name=f"network of n2 cut {name}", group="network", moves=(*moment, cut), within=WITHIN_OF_SILENCE)
+        yield Case(name=f"network of n2 cut {name}", moves=(*moment, cut), **is_silent)
     yield Case(
-        name="network of n1, rank 0's host, cut while training",
-        group="network",
-        moves=(Steps(2, share=0.5), Cut("n1")),
-        within=WITHIN_OF_SILENCE,
+        name="network of n1, rank 0's host, cut while training", moves=(Steps(2, share=0.5), Cut("n1")), **is_silent
     )
     is_hang: dict[str, Any] = {
         "group": "network",

@@ -26,7 +26,10 @@ WITHIN_OF_END = 120.0
 
 @dataclass
 class Result:
-    """What became of a case. seconds: from its last move until no process was left; saved: the step to go on from."""
+    """What became of a case.
+
+    seconds: from its last move until no process was left; ranks_seconds: until no rank was. saved: what to go on from.
+    """
 
     name: str
     group: str
@@ -34,7 +37,9 @@ class Result:
     commit: str
     date: str
     within: float
+    ranks_within: float | None = None
     seconds: float | None = None
+    ranks_seconds: float | None = None
     status: int | None = None
     saved: int | None = None
     resumed: int | None = None
@@ -196,11 +201,14 @@ class Chain:
             start.do(move)
         start.do(case.moves[-1])
         since = time.monotonic()
-        result.seconds, late = start.wait_until_gone(within=case.within, since=since)
-        result.status, result.orphans = start.status, len(late)
-        if late:
+        leaving = start.wait_until_gone(within=case.within, since=since)
+        result.seconds, result.ranks_seconds = leaving.seconds, leaving.ranks_seconds
+        result.status, result.orphans = start.status, len(leaving.late)
+        if leaving.late:
             gone = f"gone after {result.seconds:.0f} s" if start.status is not None else "and the launch goes on"
-            result.fail(f"left after {case.within:g} s ({gone}): {names_of(late)}")
+            result.fail(f"left after {case.within:g} s ({gone}): {names_of(leaving.late)}")
+        if case.ranks_within is not None and leaving.ranks_seconds > case.ranks_within:
+            result.fail(f"the last rank was gone after {leaving.ranks_seconds:.0f} s, not {case.ranks_within:g}")
         is_fitting = result.status != 0 if case.statuses is None else result.status in case.statuses
         if not is_fitting:
             result.fail(f"status {result.status}, not {case.statuses or 'a failure'}: {start.tail()}")
@@ -251,7 +259,7 @@ class Chain:
             try:
                 start = self._start(self._run, f"after_{last.name}", {"max_train_steps": steps}, faults="")
                 start.wait(lambda: f"step {steps}/{steps}" in start.text, f"step {steps}, the last")
-                _, late = start.wait_until_gone(within=WITHIN_OF_END, since=time.monotonic())
+                late = start.wait_until_gone(within=WITHIN_OF_END, since=time.monotonic()).late
                 if start.status != 0 or late:
                     last.fail(f"the next start: status {start.status}, left {len(late)} processes: {start.tail()}")
                 self._judge_start(start, saved, last)

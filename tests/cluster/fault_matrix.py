@@ -127,6 +127,7 @@ def play_chain(asked: Sequence[Case], setup: str, place: Place, results: Path, c
             commit=commit,
             date=datetime.now(UTC).date().isoformat(),
             within=case.within,
+            ranks_within=case.ranks_within,
         )
         began = time.monotonic()
         chain.play(case, result)

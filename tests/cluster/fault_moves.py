@@ -102,7 +102,8 @@ class Case:
     faults: DS_DPO_FAULT of the start. options: of train.py, for this start alone. damage: done to the checkpoints
     before; is_refused: none that is left can be used. moves: in order; what the last one waits for or does ends the
     run. statuses: which may be the launch's; None: all but 0. within: seconds from the last move until no process is
-    left on any host. must_say: regular expressions that the launch's output holds in the end.
+    left on any host; ranks_within: until no rank is, where that is to be sooner. must_say: regular expressions that the
+    launch's output holds in the end.
     """
 
     name: str
@@ -115,4 +116,5 @@ class Case:
     is_refused: bool = False
     statuses: tuple[int, ...] | None = None
     within: float = 30.0
+    ranks_within: float | None = None
     must_say: tuple[str, ...] = ()

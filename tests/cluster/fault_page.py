@@ -22,6 +22,7 @@ each start goes on from what the case before has left. A case passes where
 - every process on every host is gone within the stated time after the last thing that was done to it,
 - the exit status is the documented one (docs/faults.md), and not 0 unless the run was asked to stop and saved,
 - the next start goes on from the newest checkpoint of which every byte is there, which the script finds out itself,
+- nothing that was saved before, or that the launch says to have saved, is missing after it,
 - and the curve (loss, learning rate, pairs seen, gradient norm, margin, accuracy, beta) is bit-equal to that of a run
   to which nothing happened.
 
@@ -108,6 +109,8 @@ def table(rows: Sequence[Row]) -> list[str]:
     ]
     for row in rows:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f} s"
+        if row.get("ranks_within"):
+            seconds += f", ranks {row['ranks_seconds']:.1f} s"
         cells = [
             row["name"],
             seconds,

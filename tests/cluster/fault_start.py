@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,18 @@ SPARE_BYTES = 64 * 2**10
 
 class CaseFailure(Exception):
     """What was seen is not what must be."""
+
+
+@dataclass
+class Leaving:
+    """How a launch ended. seconds: until nothing of it was left; ranks_seconds: until no rank was.
+
+    late: who was still there when time was up.
+    """
+
+    seconds: float = 0.0
+    ranks_seconds: float = 0.0
+    late: list[Process] = field(default_factory=list)
 
 
 class Start:
@@ -182,23 +195,23 @@ class Start:
     def _free_disk(self, move: moves.FreeDisk) -> None:
         (self.run.parent / BALLAST).unlink()
 
-    def wait_until_gone(self, *, within: float, since: float) -> tuple[float, list[Process]]:
-        """Wait until the launch and every process of it on every host have ended.
-
-        Returns the seconds since `since`, and who was still there when `within` had passed.
-        """
-        late: list[Process] = []
+    def wait_until_gone(self, *, within: float, since: float) -> Leaving:
+        """Wait until the launch and every process of it on every host have ended; `since` was the last move."""
+        leaving = Leaving()
         while True:
             self.look()
             left = self._processes.all()
-            seconds = time.monotonic() - since
+            leaving.seconds = time.monotonic() - since
+            if any((process.role or "").startswith("rank ") for process in left):
+                leaving.ranks_seconds = leaving.seconds
             if not left and self.status is not None:
                 self.look()
-                return seconds, late
-            if seconds > within and not late:
-                late = left
-            if seconds > 2 * within:
-                return seconds, left
+                return leaving
+            if leaving.seconds > within and not leaving.late:
+                leaving.late = left
+            if leaving.seconds > 2 * within:
+                leaving.late = left
+                return leaving
             time.sleep(LOOK_SECONDS)
 
     def give_up(self) -> None:
