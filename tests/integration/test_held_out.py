@@ -32,7 +32,7 @@ def case(out, name, *, stage=2, micro=4, **settings):
         out / name,
         deepspeed_config=f"zero{stage}_fp32_cpu",
         micro_batch_pairs=micro,
-        **{"max_train_steps": 4, **settings},
+        **{"pairs_per_step": 8, "max_train_steps": 4, **settings},
     )
 
 
