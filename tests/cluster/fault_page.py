@@ -109,7 +109,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     ]
     for row in rows:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f} s"
-        if row.get("ranks_within"):
+        if row.get("ranks_within") and row["ranks_seconds"] is not None:  # it may have failed before
             seconds += f", ranks {row['ranks_seconds']:.1f} s"
         cells = [
             row["name"],
