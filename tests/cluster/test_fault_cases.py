@@ -103,7 +103,7 @@ def test_the_page_tells_what_failed():
     assert f"| {first} | 4.2 s | 30 s | 247 | 9 | yes |  |" in text
     apart = {**good, "ranks_within": 30.0, "ranks_seconds": 2.5}
     assert f"| {first} | 4.2 s, ranks 2.5 s | 30 s |" in page(EVERY, {first: apart})
-    broken_off = {**apart, "seconds": None, "ranks_seconds": None, "passed": False}
+    broken_off = {**apart, "seconds": None, "ranks_seconds": None, "seen": "it left", "passed": False}
     assert f"| {first} |  | 30 s |" in page(EVERY, {first: broken_off})
     assert f"- {second}: left after 30 s" in text
 
