@@ -36,9 +36,13 @@ import numpy as np
 import torch
 
 from ds_dpo.batch import CachedSamples
-from ds_dpo.config import DataConfig
-from ds_dpo.data import pair_cache
-from ds_dpo.data.cache_record import (
+from ds_dpo.config.load import DataConfig
+from ds_dpo.data.stream.draws import PairDraws, draw_pair
+from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.diffusion.noising import Noising
+from ds_dpo.encoding.cache import pairs as pair_cache
+from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache
+from ds_dpo.encoding.cache.record import (
     IMAGE_ROW,
     PAIR_ROW,
     PROMPT_ROW,
@@ -48,11 +52,7 @@ from ds_dpo.data.cache_record import (
     StoredText,
     write_record,
 )
-from ds_dpo.data.cache_shards import IMAGE_SCHEMA, PROMPT_SCHEMA, new_shard, value_offsets
-from ds_dpo.data.draws import PairDraws, draw_pair
-from ds_dpo.data.noising import Noising
-from ds_dpo.data.order import PairOrder
-from ds_dpo.data.pair_cache import CachedPairs, PairCache
+from ds_dpo.encoding.cache.shard_file import IMAGE_SCHEMA, PROMPT_SCHEMA, new_shard, value_offsets
 
 NUM_SHARDS, IMAGES_OF_SHARD, PROMPTS_OF_SHARD = 4, 256, 128
 NUM_ROWS = (10**3, 10**5, 10**6)

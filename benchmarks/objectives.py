@@ -124,10 +124,10 @@ def perform(run: Run, folder: Path) -> None:
     """Train, draw and judge; leaves folder/NAME.json, the last of all. Images without numbers count as failed."""
     import torch
 
-    from ds_dpo.evaluation.compare import Request, images_to_draw
-    from ds_dpo.evaluation.miniature_report import diversity, judge
-    from ds_dpo.evaluation.model_folder import find_model, load_pipeline
-    from ds_dpo.evaluation.sampling import draw_images
+    from ds_dpo.evaluation.drawing.model_folder import find_model, load_pipeline
+    from ds_dpo.evaluation.drawing.sampling import draw_images
+    from ds_dpo.evaluation.miniature.compare import Request, images_to_draw
+    from ds_dpo.evaluation.miniature.report import diversity, judge
 
     pipeline = load_pipeline(find_model(BASE_MODEL, base=None))
     figures: dict[str, Any] = {"run": asdict(run), "commit": commit()}
@@ -207,7 +207,9 @@ def perform_all(runs: Sequence[Run], folder: Path, *, jobs: int) -> None:
     if not (folder / "cache").exists():
         make_cache(folder)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["ds_dpo.assembly", "ds_dpo.evaluation.compare"])  # seconds, once
+    processes.set_forkserver_preload(
+        ["ds_dpo.training.assembly", "ds_dpo.evaluation.miniature.compare"]
+    )  # seconds, once
     with processes.Pool(jobs, maxtasksperchild=1) as pool:
         failed = [name for name in pool.imap(partial(perform_logged, folder=folder), waiting, chunksize=1) if name]
     if failed:

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ds_dpo.config import DataConfig
-from ds_dpo.data.draws import draw_pair
-from ds_dpo.data.loader import open_stream
-from ds_dpo.data.noising import Noising
-from ds_dpo.data.order import PairOrder
+from ds_dpo.config.load import DataConfig
+from ds_dpo.data.stream.draws import draw_pair
+from ds_dpo.data.stream.loader import open_stream
+from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.diffusion.noising import Noising
 
 PAIRS_PER_STEP, WORLD_SIZE, MICRO_BATCH_PAIRS = 2048, 16, 8
 

@@ -26,17 +26,17 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ds_dpo.config import load_config
-from ds_dpo.data.cache_record import DTYPES, StoredFile
-from ds_dpo.data.order import PairOrder
-from ds_dpo.data.reference_errors import ReferenceErrors
-from ds_dpo.data.reference_record import ERRORS_ROW, Coverage, ReferenceRecord, write_reference_record
-from ds_dpo.manifest import hash_file
-from ds_dpo.models.attention import choose_attention, set_attention
+from ds_dpo.config.load import load_config
+from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.encoding.cache.record import DTYPES, StoredFile
+from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
+from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.training_schedule import training_schedule
-from ds_dpo.pair_feed import build_encode, load_encoders, open_feed
-from ds_dpo.preference_step import squared_errors_of_pairs
+from ds_dpo.reference.cache.errors import ReferenceErrors
+from ds_dpo.reference.cache.record import ERRORS_ROW, Coverage, ReferenceRecord, write_reference_record
+from ds_dpo.step.preference_step import squared_errors_of_pairs
+from ds_dpo.storage.manifest import hash_file
 
 BETAS = (500, 5000)
 CACHED_AT_ONCE = 64  # pairs beside which the cached errors are computed

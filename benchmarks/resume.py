@@ -35,9 +35,9 @@ def build(*, stage: int, ranks: int, scale: float) -> Any:
     """Return the project's Engine around a UNet of SDXL's blocks."""
     from diffusers import UNet2DConditionModel
 
-    from ds_dpo.config import load_config
-    from ds_dpo.deepspeed_config import resolve_deepspeed
-    from ds_dpo.engine import build_engine, silence_deepspeed
+    from ds_dpo.config.load import load_config
+    from ds_dpo.engine.engine import build_engine, silence_deepspeed
+    from ds_dpo.engine.settings import resolve_deepspeed
 
     silence_deepspeed()
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ds_dpo.errors import DsDpoError
-from ds_dpo.state_files import StateFile
+from ds_dpo.storage.state_files import StateFile
 
 
 class RunPart:

@@ -15,11 +15,11 @@ if not __package__:
     # started by its path: that put ds_dpo/ itself first, where the package cannot be found and names could clash
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from ds_dpo.config import LoadedConfig, config_to_yaml, load_config
-from ds_dpo.deepspeed_config import describe, resolve_deepspeed
+from ds_dpo.config.load import LoadedConfig, config_to_yaml, load_config
+from ds_dpo.engine.settings import describe, resolve_deepspeed
 from ds_dpo.errors import ConfigError, run_program
-from ds_dpo.quiet import quiet_libraries
-from ds_dpo.supervision import Supervision
+from ds_dpo.process.quiet import quiet_libraries
+from ds_dpo.supervision.rank import Supervision
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,14 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with Supervision(loaded.config, os.environ) as supervision:
         # with torch and DeepSpeed it takes ten seconds to import these; a mistyped option is told at once
-        from ds_dpo.distributed import barrier, read_environment
+        from ds_dpo.distributed.collectives import barrier, read_environment
 
         place = read_environment(dict(os.environ))
         resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
-        from ds_dpo.meeting import meeting
+        from ds_dpo.launch.meeting import meeting
 
         with meeting(loaded.config, place, os.environ):
-            from ds_dpo.assembly import train
+            from ds_dpo.training.assembly import train
 
             is_done = train(loaded.config, resolved, place, supervision)
         supervision.record_end(is_done=is_done)
@@ -59,7 +59,7 @@ def print_resolved(loaded: LoadedConfig) -> None:
     """Print both configurations, complete, and what they amount to; nothing is loaded or written."""
     import json
 
-    from ds_dpo.distributed import read_environment
+    from ds_dpo.distributed.collectives import read_environment
 
     world_size = loaded.world_size or read_environment(dict(os.environ)).world_size
     resolved = resolve_deepspeed(loaded.config, world_size=world_size)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ds_dpo.config import RunConfig, load_config
+from ds_dpo.config.load import RunConfig, load_config
 from ds_dpo.errors import ConfigError, run_program
 
 
@@ -115,21 +115,21 @@ def default_folder(config: RunConfig, *, reference: bool) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     own, of_run = parse_arguments(sys.argv[1:] if argv is None else argv)
-    from ds_dpo.quiet import quiet_libraries
+    from ds_dpo.process.quiet import quiet_libraries
 
     quiet_libraries()
     loaded = load_config(of_run)
     if loaded.dry_run:
         raise ConfigError("option --dry_run is ds_dpo/train.py's; scripts/cache.py has none")
     config = loaded.config
-    from ds_dpo.deepspeed_file import deepspeed_config_path, precision_of_file, read_deepspeed_file
+    from ds_dpo.engine.settings_file import deepspeed_config_path, precision_of_file, read_deepspeed_file
 
     precision = precision_of_file(read_deepspeed_file(deepspeed_config_path(config.deepspeed_config)))
     out = own.out or default_folder(config, reference=own.reference)
     verify = own.verify_images if own.verify else None
     # with torch and DeepSpeed it takes ten seconds to import what follows; a mistyped option is told at once
     if own.reference:
-        from ds_dpo.reference_cache import program as reference_program
+        from ds_dpo.reference.cache import program as reference_program
 
         options = reference_program.ReferenceOptions(
             config=config,
@@ -141,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         reference_program.run(options, verify=verify)
         return
-    from ds_dpo.encode_cache.plan import Request
-    from ds_dpo.encode_cache.program import run
+    from ds_dpo.encoding.cache.plan import Request
+    from ds_dpo.encoding.cache.program import run
 
     request = Request(
         config=config,

@@ -19,9 +19,9 @@ from ds_dpo.errors import run_program
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    from ds_dpo.export.denoiser import DTYPES
     from ds_dpo.export.formats import FORMATS
-    from ds_dpo.export.lora_file import NAMINGS
-    from ds_dpo.export.unet import DTYPES
+    from ds_dpo.export.lora.file import NAMINGS
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -62,7 +62,7 @@ def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
     from ds_dpo.export.consolidate import consolidate
     from ds_dpo.export.request import Request
-    from ds_dpo.quiet import quiet_libraries
+    from ds_dpo.process.quiet import quiet_libraries
 
     quiet_libraries()
     consolidate(Request(**vars(arguments)))

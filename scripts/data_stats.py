@@ -69,8 +69,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     arguments, of_run = parse_arguments()
-    from ds_dpo.config import load_config
-    from ds_dpo.quiet import quiet_libraries, quiet_output
+    from ds_dpo.config.load import load_config
+    from ds_dpo.process.quiet import quiet_libraries, quiet_output
 
     config = load_config(of_run).config
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
@@ -79,9 +79,9 @@ def main() -> None:
     with quiet_output():  # libraries announce what they lack as they are imported
         from tqdm import tqdm
 
-        from ds_dpo.data.open_source import open_source
-        from ds_dpo.data.statistics import choose_some, take_statistics
-        from ds_dpo.data.statistics_text import statistics_text
+        from ds_dpo.data.reading.open_source import open_source
+        from ds_dpo.data.statistics.statistics import choose_some, take_statistics
+        from ds_dpo.data.statistics.text import statistics_text
 
     source = open_source(config.data, say=print, in_file_order=True)
     shown = choose_some(len(source), arguments.sample, seed=config.seed, name="sheet")
@@ -114,9 +114,9 @@ def main() -> None:
 
 
 def write_files(folder, statistics, text, pairs, config) -> None:
-    from ds_dpo.evaluation.pair_picture import sheet_picture
-    from ds_dpo.evaluation.pair_sheet import sheet_html, sheet_pair
-    from ds_dpo.evaluation.picture import replace_file, save_png
+    from ds_dpo.evaluation.pages.pair_picture import sheet_picture
+    from ds_dpo.evaluation.pages.pair_sheet import sheet_html, sheet_pair
+    from ds_dpo.evaluation.pages.picture import replace_file, save_png
 
     title = f"{config.data.dataset}, split {config.data.split}"
     notes = [

@@ -34,11 +34,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from ds_dpo.quiet import quiet_libraries, quiet_output
+    from ds_dpo.process.quiet import quiet_libraries, quiet_output
 
     quiet_libraries()
     with quiet_output():  # libraries announce what they lack as they are imported
-        from ds_dpo.evaluation.compare import Request, evaluate
+        from ds_dpo.evaluation.miniature.compare import Request, evaluate
     evaluate(Request(**vars(arguments)))
 
 

@@ -95,12 +95,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = vars(parse_arguments())
-    from ds_dpo.quiet import quiet_libraries, quiet_output
+    from ds_dpo.process.quiet import quiet_libraries, quiet_output
 
     quiet_libraries()
     with quiet_output():  # libraries announce what they lack as they are imported
-        from ds_dpo.evaluation.drawn_model import ModelChoice, parse_lora
-        from ds_dpo.evaluation.generate import Request, generate
+        from ds_dpo.evaluation.drawing.generate import Request, generate
+        from ds_dpo.evaluation.drawing.named_model import ModelChoice, parse_lora
     models = [ModelChoice(name, tuple(map(parse_lora, loras))) for name, loras in arguments.pop("models")]
     lists = {name: tuple(arguments.pop(name) or ()) for name in ("prompts", "seeds", "labels")}
     generate(Request(models=tuple(models), **{**lists, "seeds": lists["seeds"] or (0,)}, **arguments))

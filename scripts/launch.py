@@ -26,8 +26,8 @@ def main() -> None:
     if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return
-    from ds_dpo.hosts.prepare import prepare_launch
-    from ds_dpo.hosts.supervise import supervise
+    from ds_dpo.launch.prepare import prepare_launch
+    from ds_dpo.launch.supervise import supervise
 
     prepared = prepare_launch(sys.argv[1:], dict(os.environ))
     for remark in prepared.remarks:

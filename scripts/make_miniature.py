@@ -17,7 +17,7 @@ import torch
 from ds_dpo.miniature.models import save_pipeline
 from ds_dpo.miniature.pairs import write_pairs
 from ds_dpo.miniature.pretrain import describe_quality, pretrain_unet, pretrain_vae
-from ds_dpo.quiet import quiet_libraries
+from ds_dpo.process.quiet import quiet_libraries
 
 
 def main() -> None:

@@ -36,10 +36,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
-    from ds_dpo.quiet import quiet_libraries
+    from ds_dpo.process.quiet import quiet_libraries
 
     quiet_libraries()
-    from ds_dpo.replay import replay_record, replay_step
+    from ds_dpo.training.replay import replay_record, replay_step
 
     common = {"checkpoint": arguments.checkpoint, "detect_anomaly": arguments.detect_anomaly, "say": print}
     if arguments.file is not None:

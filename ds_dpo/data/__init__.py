@@ -1,0 +1,1 @@
+"""Preference pairs as data: a pair, its images, its keyed draws."""

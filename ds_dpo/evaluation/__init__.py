@@ -1,0 +1,1 @@
+"""How good images are: scorers, prompt sets, win rates, one page (most of it next)."""

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ds_dpo.errors import ConfigError, ModelError
 from ds_dpo.export.source import BaseModel
-from ds_dpo.models.files import UNET_STEM, FileWeights, find_weights, read_json
-from ds_dpo.models.hub import fetch_folder
+from ds_dpo.models.weights.files import UNET_STEM, FileWeights, find_weights, read_json
+from ds_dpo.models.weights.hub import fetch_folder
 
 if TYPE_CHECKING:
-    from ds_dpo.models.single_file import SingleFile
+    from ds_dpo.models.weights.single_file import SingleFile
 
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
@@ -72,7 +72,7 @@ def prediction_type_of(base: BaseModel | None) -> str | None:
 
 
 def _in_file(base: BaseModel) -> SingleFile:
-    from ds_dpo.models.single_file import SingleFile  # imports diffusers, which takes seconds
+    from ds_dpo.models.weights.single_file import SingleFile  # imports diffusers, which takes seconds
 
     return SingleFile(Path(base.name))
 

@@ -9,19 +9,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ds_dpo.errors import CheckpointError, ConfigError
-from ds_dpo.export.adapter import find_adapter, merge_adapter
 from ds_dpo.export.base_weights import required_weights, weights_at_hand
-from ds_dpo.export.card import CardFacts, facts_of_run, write_card
+from ds_dpo.export.card.card import CardFacts, facts_of_run, write_card
+from ds_dpo.export.card.publish import push_folder
 from ds_dpo.export.destination import check_replaceable, new_file, new_folder
-from ds_dpo.export.family import family_of_config
 from ds_dpo.export.formats import FORMATS, Job, Plan, Written
-from ds_dpo.export.frozen import restore_frozen
+from ds_dpo.export.lora.adapter import find_adapter, merge_adapter
 from ds_dpo.export.pipeline import copy_files, state_scheduler
-from ds_dpo.export.publish import push_folder
 from ds_dpo.export.request import Request, check_options, is_one_file
 from ds_dpo.export.source import Source, choose_base, find_source, unet_config
-from ds_dpo.export.verification import Distance, measure_distance, verify_files
-from ds_dpo.export.weights import Weights, averaged, select_keys
+from ds_dpo.export.tensors.frozen import restore_frozen
+from ds_dpo.export.tensors.verification import Distance, measure_distance, verify_files
+from ds_dpo.export.tensors.weights import Weights, averaged, select_keys
+from ds_dpo.models.families.of_config import family_of_config
 from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
 
 Say = Callable[[str], None]

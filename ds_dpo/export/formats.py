@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ds_dpo.config import resolve_asset
+from ds_dpo.config.load import resolve_asset
 from ds_dpo.errors import ConfigError
-from ds_dpo.export.adapter import Adapter, file_layers, is_untrained, read_part
 from ds_dpo.export.base_weights import prediction_type_of, required_weights
+from ds_dpo.export.card.modelspec import describe_model
+from ds_dpo.export.denoiser import DTYPES, MAX_FILE_BYTES, check_parameters, expected_shapes, write_unet
 from ds_dpo.export.destination import RECORD_KEY
-from ds_dpo.export.lora_file import (
+from ds_dpo.export.lora.adapter import Adapter, file_layers, is_untrained, read_part
+from ds_dpo.export.lora.file import (
     DIFFUSERS_NAME,
     LoraLayer,
     Produce,
@@ -24,16 +26,14 @@ from ds_dpo.export.lora_file import (
     kohya_metadata,
     write_lora_file,
 )
-from ds_dpo.export.lora_svd import ChangeLora
-from ds_dpo.export.modelspec import describe_model
+from ds_dpo.export.lora.svd import ChangeLora
 from ds_dpo.export.pipeline import list_copies, locate_pipeline, locate_vae
 from ds_dpo.export.request import FILE_SUFFIX, Request, is_one_file
-from ds_dpo.export.safetensors_stream import TensorSpec
 from ds_dpo.export.single_file import EMA_PREFIX, check_base_file, read_base_file, single_file_shapes, write_single_file
 from ds_dpo.export.source import BaseModel
-from ds_dpo.export.unet import DTYPES, MAX_FILE_BYTES, check_parameters, expected_shapes, write_unet
-from ds_dpo.export.verification import Distance
-from ds_dpo.export.weights import Weights
+from ds_dpo.export.tensors.safetensors_stream import TensorSpec
+from ds_dpo.export.tensors.verification import Distance
+from ds_dpo.export.tensors.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

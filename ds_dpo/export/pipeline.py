@@ -11,8 +11,8 @@ from typing import Any
 from ds_dpo.errors import ModelError
 from ds_dpo.export.base_weights import SCHEDULER_CONFIG
 from ds_dpo.export.source import BaseModel
-from ds_dpo.models.files import read_json
-from ds_dpo.models.hub import fetch_folder
+from ds_dpo.models.weights.files import read_json
+from ds_dpo.models.weights.hub import fetch_folder
 
 INDEX_NAME = "model_index.json"
 REPLACED = "unet"

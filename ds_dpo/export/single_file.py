@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 import torch
 
 from ds_dpo.errors import ModelError
-from ds_dpo.export.modelspec import merge_metadata
-from ds_dpo.export.safetensors_stream import DTYPE_NAMES, HEADER_ALIGNMENT_BYTES, TensorSpec, write_safetensors
-from ds_dpo.export.unet import check_parameters, expected_shapes, read_finite
-from ds_dpo.export.weights import Weights
-from ds_dpo.models.ldm_keys import UNET_PREFIX, ldm_names
+from ds_dpo.export.card.modelspec import merge_metadata
+from ds_dpo.export.denoiser import check_parameters, expected_shapes, read_finite
+from ds_dpo.export.tensors.safetensors_stream import DTYPE_NAMES, HEADER_ALIGNMENT_BYTES, TensorSpec, write_safetensors
+from ds_dpo.export.tensors.weights import Weights
+from ds_dpo.models.weights.ldm_keys import UNET_PREFIX, ldm_names
 
 EMA_PREFIX = "model_ema."
 COPY_BYTES = 2**20

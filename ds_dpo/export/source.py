@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from ds_dpo.config import resolve_asset
+from ds_dpo.config.load import resolve_asset
 from ds_dpo.errors import CheckpointError, ModelError
-from ds_dpo.manifest import (
+from ds_dpo.models.weights.files import read_json
+from ds_dpo.storage.manifest import (
     MANIFEST_NAME,
     checkpoint_folders,
     newest_valid_checkpoint,
@@ -19,7 +20,6 @@ from ds_dpo.manifest import (
     step_of,
     verify_manifest,
 )
-from ds_dpo.models.files import read_json
 from ds_dpo.zero_shards.files import is_tag_folder
 
 UNET_CONFIG_NAME = "unet_config.json"
@@ -168,7 +168,7 @@ def _config_of_base(base: BaseModel) -> Path:
             f"has no {UNET_CONFIG_NAME}; name a diffusers folder with --base"
         )
     if not folder.is_dir():
-        from ds_dpo.models.hub import fetch_file
+        from ds_dpo.models.weights.hub import fetch_file
 
         return fetch_file(base.name, "unet/config.json", revision=base.revision)
     for path in (folder / "unet" / "config.json", folder / "config.json"):

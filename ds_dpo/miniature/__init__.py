@@ -1,0 +1,1 @@
+"""The toy world: drawing, reward, pre-training, pairs."""

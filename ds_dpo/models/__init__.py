@@ -1,0 +1,1 @@
+"""Models of a run: loaded, frozen, started from earlier weights."""

@@ -14,14 +14,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from ds_dpo.config import ModelConfig
-from ds_dpo.diffusion import TARGETS, NoiseSchedule
+from ds_dpo.config.load import ModelConfig
+from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
 from ds_dpo.errors import ModelError
-from ds_dpo.models.families import FAMILIES, family_of_unet
-from ds_dpo.models.parts import Part, fill, skeleton
-from ds_dpo.models.pretrained import Pipeline, open_pipeline, open_unet_init, open_vae
+from ds_dpo.models.families.table import FAMILIES, family_of_unet
+from ds_dpo.models.families.text import TextEncoder, TextTower
 from ds_dpo.models.sampler import ddim_from
-from ds_dpo.models.text import TextEncoder, TextTower
+from ds_dpo.models.weights.parts import Part, fill, skeleton
+from ds_dpo.models.weights.pretrained import Pipeline, open_pipeline, open_unet_init, open_vae
 
 _VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

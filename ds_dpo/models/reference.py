@@ -12,8 +12,8 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
-from ds_dpo.models.adapters import adapters_disabled, is_of_adapter
-from ds_dpo.models.denoiser import predict
+from ds_dpo.models.denoiser.adapters import adapters_disabled, is_of_adapter
+from ds_dpo.models.denoiser.predict import predict
 
 
 class Reference(Protocol):

@@ -13,7 +13,7 @@ from ds_dpo.errors import run_program
 
 
 def main() -> None:
-    from ds_dpo.config import load_config
+    from ds_dpo.config.load import load_config
 
     print(load_config(sys.argv[1:]).config.output_dir)
 

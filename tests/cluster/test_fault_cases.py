@@ -10,7 +10,7 @@ from fault_cases import DAMAGES, SETUPS, cases, kills
 from fault_moves import Signal
 from fault_page import page, read_results, summary
 
-from ds_dpo.fault_points import FAULT_POINTS, read_faults
+from ds_dpo.process.fault_points import FAULT_POINTS, read_faults
 
 EVERY = cases()
 OPTIM = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"

@@ -8,7 +8,7 @@ import time
 import pytest
 from two_hosts import NODES
 
-from ds_dpo.departure import EXIT_STATUS_OF_LOST_PARENT
+from ds_dpo.process.departure import EXIT_STATUS_OF_LOST_PARENT
 
 pytestmark = pytest.mark.launch
 WITHIN_SECONDS = 30  # of any death

@@ -18,8 +18,8 @@ def predict_after_running() -> None:
     """Let Trainer.run save the predictions once it has ended."""
     from export_worker import unet_inputs
 
-    from ds_dpo.models.adapters import adapters_disabled
-    from ds_dpo.trainer import Trainer
+    from ds_dpo.models.denoiser.adapters import adapters_disabled
+    from ds_dpo.training.trainer import Trainer
 
     run = Trainer.run
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from ds_dpo.config import load_config
-from ds_dpo.data.open_source import open_source
-from ds_dpo.distributed import read_environment
-from ds_dpo.encode_cache import shards as shards_module
-from ds_dpo.encode_cache import write as write_module
-from ds_dpo.encode_cache.fingerprint import fingerprint_of
-from ds_dpo.encode_cache.plan import Request
-from ds_dpo.encode_cache.shards import load_encoders
+from ds_dpo.config.load import load_config
+from ds_dpo.data.reading.open_source import open_source
+from ds_dpo.distributed.collectives import read_environment
+from ds_dpo.encoding.cache import unit as shards_module
+from ds_dpo.encoding.cache import write as write_module
+from ds_dpo.encoding.cache.fingerprint import fingerprint_of
+from ds_dpo.encoding.cache.plan import Request
+from ds_dpo.encoding.cache.unit import load_encoders
 
 NUM_TRIALS = 10
 MAX_ROWS = 22

@@ -15,7 +15,7 @@ from train_cases import main
 
 
 def save_again_before_going_on() -> None:
-    from ds_dpo.trainer import Trainer
+    from ds_dpo.training.trainer import Trainer
 
     run = Trainer.run
 

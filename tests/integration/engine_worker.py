@@ -15,9 +15,9 @@ def build_and_gather(rank: int, out: Path, stage: int, precision: str) -> None:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from ds_dpo.config import load_config
-    from ds_dpo.deepspeed_config import resolve_deepspeed
-    from ds_dpo.engine import DTYPES, build_engine
+    from ds_dpo.config.load import load_config
+    from ds_dpo.engine.engine import DTYPES, build_engine
+    from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.models.loading import file_weights, load_unet
 
     settings = f"zero{stage}_{precision}"

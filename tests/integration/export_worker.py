@@ -20,7 +20,7 @@ from zero_layouts_worker import (
     launch,
 )
 
-from ds_dpo.manifest import Manifest, hash_file, step_folder_name, write_manifest
+from ds_dpo.storage.manifest import Manifest, hash_file, step_folder_name, write_manifest
 
 STEPS = 2
 SPLIT_ALL = {"stage3_param_persistence_threshold": 0}

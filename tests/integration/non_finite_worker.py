@@ -63,8 +63,8 @@ def settings(stage: int, precision: str, top: dict) -> dict:
 
 
 def build(stage: int, precision: str, top: dict):
-    from ds_dpo.config import OptimizerConfig, ScheduleConfig
-    from ds_dpo.engine import DTYPES, build_engine
+    from ds_dpo.config.load import OptimizerConfig, ScheduleConfig
+    from ds_dpo.engine.engine import DTYPES, build_engine
 
     torch.manual_seed(0)
     # even sizes: ZeRO-3 leaves the padding of odd ones as it finds the memory

@@ -18,20 +18,20 @@ import numpy as np
 import torch
 
 from ds_dpo import train
-from ds_dpo.config import load_config
-from ds_dpo.data.order import PairOrder
-from ds_dpo.data.reference_errors import ReferenceErrors
-from ds_dpo.data.reference_record import Coverage
-from ds_dpo.distributed import read_environment
+from ds_dpo.config.load import load_config
+from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.distributed.collectives import read_environment
+from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
 from ds_dpo.errors import DsDpoError
-from ds_dpo.models.attention import choose_attention, set_attention
+from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.training_schedule import training_schedule
-from ds_dpo.pair_feed import build_encode, load_encoders, open_feed
-from ds_dpo.preference_step import squared_errors_of_pairs
-from ds_dpo.reference_cache.fingerprint import fingerprint_of, start_of_policy
-from ds_dpo.reference_cache.places import places_of
-from ds_dpo.reference_cache.write import ReferenceRequest, write_reference_cache
+from ds_dpo.reference.cache.errors import ReferenceErrors
+from ds_dpo.reference.cache.fingerprint import fingerprint_of, start_of_policy
+from ds_dpo.reference.cache.places import places_of
+from ds_dpo.reference.cache.record import Coverage
+from ds_dpo.reference.cache.write import ReferenceRequest, write_reference_cache
+from ds_dpo.step.preference_step import squared_errors_of_pairs
 
 NUM_TRIALS = 8
 SHARD_PAIRS, BATCH_PAIRS = 4, 3

@@ -27,14 +27,14 @@ def inputs_of(rank: int, dtype: torch.dtype):
 
 
 def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
-    from ds_dpo.config import load_config
-    from ds_dpo.deepspeed_config import resolve_deepspeed
-    from ds_dpo.engine import DTYPES, build_engine
+    from ds_dpo.config.load import load_config
+    from ds_dpo.engine.engine import DTYPES, build_engine
+    from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.errors import ReferenceChangedError
-    from ds_dpo.models.denoiser import predict
+    from ds_dpo.models.denoiser.predict import predict
     from ds_dpo.models.loading import load_unet
     from ds_dpo.models.reference import FrozenCopy
-    from ds_dpo.references import RESIDENCIES, ReferenceWatch
+    from ds_dpo.reference.residency import RESIDENCIES, ReferenceWatch
 
     arguments = ["--config", "miniature", "--deepspeed_config", f"zero{stage}_{precision}"]
     config = load_config([*arguments, "--reference.residency", "zero3"]).config
@@ -91,14 +91,14 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
 
 def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     """Train a policy's adapter, recomputing activations, and let the policy without it be the reference."""
-    from ds_dpo.config import AdapterConfig, load_config
-    from ds_dpo.deepspeed_config import resolve_deepspeed
-    from ds_dpo.engine import DTYPES, build_engine
-    from ds_dpo.models.adapters import add_adapter
-    from ds_dpo.models.denoiser import predict
+    from ds_dpo.config.load import AdapterConfig, load_config
+    from ds_dpo.engine.engine import DTYPES, build_engine
+    from ds_dpo.engine.settings import resolve_deepspeed
+    from ds_dpo.models.denoiser.adapters import add_adapter
+    from ds_dpo.models.denoiser.predict import predict
     from ds_dpo.models.loading import load_unet
     from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter
-    from ds_dpo.references import ReferenceWatch
+    from ds_dpo.reference.residency import ReferenceWatch
 
     # a rate at which two updates show in a prediction in bf16, on any processor
     options = ["--deepspeed_config", f"zero{stage}_{precision}", "--learning_rate", "1e-2"]

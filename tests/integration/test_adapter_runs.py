@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-from ds_dpo.config import load_config, resolve_asset
-from ds_dpo.deepspeed_file import DS_CONFIGS
+from ds_dpo.config.load import load_config, resolve_asset
+from ds_dpo.engine.settings_file import DS_CONFIGS
 from ds_dpo.export.consolidate import consolidate
 from ds_dpo.export.request import Request
 from ds_dpo.models.loading import file_weights

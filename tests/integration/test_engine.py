@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_dpo.config import load_config
+from ds_dpo.config.load import load_config
 from ds_dpo.models.loading import file_weights
 
 sys.path.insert(0, str(Path(__file__).parent))

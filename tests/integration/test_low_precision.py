@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_dpo.config_objectives import OBJECTIVE_SECTIONS
+from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import ROOT, curve, launch, metrics, spell, zero_stage

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ds_dpo.data.order import place_of
+from ds_dpo.data.stream.order import place_of
 from ds_dpo.errors import ConfigError, DataError
-from ds_dpo.replay import replay_record, replay_step
-from ds_dpo.step_record import read_record
+from ds_dpo.step.record import read_record
+from ds_dpo.training.replay import replay_record, replay_step
 from ds_dpo.zero_shards.reader import open_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 pytestmark = pytest.mark.launch
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     **os.environ,
     "DS_ACCELERATOR": "cpu",

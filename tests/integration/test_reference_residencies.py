@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ds_dpo.manifest import verify_manifest
+from ds_dpo.storage.manifest import verify_manifest
 from ds_dpo.zero_shards.reader import open_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from repository import ROOT
 
 pytestmark = pytest.mark.launch
-ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "ds_dpo" / "train.py")
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 MINIATURE = ["--config", "miniature", "--deepspeed_config", "zero2_fp32_cpu", "--max_train_steps", "2"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_dpo.departure import EXIT_STATUS_OF_HANG
+from ds_dpo.process.departure import EXIT_STATUS_OF_HANG
 
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import ENVIRONMENT, ROOT, free_port, metrics, spell

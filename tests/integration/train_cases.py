@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ds_dpo import train  # noqa: E402 (the line above finds it)
-from ds_dpo.quiet import quiet_libraries  # noqa: E402
+from ds_dpo.process.quiet import quiet_libraries  # noqa: E402
 
 
 def let_fp16_reference_take_the_policys_kernels() -> None:
@@ -36,7 +36,7 @@ def let_fp16_reference_take_the_policys_kernels() -> None:
 
 def record_sharding() -> None:
     """Let each run leave sharding.json: how many elements of its models rank 0 holds, whole and in parts."""
-    from ds_dpo.trainer import Trainer
+    from ds_dpo.training.trainer import Trainer
 
     train_all = Trainer.run
 
@@ -63,7 +63,7 @@ def held_elements(module) -> dict[str, int]:
 
 def train_and_keep_error(arguments) -> None:
     """Train; where that ends since steps were not finite, leave each rank's message in error_RANK.txt."""
-    from ds_dpo.distributed import rank
+    from ds_dpo.distributed.collectives import rank
     from ds_dpo.errors import NonFiniteError
 
     try:

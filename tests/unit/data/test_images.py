@@ -13,11 +13,11 @@ import torch
 from pair_files import config, file_of, picture
 from PIL import Image
 
-from ds_dpo.data.draws import draw_pair
 from ds_dpo.data.images import cut_image, decode_rgb, read_size
-from ds_dpo.data.noising import Noising
-from ds_dpo.data.prepare import prepare_pair
 from ds_dpo.data.source import BadRowError, PairRecord
+from ds_dpo.data.stream.draws import draw_pair
+from ds_dpo.data.stream.prepare import prepare_pair
+from ds_dpo.diffusion.noising import Noising
 from ds_dpo.errors import DataError
 
 # ---- files that are refused ----

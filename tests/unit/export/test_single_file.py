@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from unet_shapes import TINY_SD15, TINY_SDXL, tiny_unet
 from zero_checkpoint import save_zero2
 
-from ds_dpo.config import resolve_asset
+from ds_dpo.config.load import resolve_asset
 from ds_dpo.errors import ModelError
-from ds_dpo.export.family import family_of_config
-from ds_dpo.export.modelspec import describe_model
+from ds_dpo.export.card.modelspec import describe_model
 from ds_dpo.export.single_file import read_base_file, single_file_shapes, write_single_file
-from ds_dpo.models.files import read_json
-from ds_dpo.models.ldm_keys import ldm_names
+from ds_dpo.models.families.of_config import family_of_config
+from ds_dpo.models.weights.files import read_json
+from ds_dpo.models.weights.ldm_keys import ldm_names
 from ds_dpo.zero_shards.reader import open_checkpoint
 
 METADATA = {"modelspec.title": "tuned"}

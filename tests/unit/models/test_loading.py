@@ -17,7 +17,7 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from ds_dpo.config import ModelConfig, resolve_asset
+from ds_dpo.config.load import ModelConfig, resolve_asset
 from ds_dpo.errors import ModelError
 from ds_dpo.models.loading import (
     describe_model,

@@ -7,12 +7,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
-from ds_dpo.config import AdapterConfig, ModelConfig
-from ds_dpo.models.adapters import add_adapter
-from ds_dpo.models.checksum import weights_checksum
-from ds_dpo.models.denoiser import predict
+from ds_dpo.config.load import AdapterConfig, ModelConfig
+from ds_dpo.models.denoiser.adapters import add_adapter
+from ds_dpo.models.denoiser.predict import predict
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter, assert_own_storage, held_tensors
+from ds_dpo.reference.checksum import weights_checksum
 
 Inputs = tuple[Tensor, Tensor, Conditioning]
 

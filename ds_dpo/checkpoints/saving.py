@@ -1,0 +1,136 @@
+"""When checkpoints are due, and what becomes of each: completed, or counted as failed and tried again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from ds_dpo.checkpoints.writer import CheckpointWriter, Contents, Saved
+from ds_dpo.config.load import CadenceConfig
+from ds_dpo.distributed.collectives import is_main
+from ds_dpo.errors import CheckpointError
+
+_TRAINING_GOES_ON = "training goes on, and the next save that is due tries again"
+
+
+class Saving:
+    """Saves as the cadence says; a disk that refuses is shouted about and training goes on, but for the last state.
+
+    Every method but abandon is called by all ranks at the same step, and decides alike on all of them.
+    """
+
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        *,
+        every: CadenceConfig,
+        max_train_steps: int,
+        saved_step: int,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """saved_step: that of the checkpoint gone on from, or 0. clock: seconds; rank 0's decides."""
+        self._writer, self._every, self._max_train_steps = writer, every, max_train_steps
+        self._saved_step: int | None = saved_step or None
+        self._say, self._clock = say, clock
+        self._last_time = clock()
+        self._is_time = False
+        self._num_failed = 0
+
+    @property
+    def num_failed(self) -> int:
+        """How many saves failed since this start."""
+        return self._num_failed
+
+    def counters(self) -> dict[str, float]:
+        """Return what take needs summed over all ranks, with what each step reduces anyway."""
+        minutes = self._every.save_every_minutes
+        is_time = is_main() and minutes is not None and self._clock() - self._last_time >= 60 * minutes
+        return {"saving": float(self._writer.is_busy), "save_now": float(is_time)}
+
+    def take(self, totals: Mapping[str, float]) -> None:
+        """Complete the checkpoint in the background once no rank writes any more. totals: counters, over all ranks."""
+        self._is_time = totals["save_now"] > 0
+        if self._writer.is_in_flight and totals["saving"] == 0:
+            self._finish()
+
+    def is_due(self, step: int) -> bool:
+        """True at multiples of both numbers of steps, when the time has come, and at the end."""
+        steps = (self._every.save_every_steps, self._every.keep_every_steps)
+        return self._is_time or step == self._max_train_steps or any(every and step % every == 0 for every in steps)
+
+    def saves_left(self, step: int) -> int:
+        """Return how many saves are to come after a step, at most."""
+        last = self._max_train_steps
+        if self._every.save_every_minutes is not None:
+            return last - step
+        steps = (self._every.save_every_steps, self._every.keep_every_steps)
+        return 1 + sum(last // every - step // every for every in steps if every)
+
+    def protect(self, step: int | None) -> None:
+        """See CheckpointWriter.protect."""
+        self._writer.protect(step)
+
+    def save(
+        self,
+        contents: Callable[[], Contents],
+        *,
+        step: int,
+        is_last: bool = False,
+        renews: bool = False,
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Save a step, unless it is saved already; one in flight is completed before.
+
+        is_last: nothing is trained after it, so that it is tried twice, training waiting, and its failure is a
+        CheckpointError on all ranks together. renews, first: see CheckpointWriter.begin.
+        """
+        if self._writer.is_busy:
+            self._say(f"step {step} is due to be saved while an earlier one is still being written: training waits")
+        self.settle()
+        if self._saved_step == step and not renews:
+            return
+        in_background = self._every.save_in_background and not (is_last or renews)
+        for is_last_try in (False, True) if is_last else (False,):
+            self._last_time = self._clock()
+            try:
+                goes_on = self._writer.begin(
+                    step=step, contents=contents(), in_background=in_background, renews=renews, first=first
+                )
+                self._saved_step = step
+                if not goes_on:
+                    self._report(self._writer.finish())
+                return
+            except CheckpointError as error:
+                if is_last_try:
+                    raise
+                self._fail(error, then="trying again" if is_last else _TRAINING_GOES_ON)
+
+    def settle(self) -> None:
+        """Complete the checkpoint in flight, if there is one; training waits for it."""
+        if self._writer.is_in_flight:
+            self._finish()
+
+    def abandon(self) -> None:
+        """Leave without the one in flight; of each rank alone."""
+        self._writer.abandon()
+
+    def _finish(self) -> None:
+        try:
+            self._report(self._writer.finish())
+        except CheckpointError as error:
+            self._fail(error, then=_TRAINING_GOES_ON)
+
+    def _report(self, saved: Saved) -> None:
+        if saved.copied_seconds is None:
+            self._say(f"saved {saved.folder} in {saved.written_seconds:.1f} s")
+            return
+        copied, written = f"copied in {saved.copied_seconds:.2f} s", f"written in {saved.written_seconds:.1f} s"
+        self._say(f"saved {saved.folder}: {copied}, {written} in the background")
+
+    def _fail(self, error: CheckpointError, *, then: str) -> None:
+        self._num_failed += 1
+        self._saved_step = None
+        newest = self._writer.newest()
+        kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
+        self._say(f"SAVING FAILED, {kept}: {error}; {then}")

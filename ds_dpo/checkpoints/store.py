@@ -1,0 +1,127 @@
+"""The reading half of checkpoints: the newest that verifies on all ranks, or an error."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.checkpoints.folder import LATEST, RunIdentity, rank_of, recover_interrupted, together, unused_name
+from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_main, rank, world_size
+from ds_dpo.engine.engine import Engine
+from ds_dpo.errors import CheckpointError
+from ds_dpo.process.fault_points import reach
+from ds_dpo.storage import manifest
+from ds_dpo.storage.manifest import Manifest
+
+ROLLED_BACK_SUFFIX = ".rolled_back"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCheckpoint:
+    """Where a checkpoint lies, and the plain values that it was saved with."""
+
+    folder: Path
+    client_state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints folder of one run; every method is called by all ranks together."""
+
+    def __init__(self, folder: Path, *, engine: Engine, identity: RunIdentity, report: Callable[[str], None]) -> None:
+        """report: says what was found amiss and how it was dealt with."""
+        self._folder = folder
+        self._report = report
+        self._engine = engine
+        self._identity = identity
+
+    def set_aside_after(self, step: int) -> bool:
+        """Rename all checkpoints after a step, so that none is ever resumed from.
+
+        Returns False, and does nothing, where there is none of that step or before. Raises CheckpointError on all ranks
+        together.
+        """
+        found = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
+        names = [str(name) for name in found]  # type: ignore[attr-defined]
+        later = [name for name in names if (manifest.step_of(Path(name)) or 0) > step]
+        if len(later) == len(names):
+            return False
+        together(lambda: self._set_aside(later), when=is_main())
+        return True
+
+    def _set_aside(self, names: Sequence[str]) -> None:
+        for name in names:
+            os.replace(self._folder / name, unused_name(self._folder / f"{name}{ROLLED_BACK_SUFFIX}"))
+        manifest.sync_folder(self._folder)
+
+    def load_newest(self) -> LoadedCheckpoint | None:
+        """Load the newest checkpoint that verifies, whatever ranks and ZeRO stage saved it; None where none was saved.
+
+        One whose save was cut off between its renames gets its name first. Raises CheckpointError where there are
+        checkpoints or a `latest` and none can be used: training never starts over in silence.
+        """
+        reach("load.begin")
+        together(lambda: recover_interrupted(self._folder, self._report), when=is_main())
+        found = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
+        names = [str(name) for name in found]  # type: ignore[attr-defined]
+        reasons: list[str] = []
+        for name in names:
+            errors = [error for error in gather_objects(self._verify(self._folder / name)) if error is not None]
+            if not errors:
+                reach("load.verified")
+                folder = self._folder / name
+                client_state = self._read(folder)
+                reach("load.read")
+                return LoadedCheckpoint(folder=folder, client_state=client_state)
+            reasons.append(str(errors[0]))
+            self._report(f"passed over: {errors[0]}")
+        latest = self._folder / LATEST
+        if reasons:
+            raise CheckpointError(f"no checkpoint in {self._folder} can be used: " + "; ".join(reasons))
+        if broadcast_object(latest.exists()):
+            named = latest.read_text(encoding="utf-8").strip()
+            raise CheckpointError(
+                f"{latest} names {named!r}, but {self._folder} holds no checkpoint; restore it, or give another "
+                "output_dir to start anew"
+            )
+        return None
+
+    def _verify(self, folder: Path) -> CheckpointError | None:
+        """Check the manifest against this run and this rank's files against the manifest."""
+        try:
+            found = manifest.read_manifest(folder)
+            self._require_same_precision(folder, found)
+            own = [name for name in found.files if _verifying_rank(name, world_size=world_size()) == rank()]
+            manifest.verify_manifest(folder, names=own)
+        except CheckpointError as error:
+            return error
+        return None
+
+    def _require_same_precision(self, folder: Path, found: Manifest) -> None:
+        old, new = found.precision, self._identity.precision
+        if old != new:
+            raise CheckpointError(f"{folder} was saved in precision {old} and this start has {new}; go on in {old}")
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        """Read a verified checkpoint into the engine: by DeepSpeed where each rank has a shard of its own in it."""
+        found, own = manifest.read_manifest(folder), self._identity
+        is_cut_alike = (found.world_size, found.stage) == (own.world_size, own.stage)
+        if is_cut_alike and found.layout in (None, self._engine.layout_digest()):
+            return self._engine.read_checkpoint(folder)
+        start = time.perf_counter()
+        client_state = self._engine.read_checkpoint_of_other_layout(folder)
+        saved, has = (f"{by.world_size} rank(s) at ZeRO stage {by.stage}" for by in (found, own))
+        how = "other settings of DeepSpeed" if is_cut_alike else has
+        self._report(
+            f"{folder} was saved by {saved} and this start has {how}: weights, moments and all else were read tensor "
+            f"by tensor in {time.perf_counter() - start:.1f} s"
+        )
+        return client_state
+
+
+def _verifying_rank(name: str, *, world_size: int) -> int:
+    """The one of this start's ranks that compares a file with the manifest, whatever number of ranks wrote them."""
+    return rank_of(name) % world_size

@@ -1,0 +1,315 @@
+"""The writing half of checkpoints: copied where training goes on meanwhile, written aside, agreed on, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.checkpoints.folder import (
+    DAMAGED_SUFFIX,
+    DELETED_PREFIX,
+    PARTIAL_PREFIX,
+    REPLACED_SUFFIX,
+    Retention,
+    RunIdentity,
+    gib,
+    point_latest,
+    rank_of,
+    together,
+    unused_name,
+)
+from ds_dpo.checkpoints.job import WritingJob
+from ds_dpo.distributed.collectives import gather_objects, is_main, rank
+from ds_dpo.engine.engine import Engine
+from ds_dpo.errors import CheckpointError
+from ds_dpo.process.fault_points import reach
+from ds_dpo.process.host_memory import available_bytes
+from ds_dpo.storage import manifest
+from ds_dpo.storage.manifest import FileEntry, Manifest
+from ds_dpo.storage.state_files import HostCopies, StateFile, num_bytes
+
+UNET_CONFIG = "unet_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint is to hold beside the engine's state. files: this rank's."""
+
+    client_state: Mapping[str, Any]
+    files: Sequence[StateFile] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A complete checkpoint, and how long it took this rank.
+
+    copied_seconds: how long training waited for a copy; None where it waited until all was written.
+    """
+
+    folder: Path
+    copied_seconds: float | None
+    written_seconds: float
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, one at a time; begin and finish are called by all ranks together."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        engine: Engine,
+        identity: RunIdentity,
+        retention: Retention,
+        report: Callable[[str], None],
+        available_bytes: Callable[[], int | None] = available_bytes,
+    ) -> None:
+        """report: says what was found amiss and how it was dealt with. available_bytes: memory of this host."""
+        self._folder = folder
+        self._engine, self._identity, self._retention = engine, identity, retention
+        self._report, self._available_bytes = report, available_bytes
+        self._copies = HostCopies()
+        self._job: WritingJob | None = None
+        self._protected_step: int | None = None
+
+    @property
+    def is_in_flight(self) -> bool:
+        """True from begin to finish, on all ranks alike."""
+        return self._job is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """True while this rank's files are being written in the background."""
+        return self._job is not None and self._job.is_alive()
+
+    def protect(self, step: int | None) -> None:
+        """Keep the newest checkpoint of this step or before beside the others, until told otherwise."""
+        self._protected_step = step
+
+    def newest(self) -> Path | None:
+        """Return the newest complete checkpoint, unread; for messages."""
+        folders = manifest.checkpoint_folders(self._folder)
+        return next((folder for folder in folders if (folder / manifest.MANIFEST_NAME).is_file()), None)
+
+    def save(self, *, step: int, contents: Contents, renews: bool = False) -> Saved:
+        """Write the checkpoint of a step while training waits; see begin and finish."""
+        self.begin(step=step, contents=contents, renews=renews, in_background=False)
+        return self.finish()
+
+    def begin(
+        self,
+        *,
+        step: int,
+        contents: Contents,
+        in_background: bool,
+        renews: bool = False,
+        first: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Write this rank's files of a step aside; in the background: copy their state, and write it in a thread.
+
+        Returns whether a thread writes; False where a host has no memory for the copies: then all ranks have written.
+        first: done on rank 0 before. renews: one of the same step, loaded just now, is replaced for good. Raises
+        CheckpointError on all ranks together, with nothing left behind, where there is no space; whether writing went
+        well is finish's to say.
+        """
+        assert self._job is None, "one checkpoint at a time"
+        final = self._folder / manifest.step_folder_name(step)
+        partial = self._folder / (PARTIAL_PREFIX + final.name)
+        together(lambda: reach("save.begin"))
+        files = [*self._engine.checkpoint_files(client_state=contents.client_state), *contents.files]
+        files += self._unet_config()
+        assert all(rank_of(file.name) == rank() for file in files), "whose file it is must show in its name"
+        has_memory, size = self._measure(files, in_background=in_background)
+        try:
+            together(lambda: self._open(partial, size, first), when=is_main())
+        except CheckpointError:
+            self._discard(partial)
+            raise
+        job = WritingJob(step=step, partial=partial, final=final, renews=renews, files=files)
+        self._job = job
+        if not (in_background and has_memory):
+            job.write()
+            return False
+        started = time.perf_counter()
+        try:
+            job.files = self._copies.copy(files)
+        except Exception as error:  # one rank's: the others are told in finish
+            job.error = error
+            return True
+        job.copied_seconds = time.perf_counter() - started
+        job.start()
+        return True
+
+    def finish(self) -> Saved:
+        """Wait for all ranks' files and make the checkpoint exist.
+
+        Raises CheckpointError on all ranks together, with nothing left behind, where the disk refused any rank: earlier
+        checkpoints and `latest` are as they were. A kill at any moment leaves them so, too.
+        """
+        job = self._job
+        assert job is not None, "begun"
+        job.wait()
+        self._copies.release()
+        self._job = None
+        try:
+            together(job.raise_error)
+            files: dict[str, FileEntry] = {}
+            for part in gather_objects(job.entries):
+                assert isinstance(part, dict)
+                files |= part
+            together(lambda: reach("save.agreed"))
+            together(lambda: self._complete(job, files), when=is_main())
+        except CheckpointError:
+            self._discard(job.partial)
+            raise
+        seconds = time.perf_counter() - job.began if job.copied_seconds is None else job.written_seconds
+        return Saved(folder=job.final, copied_seconds=job.copied_seconds, written_seconds=seconds)
+
+    def abandon(self) -> None:
+        """Let a thread that still writes stop at the next file; for a program that leaves without its checkpoint."""
+        if self._job is not None:
+            self._job.is_abandoned = True
+
+    def require_space(self, *, further_bytes: int, saves_left: int, in_background: bool) -> list[str]:
+        """Return what the run's checkpoints will take of disk and memory, in words, before anything is trained.
+
+        further_bytes: this rank's files beside the engine's. saves_left: how many checkpoints are to come. While one is
+        written, those that it will push out are still there. Raises CheckpointError on all ranks together where the
+        disk has no room for as many more as will stand at a time.
+        """
+        further = [int(str(size)) for size in gather_objects(further_bytes)]
+        size, kept = self._engine.checkpoint_bytes() + sum(further), self._retention.newest
+        together(lambda: self._check_start(size, saves_left), when=is_main())
+        lines = [f"checkpoints: about {gib(size)} GiB each, at most {kept} stay and one more while it is written"]
+        if in_background:
+            own = self._engine.own_checkpoint_bytes() + further_bytes
+            most = max(int(str(size)) for size in gather_objects(own))
+            lines.append(
+                f"checkpoints: written in the background from copies of up to {gib(most)} GiB a rank in host memory"
+            )
+        return lines
+
+    def _check_start(self, size: int, saves_left: int) -> None:
+        present = len(manifest.checkpoint_folders(self._folder))
+        more = min(self._retention.newest + 1 - min(present, self._retention.newest), max(saves_left, 1))
+        self._require_free(more * size, f"{more} more of about {gib(size)} GiB will stand there at a time")
+
+    def _require_free(self, needed: int, why: str) -> None:
+        # a start that is refused here leaves no folder behind
+        existing = next(path for path in (self._folder.absolute(), *self._folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if free < needed:
+            raise CheckpointError(
+                f"no space for a checkpoint in {self._folder}: {why}, and {gib(free)} GiB are free; free some, lower "
+                "cadence.keep_checkpoints, or give another output_dir"
+            )
+
+    def _measure(self, files: Sequence[StateFile], *, in_background: bool) -> tuple[bool, int]:
+        """Return whether every host has memory for its ranks' copies, and how many bytes all ranks will write."""
+        to_allocate = self._copies.bytes_to_allocate(files)
+        own = (socket.gethostname(), to_allocate, self._available_bytes(), num_bytes(files))
+        needed: dict[str, int] = {}
+        available: dict[str, int] = {}
+        size = 0
+        for part in gather_objects(own):
+            assert isinstance(part, tuple)
+            host, host_bytes, host_available, file_bytes = part
+            needed[host] = needed.get(host, 0) + host_bytes
+            if host_available is not None:
+                available[host] = min(available.get(host, host_available), host_available)
+            size += file_bytes
+        short = [host for host in available if needed[host] > available[host]]
+        if short and in_background:
+            self._report(
+                f"{short[0]} has {gib(available[short[0]])} GiB of memory left and a copy of its ranks' state takes "
+                f"{gib(needed[short[0]])} GiB: training waits until this checkpoint is written"
+            )
+        return not short, size
+
+    def _open(self, partial: Path, size: int, first: Callable[[], None]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for pattern in (f"{PARTIAL_PREFIX}*", f"{DELETED_PREFIX}*", f"step_*{REPLACED_SUFFIX}*"):
+            for leftover in self._folder.glob(pattern):  # what a killed save left
+                shutil.rmtree(leftover)
+        first()
+        self._require_free(size, f"this one takes {gib(size)} GiB")
+        partial.mkdir()
+
+    def _unet_config(self) -> list[StateFile]:
+        if not is_main():
+            return []
+        module: Any = self._engine.module  # a diffusers model, whose config torch's Module does not know
+        config = {name: value for name, value in module.config.items() if not name.startswith("_name")}
+        return [StateFile(name=UNET_CONFIG, state=json.dumps(config, indent=2, default=list), write=_write_text)]
+
+    def _complete(self, job: WritingJob, files: dict[str, FileEntry]) -> None:
+        """Make the checkpoint exist: manifest, rename, `latest`; only then delete older ones."""
+        identity = self._identity
+        if not job.renews:  # what stands there was passed over; without it this one is whole once it has a manifest
+            self._move_aside(job.final, DAMAGED_SUFFIX)
+        manifest.write_manifest(
+            job.partial,
+            Manifest(
+                step=job.step,
+                world_size=identity.world_size,
+                stage=identity.stage,
+                precision=identity.precision,
+                fingerprint=identity.fingerprint,
+                layout=self._engine.layout_digest(),
+                files=files,
+            ),
+        )
+        reach("save.manifest")
+        replaced = self._move_aside(job.final, REPLACED_SUFFIX) if job.renews else None
+        os.replace(job.partial, job.final)
+        reach("save.renamed")
+        point_latest(job.final)
+        reach("save.latest")
+        if replaced is not None:
+            self._delete(replaced)
+        self._prune(newest=job.step)
+        reach("save.pruned")
+
+    def _move_aside(self, final: Path, suffix: str) -> Path | None:
+        """Make way for a checkpoint of the same step; a damaged one is kept for whoever wants to look."""
+        if not final.exists():
+            return None
+        aside = unused_name(final.with_name(final.name + suffix))
+        os.replace(final, aside)
+        reach("save.moved_old")
+        return aside
+
+    def _prune(self, *, newest: int) -> None:
+        folders = {manifest.step_of(folder) or 0: folder for folder in manifest.checkpoint_folders(self._folder)}
+        for step in self._retention.to_delete(list(folders), saved=newest, protected=self._protected_step):
+            self._delete(folders[step])
+
+    def _delete(self, folder: Path) -> None:
+        """Delete a checkpoint so that a kill leaves nothing that looks like one; the new one is there either way."""
+        try:
+            gone = unused_name(folder.with_name(DELETED_PREFIX + folder.name))
+            os.replace(folder, gone)
+            shutil.rmtree(gone)
+        except OSError as error:
+            self._report(f"{folder} should go and cannot be deleted: {error}")
+
+    def _discard(self, partial: Path) -> None:
+        """Remove what a failed save left; where the disk refuses even that, the next save tries again."""
+        if is_main():
+            try:
+                shutil.rmtree(partial)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._report(f"{partial}: cannot be removed: {error}")
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,201 @@
+"""The command line: one option for each field, under its flat and its dotted name.
+
+tyro 1.0 and pydantic-settings 2.16 were tried on this schema. With tyro the objective is a positional subcommand, and
+--objective.beta is refused without it; pydantic-settings suggests nothing for a mistyped name, cannot change the
+objective over a preset, and its help shows the schema's defaults instead of the preset's. In both the last of two
+contradicting values wins silently. argparse over the table of fields does all of it in less code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ds_dpo.config.fields import ALIASES, FIELDS, FLAT_NAMES, FieldSpec, field_path
+from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
+from ds_dpo.errors import ConfigError
+
+DEFAULT_CONFIG = "sdxl_pickapic"
+PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help")
+MAX_CHOICES_WIDTH = 70  # argparse breaks no such word over lines
+SECTION_TITLES = {
+    "": "common options",
+    "model": "model: what is trained",
+    "adapter": "adapter: low-rank layers beside a frozen UNet",
+    "data": "data: preference pairs",
+    "diffusion": "diffusion: timesteps, noise, and how errors count",
+    "objective": "objective: the loss",
+    "terms": "terms: what is added to the loss",
+    "reference": "reference: the frozen copy",
+    "batch": "batch",
+    "optimizer": "optimizer: AdamW, Lion, and both in 8 bit",
+    "ema": "ema: a moving average of the weights",
+    "schedule": "schedule: learning rate over steps",
+    "cadence": "cadence: when things are due",
+    "validation": "validation: images drawn as training goes on",
+    "held_out": "held_out: pairs judged as training goes on, and never trained on",
+    "watchdog": "watchdog: what is done when training drives the preferred images away",
+    "non_finite": "non_finite: when losses or gradients that are not finite end the run",
+    "supervision": "supervision: hangs, lost launchers, and how long ranks wait",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """What was asked: program options, and fields by dotted name, as text or lists of text."""
+
+    config: str
+    dry_run: bool
+    world_size: int | None
+    values: dict[str, Any]
+
+
+def config_name(argv: Sequence[str]) -> str:
+    """Return what --config names, before all else is read: --help shows that configuration's values."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    found, _ = parser.parse_known_args(_canonical(argv, strict=False))
+    if len(set(found.config)) > 1:
+        raise ConfigError(f"--config is given twice: {' and '.join(found.config)}; a file may name a `base` instead")
+    return found.config[0] if found.config else DEFAULT_CONFIG
+
+
+def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> CommandLine:
+    """Read all options; --help prints and exits with 0. shown: values that --help gives as present ones.
+
+    Raises ConfigError for an unknown option, a missing value, or a field given twice with different values.
+    """
+    namespace = _build_parser(shown).parse_args(_canonical(argv, strict=True))
+    values = {}
+    for path in FIELDS:
+        given = getattr(namespace, path)
+        if given is None:
+            continue
+        if any(not same_value(given[0], other) for other in given[1:]):
+            raise ConfigError(f"{path} is set twice with different values: {' and '.join(map(_shown, given))}")
+        values[path] = _with_none(FIELDS[path], given[0])
+    if namespace.world_size is not None and not namespace.dry_run:
+        _option_path("world_size")  # says what to give instead
+    return CommandLine(
+        config=config_name(argv), dry_run=namespace.dry_run, world_size=namespace.world_size, values=values
+    )
+
+
+def same_value(first: Any, second: Any) -> bool:
+    """True where both mean the same: 1e-5 and 0.00001, 'true' and True."""
+    return _comparable(first) == _comparable(second)
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_comparable(part) for part in value]
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value).lower() if str(value).lower() in ("true", "false", "none", "null") else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _with_none(spec: FieldSpec, value: Any) -> Any:
+    is_none = spec.is_optional and isinstance(value, str) and value.lower() in ("none", "null")
+    return None if is_none else value
+
+
+def _canonical(argv: Sequence[str], *, strict: bool) -> list[str]:
+    """Spell each option by its dotted name; `strict` refuses unknown ones."""
+    spelled = []
+    for argument in argv:
+        if not argument.startswith("--") or argument == "--":
+            spelled.append(argument)
+            continue
+        name, equals, value = argument[2:].partition("=")
+        plain = name.replace("-", "_")
+        if plain not in PROGRAM_OPTIONS:
+            plain = _option_path(name) if strict else f"{plain}."  # a dot at the end is no option's name
+        spelled.append(f"--{plain}{equals}{value}")
+    return spelled
+
+
+def _option_path(name: str) -> str:
+    try:
+        return field_path(name, other_names=PROGRAM_OPTIONS)
+    except ConfigError as error:
+        raise ConfigError(f"option --{error}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises ConfigError where it would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}")
+
+
+def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="train.py",
+        usage="deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]",
+        description="Align a text-to-image diffusion model to preferences with Diffusion-DPO on DeepSpeed. "
+        "In brackets: the value in the chosen configuration. *: a change makes it another run, which needs another "
+        "output_dir. Names take - or _; --name=value and --name value are the same. After `also`: other names.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
+    )
+    groups = {section: parser.add_argument_group(title) for section, title in SECTION_TITLES.items()}
+    common = groups[""]
+    common.add_argument("--config", metavar="NAME_OR_FILE", help=f"preset or YAML file [{DEFAULT_CONFIG}]")
+    common.add_argument("--dry_run", action="store_true", help="print the resolved configuration and end")
+    common.add_argument("--world_size", type=int, metavar="RANKS", help="ranks that --dry_run reckons with")
+    common.add_argument("--local_rank", help="set by some launchers; ignored")
+    for spec in FIELDS.values():
+        flat = [name for name, path in FLAT_NAMES.items() if path == spec.path]
+        group = common if flat else groups[spec.section]
+        group.add_argument(
+            *(f"--{name}" for name in [*flat, spec.path]),
+            dest=spec.path,
+            action="append",
+            metavar=_metavar(spec),
+            help=_help(spec, shown),
+            **_number_of_values(spec),
+        )
+    return parser
+
+
+def _number_of_values(spec: FieldSpec) -> dict[str, Any]:
+    if spec.is_list:
+        return {"nargs": "*"}
+    return {"nargs": "?", "const": "true"} if spec.kind is bool else {}
+
+
+def _metavar(spec: FieldSpec) -> str:
+    choices = "{" + ",".join(spec.choices) + "}"
+    if spec.choices:
+        return choices if len(choices) <= MAX_CHOICES_WIDTH else "NAME"
+    return {int: "N", float: "X", bool: "true|false"}.get(spec.kind, "TEXT")
+
+
+def _help(spec: FieldSpec, shown: Mapping[str, Any]) -> str:
+    mark = " *" if spec.is_identity else ""
+    choices = f"; one of {', '.join(spec.choices)}" if _metavar(spec) == "NAME" else ""
+    value = shown.get(spec.path, spec.default)
+    if isinstance(value, list) and len(value) > 2:
+        value = f"{len(value)} of them"
+    present = f" [{_shown(value)}]" if value is not None else ""
+    aliases = [f"--{alias}" for alias, path in ALIASES.items() if path == spec.path]
+    also = f"; also {', '.join(aliases)}" if aliases else ""
+    return (spec.description + _objectives_with(spec) + choices + present + mark + also).replace("%", "%%")
+
+
+def _objectives_with(spec: FieldSpec) -> str:
+    """Return which objectives have an option of theirs; '' of any other field."""
+    section, _, name = spec.path.rpartition(".")
+    if section != "objective" or name == "type":
+        return ""
+    having = [kind for kind, fields in OBJECTIVE_SECTIONS.items() if name in fields.model_fields]
+    return f" ({', '.join(having)})"

@@ -1,0 +1,286 @@
+"""The run configuration: preset or file, then the command line, into one frozen and validated RunConfig."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ds_dpo.config.command_line import config_name, parse_command_line, same_value
+from ds_dpo.config.data import DataConfig
+from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.config.fields import FIELDS, SECTIONS, did_you_mean, field_path
+from ds_dpo.config.objectives import DpoConfig, ObjectiveConfig, SftConfig, TermsConfig
+from ds_dpo.config.optimization import DECAYING_SCHEDULES, AdapterConfig, OptimizerConfig, ScheduleConfig
+from ds_dpo.config.run import (
+    BatchConfig,
+    CadenceConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RunConfig,
+    ValidationConfig,
+)
+from ds_dpo.errors import ConfigError
+
+__all__ = [
+    "AdapterConfig",
+    "BatchConfig",
+    "CadenceConfig",
+    "Change",
+    "DataConfig",
+    "DiffusionConfig",
+    "DpoConfig",
+    "LoadedConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "ReferenceConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "SftConfig",
+    "TermsConfig",
+    "ValidationConfig",
+    "compare_identity",
+    "config_from_yaml",
+    "config_to_yaml",
+    "identity",
+    "load_config",
+    "preset_names",
+    "resolve_asset",
+]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+PRESETS = PACKAGE / "presets"
+ASSET_PREFIX = "ds_dpo://"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedConfig:
+    """What a command asks for. world_size: the ranks that a dry run reckons with; None: those that are there."""
+
+    config: RunConfig
+    dry_run: bool
+    world_size: int | None
+
+
+def load_config(argv: Sequence[str]) -> LoadedConfig:
+    """Read a command's options over the preset or file that --config names.
+
+    --help prints and raises SystemExit(0). Raises ConfigError for anything unknown, contradictory or out of bounds.
+    """
+    lower = read_layer(config_name(argv))
+    command = parse_command_line(argv, shown=lower)
+    if command.world_size is not None and command.world_size < 1:
+        raise ConfigError(f"--world_size {command.world_size}: at least 1 rank is needed")
+    config = build_config(overlay(lower, command.values))
+    return LoadedConfig(config=config, dry_run=command.dry_run, world_size=command.world_size)
+
+
+def preset_names() -> list[str]:
+    """Names that --config takes, apart from files."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """Return every field with its value, as config_from_yaml reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def config_from_yaml(path: Path | str) -> RunConfig:
+    """Read a configuration file, such as a run folder's config.yaml. Raises ConfigError."""
+    return build_config(_read_file(Path(path), below=()))
+
+
+def resolve_asset(path: str) -> str:
+    """Return the file path of a ds_dpo:// name, which lies inside the installed package; others unchanged."""
+    if not path.startswith(ASSET_PREFIX):
+        return path
+    inside = PurePosixPath(path.removeprefix(ASSET_PREFIX))
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ConfigError(f"{path} leads out of the package; such as {ASSET_PREFIX}assets/miniature/model would fit")
+    return str(PACKAGE / inside)
+
+
+# ---- layers: flat dicts of dotted names ----
+
+
+def read_layer(name: str) -> dict[str, Any]:
+    """Return the values of a preset or YAML file by dotted name. Raises ConfigError."""
+    if name in preset_names():
+        return _read_file(PRESETS / f"{name}.yaml", below=())
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
+        return _read_file(path, below=())
+    presets = preset_names()
+    raise ConfigError(
+        f"--config {name} is neither a preset ({', '.join(presets)}) nor a file{did_you_mean(name, presets)}"
+    )
+
+
+def _read_file(path: Path, *, below: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a file over the preset or file that its `base` names; below: files that led here."""
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} is not YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"configuration file {path} must hold names and values, found {type(document).__name__}")
+    base = document.pop("base", None)
+    values = _flatten(document, source=path)
+    if base is None:
+        return values
+    base_path = PRESETS / f"{base}.yaml" if base in preset_names() else path.parent / str(base)
+    chain = (*below, path.resolve())
+    if base_path.resolve() in chain:
+        raise ConfigError(f"configuration file {path}: base {base} leads back to itself")
+    return overlay(_read_file(base_path, below=chain), values)
+
+
+def _flatten(document: Mapping[str, Any], *, source: Path) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in _named_values(document, source=source):
+        try:
+            path = field_path(name)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        if path in values and not same_value(values[path], value):
+            raise ConfigError(f"{source}: {path} is set twice with different values: {values[path]} and {value}")
+        values[path] = value
+    return values
+
+
+def _named_values(document: Mapping[str, Any], *, source: Path) -> Iterable[tuple[str, Any]]:
+    for key, value in document.items():
+        if key not in SECTIONS:
+            yield str(key), value
+        elif isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        elif value is not None:
+            raise ConfigError(f"{source}: {key} is a section and must hold names and values, found {value!r}")
+
+
+def overlay(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both, the upper where both have a value; another objective or adapter inherits none of its settings."""
+    for section in ("objective", "adapter"):
+        kind = upper.get(f"{section}.type")
+        if kind is not None and kind != lower.get(f"{section}.type"):
+            lower = {path: value for path, value in lower.items() if not path.startswith(f"{section}.")}
+    return {**lower, **upper}
+
+
+def build_config(values: Mapping[str, Any]) -> RunConfig:
+    """Validate values by dotted name. Raises ConfigError naming each field, its value and what would fit."""
+    nested: dict[str, Any] = {section: {} for section in SECTIONS}
+    for path, value in values.items():
+        if isinstance(value, bool) and FIELDS[path].kind is not bool:
+            value = _word(path, value)
+        section, _, name = path.rpartition(".")
+        (nested[section] if section else nested)[name] = value
+    try:
+        return RunConfig.model_validate(nested)
+    except ValidationError as error:
+        problems = [_problem(one, values) for one in error.errors()]
+        raise ConfigError("\n  ".join(["the configuration does not fit:", *problems])) from None
+
+
+def _word(path: str, switch: bool) -> str:
+    """Return YAML's true as the word that a field may take; pydantic would take it for 1 in a number's place."""
+    word = str(switch).lower()
+    if word not in FIELDS[path].choices:
+        raise ConfigError(f"{path} = {word}: true and false fit only a switch")
+    return word
+
+
+def _problem(error: Any, values: Mapping[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    if location[:1] == ["objective"] and len(location) == 3:
+        location = [location[0], location[2]]  # pydantic puts the chosen class between
+    path = ".".join(location)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{path} must be given: {FIELDS[path].description}" if path in FIELDS else f"{path} must be given"
+    if error["type"] == "extra_forbidden":
+        return f"{path} = {error['input']}: objective.type {values.get('objective.type')} has no such field"
+    if error["type"].startswith("union_tag"):
+        choices = ", ".join(FIELDS["objective.type"].choices)
+        return f"objective.type = {values.get('objective.type')}: one of {choices} would fit"
+    if error["type"] == "value_error" and path not in FIELDS:
+        return message  # a rule between fields names them itself
+    return f"{path} = {error['input']}: {message}"
+
+
+# ---- identity ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One identity field that differs."""
+
+    name: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old} -> {self.new}"
+
+
+def identity(config: RunConfig, precision: str) -> dict[str, object]:
+    """Return what makes this run the run it is, by dotted name, `precision` (fp32, bf16, fp16) among it.
+
+    schedule.decay_steps is the resolved number where the schedule decays, so that a longer run of a constant
+    schedule is the same run, and a longer one of a linear schedule is another unless decay_steps is fixed.
+    """
+    nested = config.model_dump(mode="json")
+    flat: dict[str, object] = {}
+    for path, spec in FIELDS.items():
+        section, _, name = path.rpartition(".")
+        holder = nested[section] if section else nested
+        if spec.is_identity and name in holder:
+            flat[path] = holder[name]
+    if config.schedule.name in DECAYING_SCHEDULES:
+        flat["schedule.decay_steps"] = config.schedule.decay_steps or config.max_train_steps
+    flat["precision"] = precision
+    return flat
+
+
+def compare_identity(old: Mapping[str, object], new: Mapping[str, object]) -> list[Change]:
+    """Return the fields in which two identities differ, in the order of the newer one."""
+    names = [*new, *(name for name in old if name not in new)]
+    return [
+        Change(name=name, old=old.get(name, "(not set)"), new=new.get(name, "(not set)"))
+        for name in names
+        if old.get(name, "(not set)") != new.get(name, "(not set)")
+    ]
+
+
+# ---- YAML ----
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads `1e-8` as a number, `off` as text, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for key in keys if keys.count(key) > 1]
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)

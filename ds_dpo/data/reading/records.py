@@ -1,0 +1,95 @@
+"""A pair of a row, read: its prompt, its two images as they are stored, its name and its id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.data.keyed_hash import id_of
+from ds_dpo.data.reading.image_files import raw_image
+from ds_dpo.data.reading.rows import RowReader
+from ds_dpo.data.selection.formats import Columns
+from ds_dpo.data.source import BadRowError, PairRecord, RawImage
+from ds_dpo.errors import DataError
+
+ROLES_NOT_IN_METADATA = frozenset({"prompt", "image_0", "image_1", "chosen", "rejected", "images"})
+PICKAPIC_ID = ("ranking_id", "image_0_id", "image_1_id")
+IMAGE_ROLES: Mapping[str, tuple[str, str]] = {"labelled": ("image_0", "image_1"), "ordered": ("chosen", "rejected")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordReader:
+    """Reads pairs of one dataset. read_row: of the columns that `columns` names. name: the dataset and its split."""
+
+    read_row: RowReader
+    columns: Columns
+    grouped: bool
+    name: str
+    find_file: Callable[[str], Path]
+
+    def read(self, *, row: int, first: int, second: int, target: float, weight: float) -> PairRecord:
+        """Return the pair of a row whose images number `first` and `second` are chosen and rejected.
+
+        Raises BadRowError where the prompt is no text, or an image is not there.
+        """
+        values = self._values(row)
+        uid, id_text = self._identity(values, row, first, second)
+        prompt = values["prompt"]
+        if not isinstance(prompt, str):
+            raise BadRowError(uid, f"{self.columns.of_role['prompt']}: {type(prompt).__name__} instead of text")
+        return PairRecord(
+            prompt=prompt,
+            chosen=self._image(values, row, first, uid),
+            rejected=self._image(values, row, second, uid),
+            pair_id=id_of(id_text),
+            uid=uid,
+            target_probability=target,
+            weight=weight,
+            metadata={
+                role: value for role, value in values.items() if role not in ROLES_NOT_IN_METADATA and value is not None
+            },
+        )
+
+    def images(self, *, row: int, first: int, second: int) -> tuple[RawImage, RawImage]:
+        """Return the two images alone. Raises BadRowError where one is not there."""
+        values = self._values(row)
+        uid, _ = self._identity(values, row, first, second)
+        return self._image(values, row, first, uid), self._image(values, row, second, uid)
+
+    def _values(self, row: int) -> dict[str, Any]:
+        values = self.read_row(row)
+        return {role: values[column] for role, column in self.columns.of_role.items()}
+
+    def _identity(self, values: Mapping[str, Any], row: int, first: int, second: int) -> tuple[str, str]:
+        """Return a pair's name for messages, and the text that its id is made of, whichever image was chosen."""
+        lower, higher = sorted((first, second))
+        which = "" if self.columns.layout in IMAGE_ROLES else f" {lower} {higher}"
+        place = f"row {row} of {self.name}" + (f", images {lower} and {higher}" if which else "")
+        if values.get("id") is not None:
+            return f"{place} (id {values['id']})", f"{values['id']}{which}"
+        parts = [values.get(role) for role in PICKAPIC_ID]
+        if None not in parts:
+            return f"{place} (ranking_id {parts[0]})", " ".join(map(str, parts))
+        return place, place
+
+    def _image(self, values: Mapping[str, Any], row: int, number: int, uid: str) -> RawImage:
+        try:
+            return raw_image(self._image_value(values, row, number), self.find_file)
+        except DataError as error:
+            raise BadRowError(uid, f"{self._image_name(number)}: {error}") from error
+
+    def _image_value(self, values: Mapping[str, Any], row: int, number: int) -> Any:
+        if (roles := IMAGE_ROLES.get(self.columns.layout)) is not None:
+            return values[roles[number]]
+        if self.grouped:
+            return (values if number == 0 else self._values(row + number))["images"]
+        images = values["images"] or []
+        if number >= len(images):
+            raise DataError(f"missing: the row has {len(images)} images")
+        return images[number]
+
+    def _image_name(self, number: int) -> str:
+        roles = IMAGE_ROLES.get(self.columns.layout)
+        return f"image {number}" if roles is None else self.columns.of_role[roles[number]]

@@ -1,0 +1,98 @@
+"""Rows that are made once from files which have no random access, kept as Arrow beside the index of pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
+from ds_dpo.data.reading.rows import ArrowRows
+from ds_dpo.errors import DataError
+
+FOLDER = "ds_dpo_rows"
+ROWS_OF_A_BATCH = 10_000
+
+
+class Hasher(Protocol):
+    """What a hash of content is gathered in."""
+
+    def update(self, content: bytes, /) -> None:
+        """Add to the hash."""
+
+
+# makes all rows, and tells the hasher what makes them these rows
+MakeBatches = Callable[[Hasher], Iterator[pa.RecordBatch]]
+
+
+def open_stored(folder: Path, key: str, make: MakeBatches, *, say: Callable[[str], None]) -> ArrowRows:
+    """Return the rows that folder/key holds, memory-mapped, or make them and put them there.
+
+    A torn file is made anew. Where the folder cannot be written, the rows stay in memory, which is said.
+    """
+    place = folder / FOLDER / f"{key}.arrow"
+    if (found := _read(place)) is not None:
+        return found
+    try:
+        _store(make, place)
+    except OSError as error:
+        say(
+            f"{place} cannot be written ({error.strerror or error}): its rows stay in memory, and the next start makes "
+            "them again"
+        )
+    return _read(place) or _in_memory(make)
+
+
+def _store(make: MakeBatches, place: Path) -> None:
+    """Write beside the place and rename; the facts, without which rows count for nothing, come last."""
+    hasher = hashlib.sha256()
+    temporary = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as stream:
+            _write(make(hasher), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        facts = {"bytes": temporary.stat().st_size, "content": hasher.hexdigest()[:32]}
+        temporary.rename(place)
+        temporary.write_text(json.dumps(facts))
+        temporary.rename(_facts_file(place))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _facts_file(place: Path) -> Path:
+    return place.with_suffix(".json")
+
+
+def _read(place: Path) -> ArrowRows | None:
+    """Return the rows of a file, or None where it is missing or not whole."""
+    try:
+        facts = json.loads(_facts_file(place).read_text())
+        if place.stat().st_size != facts["bytes"]:
+            return None
+        return ArrowRows(map_streams([place]), content=facts["content"])
+    except (OSError, ValueError, TypeError, KeyError, DataError):
+        return None
+
+
+def _write(batches: Iterator[pa.RecordBatch], stream: object) -> None:
+    first = next(batches)
+    with pa.ipc.new_stream(stream, first.schema) as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _in_memory(make: MakeBatches) -> ArrowRows:
+    hasher = hashlib.sha256()
+    sink = pa.BufferOutputStream()
+    _write(make(hasher), sink)
+    streams = ArrowStreams([pa.BufferReader(sink.getvalue())], ["rows in memory"])
+    return ArrowRows(streams, content=hasher.hexdigest()[:32])

@@ -1,0 +1,224 @@
+"""Manifests and rankings as text: JSON lines, a JSON list, or CSV, made into typed rows of the columns that are read.
+
+Values get the type of their role here, once for all rows: a library that guesses types from the first rows fails on
+what comes later, and turns a prompt of digits into a number.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ds_dpo.config.load import DataConfig
+from ds_dpo.data.reading.stored_table import ROWS_OF_A_BATCH, Hasher, MakeBatches
+from ds_dpo.data.selection.formats import KIND_OF_ROLE, Columns, find_columns
+from ds_dpo.errors import DataError
+
+TYPES: Mapping[str, pa.DataType] = {
+    "text": pa.string(),
+    "image": pa.string(),
+    "name": pa.string(),
+    "number": pa.float64(),
+}
+WORDS_OF_NUMBERS = {"true": 1.0, "false": 0.0}
+
+# a row of a text file: where it stands, for messages, and its values
+Entry = tuple[str, Mapping[str, Any]]
+
+
+def text_batches(files: Sequence[Path], data: DataConfig, name: str) -> MakeBatches:
+    """Return what makes the rows of text files, of the columns that data's format and columns name.
+
+    Making them raises DataError for a file that is no JSON or CSV, an entry that is no object, columns that are not
+    there, and a value that cannot be what its role needs; each names its file and line.
+    """
+
+    def make(hasher: Hasher) -> Iterator[pa.RecordBatch]:
+        for path in files:
+            hasher.update(f"{path.name} {_hash(path)}\n".encode())
+        is_list = _scan_columns(files)
+        if not is_list:
+            raise DataError(f"{name}: {', '.join(map(str, files))} has no rows")
+        columns = find_columns(list(is_list), data, name)
+        has_lists = is_list.get(columns.of_role.get("images", ""), False)
+        parsers = _parsers(columns, has_lists=has_lists, is_csv=files[0].suffix == ".csv")
+        schema = pa.schema([(column, type_) for column, (type_, _) in parsers.items()])
+        entries = chain.from_iterable(map(_entries, files))
+        while batch := list(islice(entries, ROWS_OF_A_BATCH)):
+            yield _batch(batch, parsers, schema)
+
+    return make
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    """Yield the rows of one file."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                yield from _csv_entries(path, file)
+            elif _starts_with_list(file):
+                yield from _list_entries(path, file)
+            else:
+                yield from _line_entries(path, file)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _starts_with_list(file: Any) -> bool:
+    start = file.read(4096).lstrip()
+    file.seek(0)
+    return bool(start.startswith("["))
+
+
+def _list_entries(path: Path, file: Any) -> Iterator[Entry]:
+    try:
+        entries = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON list: {error}") from error
+    for number, entry in enumerate(entries):
+        yield _object(entry, f"{path}, entry {number}")
+
+
+def _line_entries(path: Path, file: Any) -> Iterator[Entry]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is no JSON: {error}") from error
+        yield _object(entry, f"{path}, line {number}")
+
+
+def _object(entry: Any, place: str) -> Entry:
+    if not isinstance(entry, dict):
+        raise DataError(f"{place} is {type(entry).__name__}; an object of columns would fit")
+    return place, entry
+
+
+def _csv_entries(path: Path, file: Any) -> Iterator[Entry]:
+    reader = csv.reader(file, strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) != len(header):
+            raise DataError(f"{path} has a column twice: {', '.join(header)}")
+        for values in reader:
+            if not values:
+                continue
+            place = f"{path}, line {reader.line_num}"
+            if len(values) != len(header):
+                raise DataError(f"{place} has {len(values)} values, and the header {len(header)} columns")
+            yield place, dict(zip(header, (value or None for value in values), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is no CSV: {error}") from error
+
+
+def _scan_columns(files: Sequence[Path]) -> dict[str, bool]:
+    """Return for each column whether its first value is a list; a column may be there in some rows only."""
+    is_list: dict[str, bool | None] = {}
+    for _, entry in chain.from_iterable(map(_entries, files)):
+        for column, value in entry.items():
+            if is_list.setdefault(column, None) is None and value is not None:
+                is_list[column] = isinstance(value, list)
+    return {column: bool(known) for column, known in is_list.items()}
+
+
+# a value and where it stands -> what Arrow stores
+Parser = Callable[[Any, str], Any]
+
+
+def _parsers(columns: Columns, *, has_lists: bool, is_csv: bool) -> dict[str, tuple[pa.DataType, Parser]]:
+    """Return type and parser by column; has_lists: a row has all images of its prompt."""
+    parsers: dict[str, tuple[pa.DataType, Parser]] = {}
+    for role, column in columns.of_role.items():
+        kind = KIND_OF_ROLE[role]
+        single = kind.removesuffix("s") if kind in ("texts", "images", "numbers") else kind
+        parser = {"number": _number_of_csv if is_csv else _number, "name": _name}.get(single, _text)
+        if single != kind and has_lists:
+            parsers.setdefault(column, (pa.list_(TYPES[single]), _list_of(parser)))
+        else:
+            parsers.setdefault(column, (TYPES[single], parser))
+    return parsers
+
+
+def _batch(
+    entries: Sequence[Entry], parsers: Mapping[str, tuple[pa.DataType, Parser]], schema: pa.Schema
+) -> pa.RecordBatch:
+    arrays = [
+        pa.array([parse(entry.get(column), f"{place}: {column}") for place, entry in entries], type=type_)
+        for column, (type_, parse) in parsers.items()
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def text_or_none(value: Any) -> str | None:
+    """Return text, or None for what is none: its row is a bad one when it is read."""
+    if not isinstance(value, str):
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return None
+    return value
+
+
+def _text(value: Any, place: str) -> str | None:
+    return text_or_none(value)
+
+
+def _name(value: Any, place: str) -> str | None:
+    return None if value is None else text_or_none(str(value))
+
+
+def _number(value: Any, place: str) -> float | None:
+    return None if value is None else number_of_json(value, place)
+
+
+def _number_of_csv(value: Any, place: str) -> float | None:
+    return None if value is None else number_of_text(value, place)
+
+
+def number_of_json(value: Any, place: str) -> float:
+    """Return a JSON value as a number. Raises DataError, naming the place, where it is none."""
+    if not isinstance(value, bool | int | float):
+        raise DataError(f"{place} is {value!r:.60}; a number would fit")
+    try:
+        return float(value)
+    except OverflowError:
+        raise DataError(f"{place} is a number of {len(str(value))} digits; a smaller one would fit") from None
+
+
+def number_of_text(text: str, place: str) -> float | None:
+    """Return the number that a text spells, None for a blank one. Raises DataError, naming the place."""
+    word = text.strip().lower()
+    if not word or word in WORDS_OF_NUMBERS:
+        return WORDS_OF_NUMBERS.get(word)
+    try:
+        return float(word)
+    except ValueError:
+        raise DataError(f"{place} is {text!r:.60}; a number, true or false would fit") from None
+
+
+def _list_of(parse: Parser) -> Parser:
+    def parse_list(value: Any, place: str) -> list[Any] | None:
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            raise DataError(f"{place} is {type(value).__name__}; a list, one value for each image, would fit")
+        return [parse(each, place) for each in value]
+
+    return parse_list

@@ -1,0 +1,1 @@
+"""Which pairs of a dataset count: column roles, candidates, filters, the index."""

@@ -1,0 +1,227 @@
+"""The pairs that a dataset's rows name, before any filter: from labels, ranks, scores and the like, never from images.
+
+Legend: R rows, C candidates, in file order. A row's images are numbered from 0; where each row is one image of a group,
+the numbers go on over the rows that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ds_dpo.data.selection.column_types import is_list
+from ds_dpo.data.selection.formats import Columns
+from ds_dpo.errors import DataError
+
+MAX_IMAGE_NUMBER = np.iinfo(np.uint16).max
+IS_LOWER_BETTER = {"rank": True, "score": False, "preference": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """row: (C,) int64. first, second: (C,) uint16, number of the better and the other image. is_tie: (C,) bool.
+
+    In a tie, first is the image of the lower number.
+    """
+
+    row: NDArray[np.int64]
+    first: NDArray[np.uint16]
+    second: NDArray[np.uint16]
+    is_tie: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def keep(self, kept: NDArray[np.bool_]) -> Candidates:
+        """Return those that a (C,) mask keeps."""
+        return Candidates(
+            row=self.row[kept], first=self.first[kept], second=self.second[kept], is_tie=self.is_tie[kept]
+        )
+
+
+def is_grouped(schema: pa.Schema, columns: Columns) -> bool:
+    """Whether each row is one image of a group, rather than all images of it."""
+    column = columns.of_role.get("images")
+    return column is not None and not is_list(schema.field(column).type)
+
+
+def columns_of_candidates(schema: pa.Schema, columns: Columns) -> list[str]:
+    """Return the columns that find_candidates needs."""
+    verdicts = {"labelled": ["label"], "ordered": []}.get(columns.layout, [columns.layout])
+    roles = [*verdicts, *(["group"] if is_grouped(schema, columns) else [])]
+    return [columns.of_role[role] for role in roles if role in columns.of_role]
+
+
+def find_candidates(table: pa.Table, columns: Columns, *, num_rows: int, grouped: bool, name: str) -> Candidates:
+    """Return the pairs of num_rows rows; table: their columns_of_candidates.
+
+    Raises DataError for a label, rank or score that says nothing, naming its row.
+    """
+    if columns.layout == "ordered":
+        return _two_of_each_row(np.ones(num_rows, bool), np.zeros(num_rows, bool))
+    if columns.layout == "labelled":
+        labels = read_labels(table.column(columns.of_role["label"]), columns.of_role["label"], name)
+        return _two_of_each_row(labels != 0, labels == 0.5)
+    column = columns.of_role[columns.layout]
+    if not grouped:
+        return _within_rows(table.column(column), column, IS_LOWER_BETTER[columns.layout], name)
+    if "group" not in columns.of_role:
+        raise DataError(
+            f"{name}: each row has one image ({columns.of_role['images']}), and no column says which belong together; "
+            "give it with data.columns, such as group=prompt_id"
+        )
+    if is_list(table.column(column).type):
+        raise DataError(f"{name}: {column} has a list in each row, and {columns.of_role['images']} one image")
+    return _within_groups(
+        as_numbers(table.column(column)),
+        table.column(columns.of_role["group"]),
+        column,
+        IS_LOWER_BETTER[columns.layout],
+        name,
+    )
+
+
+def read_labels(column: pa.ChunkedArray, column_name: str, name: str) -> NDArray[np.float64]:
+    """Return (R,) 1, 0, or 0.5 for null; raises DataError for a label that says nothing about a winner."""
+    labels = as_numbers(column)
+    labels = np.where(np.isnan(labels), 0.5, labels)
+    unknown = np.flatnonzero(~np.isin(labels, (0, 0.5, 1)))
+    if len(unknown):
+        raise DataError(
+            f"{name}: {column_name} is {labels[unknown[0]]:g} in row {unknown[0]}, and no label in {len(unknown)} "
+            "rows; 1 (image 0 won), 0 (image 1 won) or 0.5 (tie) would fit"
+        )
+    return labels
+
+
+def as_numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
+    """Return a column of numbers or bools as float64, NaN for null."""
+    return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
+
+
+def _two_of_each_row(is_first_better: NDArray[np.bool_], is_tie: NDArray[np.bool_]) -> Candidates:
+    return Candidates(
+        row=np.arange(len(is_tie)),
+        first=np.where(is_first_better, 0, 1).astype(np.uint16),
+        second=np.where(is_first_better, 1, 0).astype(np.uint16),
+        is_tie=is_tie,
+    )
+
+
+def _within_rows(column: pa.ChunkedArray, column_name: str, is_lower_better: bool, name: str) -> Candidates:
+    """Compare all images of a row with each other; column: a list of numbers in each row."""
+    if not is_list(column.type):
+        raise DataError(f"{name}: {column_name} is {column.type}; a list of numbers, one for each image, would fit")
+    lists = column.combine_chunks()
+    if lists.null_count:
+        row = int(np.flatnonzero(np.asarray(lists.is_null()))[0])
+        raise DataError(f"{name}: {column_name} is null in row {row}; a list of numbers would fit")
+    lengths = np.asarray(pc.list_value_length(lists)).astype(np.int64)
+    values = as_numbers(pc.list_flatten(lists))
+    starts = np.cumsum(lengths) - lengths
+    if np.isnan(values).any():
+        value = int(np.flatnonzero(np.isnan(values))[0])
+        row = int(np.searchsorted(starts, value, side="right")) - 1
+        raise DataError(f"{name}: {column_name} has a null in row {row}; a number for each image would fit")
+    left, right = _pairs_within(starts, lengths)
+    rows = np.repeat(np.arange(len(lengths)), lengths * (lengths - 1) // 2)
+    return _compare(values, left, right, rows, offsets=starts[rows], is_lower_better=is_lower_better, name=name)
+
+
+def _within_groups(
+    values: NDArray[np.float64], groups: pa.ChunkedArray, column_name: str, is_lower_better: bool, name: str
+) -> Candidates:
+    """Compare all rows of a group with each other; a candidate belongs to the earlier of its two rows."""
+    for what, is_missing in ((column_name, np.isnan(values)), ("the group", np.asarray(groups.is_null()))):
+        if is_missing.any():
+            raise DataError(f"{name}: {what} is null in row {int(np.flatnonzero(is_missing)[0])}")
+    codes = codes_of(groups)
+    order = np.argsort(codes, kind="stable")  # rows of a group together, in file order
+    lengths = np.bincount(codes).astype(np.int64)
+    left, right = _pairs_within(np.cumsum(lengths) - lengths, lengths)
+    left, right = order[left], order[right]
+    in_file_order = np.lexsort((right, left))
+    left, right = left[in_file_order], right[in_file_order]
+    return _compare(values, left, right, left, offsets=left, is_lower_better=is_lower_better, name=name)
+
+
+def codes_of(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return a number for each distinct value, counted in order of appearance; nulls share one."""
+    encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    return np.asarray(encoded.indices).astype(np.int64)
+
+
+def _pairs_within(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions of both members of every pair within each run of positions, run after run."""
+    num_pairs = lengths * (lengths - 1) // 2
+    pair_starts = np.cumsum(num_pairs) - num_pairs
+    left = np.empty(int(num_pairs.sum()), dtype=np.int64)
+    right = np.empty_like(left)
+    for length in np.unique(lengths[lengths > 1]):
+        of_this_length = np.flatnonzero(lengths == length)
+        first, second = np.triu_indices(int(length), k=1)
+        places = pair_starts[of_this_length][:, None] + np.arange(len(first))
+        left[places] = starts[of_this_length][:, None] + first
+        right[places] = starts[of_this_length][:, None] + second
+    return left, right
+
+
+def _compare(
+    values: NDArray[np.float64],
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
+    row: NDArray[np.int64],
+    *,
+    offsets: NDArray[np.int64],
+    is_lower_better: bool,
+    name: str,
+) -> Candidates:
+    """Return which of two positions is better; an image's number is its position less its row's offset."""
+    if is_lower_better:
+        values = -values
+    is_left_better = values[left] >= values[right]
+    first = np.where(is_left_better, left, right) - offsets
+    second = np.where(is_left_better, right, left) - offsets
+    if len(row) and int(max(first.max(), second.max())) > MAX_IMAGE_NUMBER:
+        far = int(row[np.argmax(np.maximum(first, second))])
+        raise DataError(
+            f"{name}: images compared with that of row {far} lie more than {MAX_IMAGE_NUMBER} rows on; sort the rows "
+            "by group"
+        )
+    return Candidates(
+        row=row,
+        first=first.astype(np.uint16),
+        second=second.astype(np.uint16),
+        is_tie=values[left] == values[right],
+    )
+
+
+def model_numbers(
+    table: pa.Table, columns: Mapping[str, str], candidates: Candidates, *, grouped: bool, name: str
+) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Return names of models, and for each candidate the positions in it of the first and second image's.
+
+    Raises DataError where a row names fewer models than it has images.
+    """
+    first, second = candidates.first.astype(np.int64), candidates.second.astype(np.int64)
+    if "models" not in columns:
+        names = pa.concat_arrays(
+            [table.column(columns[role]).combine_chunks().cast(pa.string()) for role in ("model_0", "model_1")]
+        )
+        return names, candidates.row + first * len(table), candidates.row + second * len(table)
+    lists = table.column(columns["models"]).combine_chunks()
+    if grouped:
+        return lists, candidates.row + first, candidates.row + second
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0)).astype(np.int64)
+    short = np.flatnonzero(np.maximum(first, second) >= lengths[candidates.row])
+    if len(short):
+        raise DataError(
+            f"{name}: {columns['models']} has fewer models than there are images in row {candidates.row[short[0]]}"
+        )
+    starts = (np.cumsum(lengths) - lengths)[candidates.row]
+    return pc.list_flatten(lists), starts + first, starts + second

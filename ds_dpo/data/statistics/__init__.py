@@ -1,0 +1,1 @@
+"""What a set of pairs holds, counted and told."""

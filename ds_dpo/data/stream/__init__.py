@@ -1,0 +1,1 @@
+"""A rank's micro-batches: order by formula, draws by pair, the loader."""

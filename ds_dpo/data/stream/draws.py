@@ -1,0 +1,76 @@
+"""Every random draw of a pair, keyed by the pair: a function of (seed, pair id, visit) and of nothing else.
+
+Each draw has a generator of its own: turning flips or a noise offset on moves no other draw. All but the two options of
+noise are drawn whatever the options.
+Legend: C,H,W latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds_dpo.data.keyed_hash import keyed_hash
+from ds_dpo.diffusion.noising import Noising
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDraws:
+    """What chance decides about one visit of a pair.
+
+    timestep: of the run's distribution. noise: (C, H, W) fp32, what the UNet should predict or what its target is made
+    of: standard normal, and the offset. input_noise: (C, H, W), what it is shown, where that is another.
+    chosen_posterior_noise, rejected_posterior_noise: (C, H, W) standard normal. chosen_flip, rejected_flip, crop_top,
+    crop_left, prompt_dropout: uniform in [0, 1), before any option is applied to them.
+    """
+
+    timestep: int
+    noise: Tensor
+    input_noise: Tensor | None
+    chosen_posterior_noise: Tensor
+    rejected_posterior_noise: Tensor
+    chosen_flip: float
+    rejected_flip: float
+    crop_top: float
+    crop_left: float
+    prompt_dropout: float
+
+
+def draw_pair(
+    *, seed: int, pair_id: int, visit: int, latent_shape: tuple[int, int, int], noising: Noising
+) -> PairDraws:
+    """Draw everything for one visit of a pair, on the CPU. seed, pair_id: signed 64-bit. latent_shape: C, H, W.
+
+    Source of offset and perturbation: examples/text_to_image/train_text_to_image.py of huggingface/diffusers;
+    arXiv:2301.11706.
+    """
+
+    def generator(name: str) -> np.random.Generator:
+        # numpy's Philox: torch's CPU generator keeps 32 bits of its seed, which pairs of a large dataset would come to
+        # share, and its normal draws depend on the processor's vector unit
+        return np.random.Generator(np.random.Philox(key=keyed_hash(name, seed, pair_id, visit, bits=128)))
+
+    def normal(name: str, shape: tuple[int, int, int] = latent_shape) -> Tensor:
+        return torch.from_numpy(generator(name).standard_normal(shape, dtype=np.float32))
+
+    noise, input_noise = normal("noise"), None
+    if noising.noise_offset:
+        noise += noising.noise_offset * normal("noise_offset", (latent_shape[0], 1, 1))
+    if noising.input_perturbation:
+        input_noise = noise + noising.input_perturbation * normal("input_perturbation")
+    flips, crop = generator("flip").random(2), generator("crop").random(2)
+    return PairDraws(
+        timestep=noising.timesteps.draw(generator("timestep")),
+        noise=noise,
+        input_noise=input_noise,
+        chosen_posterior_noise=normal("chosen_posterior_noise"),
+        rejected_posterior_noise=normal("rejected_posterior_noise"),
+        chosen_flip=float(flips[0]),
+        rejected_flip=float(flips[1]),
+        crop_top=float(crop[0]),
+        crop_left=float(crop[1]),
+        prompt_dropout=float(generator("prompt_dropout").random()),
+    )

@@ -1,0 +1,308 @@
+"""The stream of a rank's micro-batches: the same pairs in the same steps for any number of ranks, workers or restarts.
+
+Legend: S samples, what a reader makes of pairs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ds_dpo.config.load import DataConfig
+from ds_dpo.data.source import BadRow, BadRowError
+from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.errors import DataError
+
+S = TypeVar("S")
+
+# where every second row were bad, one position in 10**6 would need more
+MAX_REPLACEMENTS = 20
+NUM_ROWS_LISTED = 20
+
+
+class PairReader(Protocol[S]):
+    """What the stream reads: pairs by index, as samples S, a dataclass of tensors that may hold other things too.
+
+    Reading is a function of its arguments alone, as workers share nothing.
+    """
+
+    @property
+    def bucket_sizes(self) -> Sequence[int]:
+        """Number of pairs in each bucket; bucket k has the indices from sum(bucket_sizes[:k]) on."""
+
+    def read(self, index: int, visit: int) -> S:
+        """Return one pair with the draws of a visit. Raises BadRowError where it cannot be used, and others may."""
+
+    def join(self, parts: list[S]) -> S:
+        """Put pairs of one bucket behind one another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded(Generic[S]):
+    """What a worker hands over. error: a DataError's message; torch would put a traceback around the error itself."""
+
+    samples: S | None
+    bad_rows: list[BadRow]
+    error: str | None
+
+    def pin_memory(self) -> _Loaded[S]:
+        """Return the same in page-locked memory; called by DataLoader."""
+        samples: Any = self.samples
+        if samples is None:
+            return self
+        values = {field.name: getattr(samples, field.name) for field in fields(samples)}
+        pinned = {name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, samples=replace(samples, **pinned))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadPair(Generic[S]):
+    """What was read at a position. sample: of the pair `index`; None where it cannot be read and nothing stands in.
+
+    bad: index and reason of each pair that was tried before it and cannot be read.
+    """
+
+    sample: S | None
+    index: int
+    visit: int
+    bad: Sequence[tuple[int, BadRow]]
+
+
+def read_position(pairs: PairReader[S], order: PairOrder, position: int) -> ReadPair[S]:
+    """Return the pair at a position, or the first of its stand-ins that can be read; `sample` is never None.
+
+    Raises DataError where none of them can.
+    """
+    index, visit = order.place(position)
+    bad: list[tuple[int, BadRow]] = []
+    for attempt in range(1, MAX_REPLACEMENTS + 2):
+        try:
+            return ReadPair(sample=pairs.read(index, visit), index=index, visit=visit, bad=bad)
+        except BadRowError as error:
+            bad.append((index, error.bad_row))
+        index = order.replacement(position, attempt)
+    raise UnreadablePositionError(position, [row for _, row in bad])
+
+
+class UnreadablePositionError(DataError):
+    """A position of which neither the pair nor its stand-ins can be read. bad_rows: all of them."""
+
+    def __init__(self, position: int, bad_rows: list[BadRow]) -> None:
+        super().__init__(
+            f"position {position}: neither its pair nor {MAX_REPLACEMENTS} replacements can be read; the last is "
+            f"{bad_rows[-1]}"
+        )
+        self.bad_rows = bad_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MicroBatches(Dataset[_Loaded[S]]):
+    """Micro-batches by their positions; a function of its fields and the positions alone, so workers share nothing."""
+
+    pairs: PairReader[S]
+    order: PairOrder
+
+    def __getitem__(self, positions: range) -> _Loaded[S]:
+        bad_rows: list[BadRow] = []
+        parts: list[S] = []
+        try:
+            for position in positions:
+                read = read_position(self.pairs, self.order, position)
+                bad_rows += [row for _, row in read.bad]
+                assert read.sample is not None, "a sample or an error"
+                parts.append(read.sample)
+        except UnreadablePositionError as error:
+            return _Loaded(samples=None, bad_rows=bad_rows + error.bad_rows, error=str(error))
+        except DataError as error:
+            return _Loaded(samples=None, bad_rows=bad_rows, error=str(error))
+        return _Loaded(samples=self.pairs.join(parts), bad_rows=bad_rows, error=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RankPositions:
+    """A rank's micro-batches as ranges of positions, without end.
+
+    A step holds the positions [pairs_seen + step * pairs_per_step, + pairs_per_step): each rank a slice of them, each
+    micro-batch a slice of that.
+    """
+
+    pairs_per_step: int
+    micro_batch_pairs: int
+    rank: int
+    world_size: int
+    pairs_seen: int
+
+    def __iter__(self) -> Iterator[range]:
+        pairs_per_rank = self.pairs_per_step // self.world_size
+        for step_start in itertools.count(self.pairs_seen, self.pairs_per_step):
+            start = step_start + self.rank * pairs_per_rank
+            for first in range(start, start + pairs_per_rank, self.micro_batch_pairs):
+                yield range(first, first + self.micro_batch_pairs)
+
+
+class PairStream(Generic[S]):
+    """A rank's micro-batches without end; `bad_rows` tells what was replaced so far."""
+
+    def __init__(
+        self,
+        micro_batches: _MicroBatches[S],
+        positions: _RankPositions,
+        *,
+        data: DataConfig,
+        report: Callable[[str], None],
+    ) -> None:
+        """Join micro-batches with this rank's positions. report: is told of each bad row, in one line."""
+        self._max_bad_rows = data.max_bad_rows
+        self._report = report
+        self._bad_rows: list[BadRow] = []
+        # batch_size None: an item is a whole micro-batch already
+        self._loader: DataLoader[_Loaded[S]] = DataLoader(
+            micro_batches,
+            sampler=positions,
+            batch_size=None,
+            num_workers=data.workers,
+            prefetch_factor=data.prefetch if data.workers else None,
+            persistent_workers=data.workers > 0,  # there is one endless pass; but so torch ends them in order at exit
+            # fork, not spawn: workers share the opened dataset, and do not import the training program once each. It
+            # is safe as they use neither the GPU nor torch's threads; see _start_worker.
+            multiprocessing_context="fork" if data.workers else None,
+            worker_init_fn=_start_worker,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            # else DataLoader would take its own seed, unused here, from the global generator
+            generator=torch.Generator(),
+        )
+
+    @property
+    def bad_rows(self) -> list[BadRow]:
+        """Every replacement among the micro-batches given out so far; a row met again in a later epoch counts again."""
+        return list(self._bad_rows)
+
+    def __iter__(self) -> Iterator[S]:
+        """Yield micro-batches from pairs_seen on.
+
+        Raises DataError once this rank's bad rows are more than data.max_bad_rows, where a position has no readable
+        pair, and where a worker died.
+        """
+        with _signals_held_back(), _deaths_explained(), _child_handler_kept():
+            loaded = iter(self._loader)
+        while True:
+            yield self._take(loaded)
+
+    def _take(self, loaded: Iterator[_Loaded[S]]) -> S:
+        with _deaths_explained():
+            batch = next(loaded)
+        for bad_row in batch.bad_rows:
+            self._bad_rows.append(bad_row)
+            self._report(f"bad row replaced: {bad_row}")
+        if len(self._bad_rows) > self._max_bad_rows:
+            raise DataError(self._too_many_bad_rows())
+        if batch.error is not None:
+            raise DataError(batch.error)
+        assert batch.samples is not None, "samples or an error"
+        return batch.samples
+
+    def _too_many_bad_rows(self) -> str:
+        listed = [str(bad_row) for bad_row in self._bad_rows[:NUM_ROWS_LISTED]]
+        if len(self._bad_rows) > NUM_ROWS_LISTED:
+            listed.append(f"and {len(self._bad_rows) - NUM_ROWS_LISTED} more")
+        head = f"{len(self._bad_rows)} bad rows, and data.max_bad_rows is {self._max_bad_rows}; mend them or raise it:"
+        return "\n  ".join([head, *listed])
+
+
+def open_stream(
+    pairs: PairReader[S],
+    *,
+    data: DataConfig,
+    seed: int,
+    pairs_per_step: int,
+    micro_batch_pairs: int,
+    rank: int,
+    world_size: int,
+    pairs_seen: int,
+    report: Callable[[str], None],
+) -> PairStream[S]:
+    """Return this rank's micro-batches from pairs_seen on, at once for any pairs_seen.
+
+    report: is told of each bad row, in one line. Its steps hold the same pairs with the same draws in the same order
+    for any world_size, micro_batch_pairs and data.workers.
+    """
+    assert pairs_per_step % (world_size * micro_batch_pairs) == 0, "the resolver refuses other batches"
+    assert pairs_seen % pairs_per_step == 0, "a run keeps its pairs_per_step, and saves between steps"
+    order = PairOrder(pairs.bucket_sizes, pairs_per_step=pairs_per_step, seed=seed)
+    positions = _RankPositions(
+        pairs_per_step=pairs_per_step,
+        micro_batch_pairs=micro_batch_pairs,
+        rank=rank,
+        world_size=world_size,
+        pairs_seen=pairs_seen,
+    )
+    return PairStream(_MicroBatches(pairs=pairs, order=order), positions, data=data, report=report)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Hold signals back; processes started inside do so for good, and this one gets what came once it leaves.
+
+    SLURM and Ctrl-C signal every process of a job: the trainer decides when to stop, and needs its workers until then.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _child_handler_kept() -> Iterator[None]:
+    """Take back the handler of SIGCHLD that DataLoader installs when it starts its workers.
+
+    It would raise a worker's death wherever this process happens to be, such as in the middle of a collective. Without
+    it the death is found by DataLoader's own look at its workers, every 5 s that it waits for a batch: inside next().
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+@contextmanager
+def _deaths_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a loader process ended by itself ({error}); most often memory or shared memory (/dev/shm) ran out: "
+            "lower data.workers, or give more"
+        ) from error
+
+
+def _start_worker(worker: int) -> None:
+    # OpenMP's threads do not survive a fork, and waiting for them would never end
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(trainer: int) -> None:
+    """End this worker on SIGTERM from its trainer, which sends it at exit; from others it is meant for the trainer."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded

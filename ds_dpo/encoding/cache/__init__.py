@@ -1,0 +1,1 @@
+"""The cache of encoded pairs: its format, its making on all ranks, its reading."""

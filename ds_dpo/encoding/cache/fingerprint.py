@@ -1,0 +1,102 @@
+"""What a cache follows from, by the name of each part: two runs that agree in it can train on the same cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ds_dpo.config.fields import FIELDS
+from ds_dpo.config.load import DataConfig, RunConfig
+from ds_dpo.encoding.cache.record import Precision
+from ds_dpo.errors import CheckpointError, ConfigError, ModelError
+from ds_dpo.models.families.table import FAMILIES
+from ds_dpo.models.loading import tokenizer_of
+from ds_dpo.models.weights.parts import Part
+from ds_dpo.models.weights.pretrained import open_pipeline, open_vae
+from ds_dpo.storage.manifest import hash_file
+
+# fields of data that act when a cached pair is read; every other one that makes a run the run it is, is compared
+ACT_ON_READING = {"flip", "size_conditioning", "prompt_dropout"}
+
+
+def fingerprint_of(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
+    """Return what a cache for this run must have been made of; models count by their files' contents, not their names.
+
+    text_dtype: of the text encoders, the run's precision. Raises ModelError where a model is missing, and ConfigError
+    for data.crop random.
+    """
+    _require_one_crop(config.data)
+    return {**data_fields(config.data, leave_out=ACT_ON_READING), **encoder_parts(config, text_dtype=text_dtype)}
+
+
+def encoder_parts(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
+    """Return what says how images and prompts are encoded. Raises ModelError where a model is missing."""
+    model = config.model
+    pipeline = open_pipeline(model)
+    parts: dict[str, str] = {}
+    parts["model.family"] = model.family
+    parts["model.vae_dtype"] = model.vae_dtype
+    parts["vae"] = _content_of_model(open_vae(model))
+    for name in FAMILIES[model.family].text_encoders:
+        parts[name] = _content_of_model(pipeline.text_encoder(name))
+        tokenizer = tokenizer_of(name)
+        parts[tokenizer] = _content_of_files(pipeline.tokenizer_files(tokenizer))
+    parts["text_dtype"] = text_dtype
+    return parts
+
+
+def _require_one_crop(data: DataConfig) -> None:
+    if data.crop == "random":
+        raise ConfigError("data.crop random does not fit a cache, which holds each image cut once; take center")
+
+
+def data_fields(data: DataConfig, *, leave_out: Collection[str] = ()) -> dict[str, str]:
+    """Return the fields of data that make a run the run it is, by dotted name."""
+    values = data.model_dump(mode="json")
+    names = [spec.path.removeprefix("data.") for spec in FIELDS.values() if spec.section == "data" and spec.is_identity]
+    return {f"data.{name}": json.dumps(values[name]) for name in names if name not in leave_out}
+
+
+def _content_of_model(part: Part) -> str:
+    # names that begin with _ tell of the library's version and of where the model was saved
+    config = {name: value for name, value in part.config.items() if not name.startswith("_")}
+    digests = [remembered_sha256(path) for path in part.files.paths]  # of a whole checkpoint, all that is in it
+    return hashlib.sha256("\n".join([json.dumps(config, sort_keys=True), *digests]).encode()).hexdigest()
+
+
+def _content_of_files(files: Sequence[Path]) -> str:
+    lines = [f"{path.name} {remembered_sha256(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return a file's SHA-256, hashed once for each path, size and time of change on this machine.
+
+    Remembered under $XDG_CACHE_HOME/ds_dpo, by default ~/.cache/ds_dpo, as a text encoder takes seconds to read. Raises
+    ModelError where the file cannot be read.
+    """
+    real = path.resolve()
+    state = real.stat()
+    key = hashlib.sha256(f"{real}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:40]
+    note = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds_dpo" / "sha256" / key
+    if note.is_file() and len(found := note.read_text(encoding="ascii").strip()) == 64:
+        return found
+    try:
+        digest = hash_file(real).sha256
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+    _remember(note, digest)
+    return digest
+
+
+def _remember(note: Path, digest: str) -> None:
+    temporary = note.with_name(f"{note.name}.{os.getpid()}.partial")
+    # a home that cannot be written, as on some clusters, costs the seconds of hashing again and nothing else
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(digest + "\n", encoding="ascii")
+        temporary.replace(note)

@@ -1,0 +1,92 @@
+"""What scripts/cache.py does on each rank: join the others, then make a cache or look through one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from ds_dpo.data.reading.open_source import open_source
+from ds_dpo.data.source import PairSource
+from ds_dpo.distributed.collectives import RankEnvironment, export_environment, node_turns, read_environment
+from ds_dpo.encoding.cache.fingerprint import fingerprint_of
+from ds_dpo.encoding.cache.pairs import open_cache
+from ds_dpo.encoding.cache.plan import Request
+from ds_dpo.encoding.cache.unit import load_encoders
+from ds_dpo.encoding.cache.verify import verify_files, verify_pairs
+from ds_dpo.encoding.cache.write import write_cache
+from ds_dpo.engine.engine import pick_device, silence_deepspeed, start_communication
+from ds_dpo.models.weights.pretrained import fetch_models
+from ds_dpo.run_folder.log import RunLog
+
+# ranks wait for the one whose part takes longest; where one dies, its launcher ends the others
+LONGEST_WAIT = timedelta(days=7)
+
+
+def run(request: Request, *, verify: int | None) -> None:
+    """Make the cache; or, with `verify` given, look through it and encode so many of its pairs again.
+
+    Raises DsDpoError with a message for the user.
+    """
+    silence_deepspeed()
+    place = read_environment(dict(os.environ))
+    export_environment(place)
+    device = pick_device(place.local_rank)
+    start_communication(timeout=LONGEST_WAIT, device=device)
+    ranks = _Ranks(request=request, place=place, device=device, log=RunLog(speaks=place.rank == 0))
+    ranks.locate_models()
+    if verify is None:
+        ranks.make()
+    else:
+        ranks.verify(num_pairs=verify)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranks:
+    request: Request
+    place: RankEnvironment
+    device: torch.device
+    log: RunLog
+
+    def locate_models(self) -> None:
+        with node_turns(self.place):  # the node's first rank downloads, the others find its files
+            fetch_models(self.request.config.model)
+
+    def make(self) -> None:
+        source, fingerprint = self._open_source(), self._fingerprint()
+        write_cache(
+            self.request,
+            source,
+            fingerprint=fingerprint,
+            place=self.place,
+            device=self.device,
+            say=self.log.line,
+        )
+        open_cache(self.request.out, say=self.log.line)
+        self.log.line(f"train from it with --data.cache {self.request.out}; look through it with --verify")
+
+    def verify(self, *, num_pairs: int) -> None:
+        cache = open_cache(self.request.out, say=self.log.line)
+        cache.require_fits(self._fingerprint(), data=self.request.config.data)
+        verify_files(cache, place=self.place, say=self.log.line)
+        if num_pairs:
+            encoders = load_encoders(
+                self.request.config.model,
+                text_dtype=self.request.text_dtype,
+                images=cache.record.images,
+                images_at_once=self.request.images_at_once,
+                place=self.place,
+                device=self.device,
+            )
+            verify_pairs(cache, self._open_source(), encoders, num_pairs=num_pairs, say=self.log.line)
+        self.log.line(f"{self.request.out} is whole")
+
+    def _open_source(self) -> PairSource:
+        with node_turns(self.place):
+            return open_source(self.request.config.data, say=self.log.line, in_file_order=True)
+
+    def _fingerprint(self) -> dict[str, str]:
+        with node_turns(self.place):
+            return fingerprint_of(self.request.config, text_dtype=self.request.text_dtype)

@@ -1,0 +1,158 @@
+"""The shards of a cache: Arrow IPC files, written in one pass and opened by any Arrow library.
+
+Arrow's file format because it keeps bytes as they are (no compression, so a row is one run of bytes in the file), takes
+rows one batch after another, says by its footer that it is whole, and opens elsewhere, as with
+`datasets.load_dataset("arrow", data_files=...)`. Training does not go through Arrow: where each row's bytes lie is
+noted once, in the cache's tables, and read with `pread` straight into a tensor. Mapping the shards instead would count
+every page that was read to the worker's memory, fault in 4 KiB at a time on network file systems, and end the process
+(SIGBUS) where a disk fails or a file was cut short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ds_dpo.errors import DataError
+from ds_dpo.storage.manifest import FileEntry, sync_folder
+
+BATCH_BYTES = 2**24  # of rows that are held before they are written
+BATCH_ROWS = 1024
+
+# moments: (2C, H, W) or (C, H, W), mirrored: the same of the mirrored image; error: why it cannot be decoded.
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("key", pa.binary(16)),
+        ("moments", pa.binary()),
+        ("mirrored", pa.binary()),
+        ("pixel_height", pa.int32()),
+        ("pixel_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("corner_top", pa.int32()),
+        ("corner_left", pa.int32()),
+        ("error", pa.string()),
+    ]
+)
+PROMPT_SCHEMA = pa.schema(
+    [("key", pa.binary(16)), ("prompt", pa.string()), ("text_states", pa.binary()), ("pooled", pa.binary())]
+)
+
+
+class RowWriter:
+    """Takes rows one by one and holds back no more than a batch of them."""
+
+    def __init__(self, writer: pa.RecordBatchFileWriter, schema: pa.Schema) -> None:
+        self._writer, self._schema = writer, schema
+        self._rows: list[Mapping[str, Any]] = []
+        self._num_bytes = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row: a value, or None, for each column."""
+        self._rows.append(row)
+        self._num_bytes += sum(len(value) for value in row.values() if isinstance(value, bytes))
+        if self._num_bytes >= BATCH_BYTES or len(self._rows) >= BATCH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._writer.write_batch(pa.RecordBatch.from_pylist(list(self._rows), schema=self._schema))
+        self._rows, self._num_bytes = [], 0
+
+
+class _HashedFile(io.RawIOBase):
+    """A file that is written from its start to its end, with the SHA-256 of it."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class WrittenShard:
+    """What `new_shard` gives: `add` rows to `rows`; `entry` is there once it is whole."""
+
+    rows: RowWriter
+    entry: FileEntry
+
+
+@contextlib.contextmanager
+def new_shard(path: Path, schema: pa.Schema, *, metadata: Mapping[str, str] | None = None) -> Iterator[WrittenShard]:
+    """Write a shard under a temporary name; at the end it is synced and renamed, after an error removed.
+
+    metadata: joins the schema, for people and other programs. Raises DataError where the disk refuses it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shard = WrittenShard()
+    try:
+        with temporary.open("wb") as file:
+            hashed = _HashedFile(file)
+            with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), schema.with_metadata(metadata)) as writer:
+                shard.rows = RowWriter(writer, schema)
+                yield shard
+                shard.rows.flush()
+            file.flush()
+            os.fsync(file.fileno())
+            shard.entry = FileEntry(size=file.tell(), sha256=hashed.digest.hexdigest())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def opened_shard(path: Path) -> Iterator[tuple[pa.Buffer, pa.RecordBatchFileReader]]:
+    """Give a shard's bytes, mapped, and its reader over them. Raises DataError where it is no whole Arrow file."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            buffer = file.read_buffer()
+            yield buffer, pa.ipc.open_file(buffer)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not readable as an Arrow file ({error})") from error
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Return these columns of a shard as a table of their own; others are not read from disk."""
+    with opened_shard(path) as (_, reader):
+        batches = [reader.get_batch(number).select(columns) for number in range(reader.num_record_batches)]
+        if not batches:
+            return reader.schema.empty_table().select(columns)
+        # copied: what is mapped would end with the file
+        return pa.Table.from_batches(batches).take(pa.array(range(sum(map(len, batches))), pa.int64()))
+
+
+def value_offsets(path: Path, column: str) -> NDArray[np.int64]:
+    """Return where each row's bytes of a binary column begin, counted from the file's start; -1 for null."""
+    with opened_shard(path) as (buffer, reader):
+        batches = (reader.get_batch(number).column(column) for number in range(reader.num_record_batches))
+        parts = [_offsets_in(array, start=buffer.address) for array in batches]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _offsets_in(array: pa.BinaryArray, *, start: int) -> NDArray[np.int64]:
+    if array.null_count == len(array):
+        return np.full(len(array), -1, np.int64)
+    _, ends, values = array.buffers()
+    begins = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array)]
+    is_null = array.is_null().to_numpy(zero_copy_only=False)
+    return np.where(is_null, -1, begins.astype(np.int64) + (values.address - start))

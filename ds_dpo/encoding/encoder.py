@@ -1,0 +1,108 @@
+"""Decoded pairs into the tensors of a step; anything PairSamples -> PreferenceBatch can stand in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ds_dpo.batch import CachedSamples, DrawnPairs, PairSamples, PreferenceBatch, split_pair, stack_pair
+from ds_dpo.errors import DataError
+from ds_dpo.models.families.text import TextEncoder
+from ds_dpo.models.vae import OVERFLOW_ADVICE, encode_images, sample_latents
+
+# time ids (N, 6) into what a family's UNet is told of sizes; None: nothing
+SizeIds = Callable[[Tensor], Tensor] | None
+
+
+class OnlineEncoder:
+    """Encodes each micro-batch when it is due, with the VAE and text encoders on the training device."""
+
+    def __init__(self, *, vae: AutoencoderKL, text: TextEncoder, size_ids: SizeIds, device: torch.device | str) -> None:
+        """Take frozen encoders and move them to the device."""
+        self._size_ids = size_ids
+        self._device = torch.device(device)
+        self._vae = vae.to(self._device)
+        self._text = text.to(self._device)
+
+    @torch.no_grad()
+    def __call__(self, samples: PairSamples) -> PreferenceBatch:
+        """Return the micro-batch on the device; every draw in it comes from the samples.
+
+        Raises DataError naming the pairs whose latents are not finite.
+        """
+        pair = samples.to(self._device, non_blocking=True)
+        latents = encode_images(
+            self._vae,
+            stack_pair(pair.chosen_pixels, pair.rejected_pixels),
+            stack_pair(pair.chosen_posterior_noise, pair.rejected_posterior_noise),
+        )
+        self._refuse_not_finite(latents, samples.pair_ids)
+        prompts = self._text.encode(pair.prompts)
+        return _batch(pair, self._size_ids, latents=latents, text_states=prompts.text_states, pooled=prompts.pooled)
+
+    def _refuse_not_finite(self, latents: Tensor, pair_ids: Tensor) -> None:
+        # Waits for the device once a micro-batch: a NaN found later would already be in the optimizer's moments.
+        image_is_finite = latents.isfinite().all(dim=(1, 2, 3)).cpu()
+        if image_is_finite.all():
+            return
+        chosen_is_finite, rejected_is_finite = split_pair(image_is_finite)
+        bad = pair_ids[~(chosen_is_finite & rejected_is_finite)].tolist()
+        raise DataError(
+            f"the VAE gave NaN or infinite latents for pairs {', '.join(map(str, bad))} in {self._vae.dtype}; "
+            f"{OVERFLOW_ADVICE}"
+        )
+
+
+class CachedEncoder:
+    """Draws latents from moments that a cache has kept; text is there already. It needs no model."""
+
+    def __init__(
+        self,
+        *,
+        quantity: Literal["moments", "mean"],
+        vae_dtype: torch.dtype,
+        vae_config: Mapping[str, Any],
+        size_ids: SizeIds,
+        device: torch.device | str,
+    ) -> None:
+        """Take what the cache says of its images.
+
+        quantity: moments are drawn from, a mean is taken as it is. vae_dtype: in which the VAE ran; deviations are
+        computed in it, as online. vae_config: how its latents are shifted and scaled.
+        """
+        self._device = torch.device(device)
+        self._draws = quantity == "moments"
+        self._vae_dtype, self._vae_config = vae_dtype, vae_config
+        self._size_ids = size_ids
+
+    @torch.no_grad()
+    def __call__(self, samples: CachedSamples) -> PreferenceBatch:
+        """Return the micro-batch on the device; every draw in it comes from the samples."""
+        pair = samples.to(self._device, non_blocking=True)
+        noise = stack_pair(pair.chosen_posterior_noise, pair.rejected_posterior_noise) if self._draws else None
+        moments = stack_pair(pair.chosen_moments, pair.rejected_moments)
+        latents = sample_latents(moments.to(self._vae_dtype), noise, vae_config=self._vae_config)
+        return _batch(pair, self._size_ids, latents=latents, text_states=pair.text_states, pooled=pair.pooled)
+
+
+def _batch(
+    pair: DrawnPairs, size_ids: SizeIds, *, latents: Tensor, text_states: Tensor, pooled: Tensor | None
+) -> PreferenceBatch:
+    return PreferenceBatch(
+        latents=latents,
+        noise=pair.noise,
+        input_noise=pair.input_noise,
+        timesteps=pair.timesteps,
+        text_states=text_states,
+        pooled=pooled,
+        time_ids=None if size_ids is None else size_ids(stack_pair(pair.chosen_time_ids, pair.rejected_time_ids)),
+        pair_ids=pair.pair_ids,
+        target_probabilities=pair.target_probabilities,
+        weights=pair.weights,
+        reference_chosen_error=pair.reference_chosen_error,
+        reference_rejected_error=pair.reference_rejected_error,
+    )

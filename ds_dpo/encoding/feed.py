@@ -1,0 +1,174 @@
+"""A run's pairs, and how they become batches: decoded and encoded as they come, or read from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from ds_dpo.batch import PreferenceBatch
+from ds_dpo.config.load import DataConfig, RunConfig, resolve_asset
+from ds_dpo.data.reading.open_source import open_source
+from ds_dpo.data.reading.split_files import find_split
+from ds_dpo.data.stream.loader import PairReader
+from ds_dpo.data.stream.prepare import OnlinePairs
+from ds_dpo.diffusion.noising import Noising, noising_of
+from ds_dpo.encoding.cache.fingerprint import fingerprint_of
+from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache, open_cache
+from ds_dpo.encoding.cache.record import DTYPES, Precision
+from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
+from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.models.families.table import FAMILIES
+from ds_dpo.models.families.text import TextEncoder
+from ds_dpo.models.loading import latent_shape, load_text, load_vae, read_noise_schedule
+from ds_dpo.models.training_schedule import training_schedule
+
+Say = Callable[[str], None]
+Encode = Callable[[Any], PreferenceBatch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFeed:
+    """pairs: what the loader reads, in whatever form. counts: numbers of the dataset by name, for the record.
+
+    description, fingerprint: of the dataset, see data.source. encoding: in words, when and how images are encoded.
+    name_pair: how messages name the pair of an index.
+    """
+
+    pairs: PairReader[Any]
+    description: str
+    counts: Mapping[str, int]
+    fingerprint: Mapping[str, str]
+    encoding: str
+    cache: PairCache | None
+    name_pair: Callable[[int], str]
+
+    @property
+    def needs_encoders(self) -> bool:
+        return self.cache is None
+
+
+def open_feed(config: RunConfig, *, precision: Precision, say: Say) -> PairFeed:
+    """Open the pairs that a run trains on. precision: of the run, in which prompts are encoded.
+
+    Raises DataError where dataset or cache cannot be read, and ConfigError where the cache is of something else.
+    """
+    noising = noising_of(config.diffusion, training_schedule(config.model, config.diffusion))
+    if config.data.cache is None:
+        return _open_online(config, config.data, seed=config.seed, noising=noising, say=say)
+    cache = open_cache(config.data.cache, say=say)
+    cache.require_fits(fingerprint_of(config, text_dtype=precision), data=config.data)
+    if cache.record.num_pairs == cache.record.num_bad_pairs:
+        raise DataError(f"data.cache {config.data.cache}: none of its {cache.record.num_pairs} pairs could be read")
+    cached = CachedPairs(cache, data=config.data, seed=config.seed, noising=noising)
+    record = cache.record
+    return PairFeed(
+        pairs=cached,
+        description=record.source_description,
+        counts=record.source_counts,
+        fingerprint=record.source_fingerprint,
+        encoding=f"{record.images.quantity} of a cache in {record.images.dtype}",
+        cache=cache,
+        name_pair=lambda index: f"pair {index} of cache {cache.folder}",
+    )
+
+
+def open_held_out(config: RunConfig, trained_on: PairFeed, *, say: Say) -> PairFeed:
+    """Open the pairs of the held_out section: read, filtered and cut as those that are trained on, but always alike.
+
+    No flip, no random crop, no dropped prompt, no tie. Raises DataError where they cannot be read, and ConfigError
+    where they are those that are trained on.
+    """
+    data = _held_out_data(config)
+    noising = Noising.plain(read_noise_schedule(config.model).num_train_timesteps)  # the grid has noise of its own
+    feed = _open_online(config, data, seed=config.held_out.seed, noising=noising, say=say)
+    if feed.fingerprint["content"] == trained_on.fingerprint["content"] or _local_files(data) & _local_files(
+        config.data
+    ):
+        raise ConfigError(
+            f"held_out: split {data.split} of {data.dataset} has the very rows that are trained on; give another "
+            "held_out.split or held_out.dataset"
+        )
+    return feed
+
+
+def _local_files(data: DataConfig) -> set[Path]:
+    """The files of a local dataset's split: the same file may be given alone and in its folder."""
+    if not Path(resolve_asset(data.dataset)).expanduser().exists():
+        return set()
+    return {path.resolve() for path in find_split(data).files}
+
+
+def _held_out_data(config: RunConfig) -> DataConfig:
+    data, held_out = config.data, config.held_out
+    changes: dict[str, Any] = {
+        "split": held_out.split or data.split,
+        "cache": None,
+        "ties": "drop",  # nobody's side can be taken
+        "confidence": "ignore",
+        "max_rows": None,
+        "expected_pairs": None,
+        "crop": "center",
+        "flip": "off",
+        "prompt_dropout": 0.0,
+    }
+    if held_out.dataset is not None:
+        changes |= {"dataset": held_out.dataset, "name": held_out.name, "revision": None, "image_root": None}
+    elif held_out.name is not None:
+        changes["name"] = held_out.name
+    return data.model_copy(update=changes)
+
+
+def _open_online(config: RunConfig, data: DataConfig, *, seed: int, noising: Noising, say: Say) -> PairFeed:
+    source = open_source(data, say=say)
+    say(source.description)
+    online = OnlinePairs(
+        source,
+        data=data,
+        seed=seed,
+        latent_shape=partial(latent_shape, config.model),
+        noising=noising,
+    )
+    return PairFeed(
+        pairs=online,
+        description=source.description,
+        counts=source.counts,
+        fingerprint=source.fingerprint,
+        encoding="as they come",
+        cache=None,
+        name_pair=lambda index: source.read(index).uid,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """The frozen models around the UNet."""
+
+    vae: AutoencoderKL
+    text: TextEncoder
+
+
+def load_encoders(config: RunConfig, *, dtype: torch.dtype) -> Encoders:
+    """Load VAE and text encoders. dtype: of the text encoders; the VAE has its own. Raises ModelError."""
+    return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype))
+
+
+def build_encode(feed: PairFeed, encoders: Encoders | None, *, family: str, device: torch.device) -> Encode:
+    """Return what makes a batch of what the loader gives. encoders: None for a cache alone. family: model.family."""
+    size_ids = FAMILIES[family].size_ids
+    if feed.cache is not None:
+        stored = feed.cache.record.images
+        return CachedEncoder(
+            quantity=stored.quantity,
+            vae_dtype=DTYPES[stored.vae_dtype],
+            vae_config=stored.scaling,
+            size_ids=size_ids,
+            device=device,
+        )
+    assert encoders is not None, "loaded where the feed needs them"
+    return OnlineEncoder(vae=encoders.vae, text=encoders.text, size_ids=size_ids, device=device)

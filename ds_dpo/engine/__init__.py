@@ -1,0 +1,3 @@
+"""DeepSpeed behind a thin face: its settings read strictly, the engine, optimizers, master weights, states of
+another layout.
+"""

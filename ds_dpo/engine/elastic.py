@@ -1,0 +1,176 @@
+"""Go on from a checkpoint that other ranks or another ZeRO stage saved: each rank reads its own part of each tensor.
+
+What DeepSpeed's own load would set is set here: master weights, the optimizer's states, moving averages, frozen
+weights, learning rate and schedule, loss scale, counters; the working weights follow from the masters as after an
+update. Nothing is ever whole on a rank but a frozen weight, and no code of the checkpoint is run.
+Source: load_checkpoint of deepspeed 0.19.8, runtime/engine.py, and load_state_dict of runtime/zero/stage_1_and_2.py,
+runtime/zero/stage3.py and runtime/bf16_optimizer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds_dpo.distributed.collectives import raise_together
+from ds_dpo.engine.layout import EngineLayout, engine_layout
+from ds_dpo.engine.moving_average import MovingAverage
+from ds_dpo.errors import CheckpointError
+from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
+from ds_dpo.zero_shards.training_state import TrainingState
+
+# what of a dynamic loss scale moves as a run goes on; the rest are settings
+SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def read_into(raw: Any, folder: Path, *, average: MovingAverage | None, has_frozen_weights: bool) -> Mapping[str, Any]:
+    """Set a deepspeed.DeepSpeedEngine, fresh or not, to a checkpoint of any layout; every rank must call.
+
+    The files' checksums are taken to be verified. average: the run's moving average, where it keeps one.
+    has_frozen_weights: whether the checkpoint is to hold the weights that are not trained too.
+    Returns what the caller of save_checkpoint gave. Raises CheckpointError on all ranks together, before anything is
+    changed, where the checkpoint cannot be carried over; a file that fails later leaves the engine unfit for use.
+    """
+    opened: tuple[ZeroCheckpoint, TrainingState, EngineLayout] = _together(
+        lambda: _open(raw, folder, average=average, has_frozen_weights=has_frozen_weights)
+    )
+    checkpoint, training, layout = opened
+    prepare = getattr(raw.optimizer, "checkpoint_event_prologue", None)
+    if prepare is not None:
+        prepare()  # ZeRO 3: no weight is whole now
+    _together(lambda: _read(raw, checkpoint, training, layout, average=average, with_frozen=has_frozen_weights))
+    _follow_masters(raw)
+    return training.client_state
+
+
+def _open(
+    raw: Any, folder: Path, *, average: MovingAverage | None, has_frozen_weights: bool
+) -> tuple[ZeroCheckpoint, TrainingState, EngineLayout]:
+    checkpoint, layout = open_checkpoint(folder, verify=False), engine_layout(raw)
+    training = checkpoint.training()
+    _require_same_weights(checkpoint, layout, raw.module, has_frozen_weights=has_frozen_weights)
+    others = checkpoint.optimizer.others
+    if others:
+        listed = ", ".join(f"{name} ({what})" for name, what in others.items())
+        raise CheckpointError(
+            f"{folder}: its optimizer keeps {listed}, which is no value for each weight and fits the ranks, ZeRO stage "
+            f"and DeepSpeed settings that saved it only; go on with {checkpoint.world_size} ranks at stage "
+            f"{checkpoint.stage}"
+        )
+    if average is not None and not checkpoint.has_ema:
+        raise CheckpointError(f"{folder}: no moving average of the run so far, but ema.decay needs it")
+    return checkpoint, training, layout
+
+
+def _require_same_weights(
+    checkpoint: ZeroCheckpoint, layout: EngineLayout, module: nn.Module, *, has_frozen_weights: bool
+) -> None:
+    saved = checkpoint.parameters
+    for name, placement in layout.placements.items():
+        found = saved.get(name)
+        if found is None or found.is_frozen or found.shape != placement.shape:
+            what = "not in it" if found is None else "frozen in it" if found.is_frozen else f"{found.shape} in it"
+            raise CheckpointError(f"{checkpoint.folder}: {name} is trained with shape {placement.shape}, and is {what}")
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        if name in saved and not saved[name].is_frozen:
+            raise CheckpointError(f"{checkpoint.folder}: {name} is frozen, and was trained")
+        if has_frozen_weights and name not in saved:
+            raise CheckpointError(f"{checkpoint.folder}: no frozen weight {name}")
+
+
+@torch.no_grad()
+def _read(
+    raw: Any,
+    checkpoint: ZeroCheckpoint,
+    training: TrainingState,
+    layout: EngineLayout,
+    *,
+    average: MovingAverage | None,
+    with_frozen: bool,
+) -> None:
+    for part in layout.parts:
+        checkpoint.read_part(part.name, "fp32", start=part.start, out=part.of(layout.masters))
+    _read_optimizer(raw, checkpoint, training, layout)
+    if average is not None:
+        for part in layout.parts:
+            checkpoint.read_part(part.name, "ema", start=part.start, out=part.of(average.groups))
+        assert checkpoint.average_updates is not None
+        average.continue_after(checkpoint.average_updates)
+    if with_frozen:
+        _read_frozen(raw, checkpoint)
+    raw.lr_scheduler.load_state_dict(training.schedule)
+    raw.global_steps, raw.skipped_steps = training.global_steps, training.skipped_steps
+    raw.global_samples = training.global_samples
+    if raw.fp16_enabled() and raw.optimizer.loss_scaler.dynamic and training.loss_scaler.get("dynamic"):
+        for name in SCALE_STATE:
+            setattr(raw.optimizer.loss_scaler, name, training.loss_scaler[name])
+
+
+def _read_optimizer(raw: Any, checkpoint: ZeroCheckpoint, training: TrainingState, layout: EngineLayout) -> None:
+    """Give the optimizer the saved states of this rank's parts; padding between them is 0, as it always is."""
+    kept, inner = checkpoint.optimizer, raw.optimizer.optimizer
+    # a live engine's are let go first, wherever DeepSpeed has views of them, as the new ones take their memory
+    inner.state.clear()
+    raw.optimizer._link_all_hp_params()
+    raw.optimizer._hp_optimizer_states_linked = False
+    states: dict[int, dict[str, Any]] = {}
+    if kept.elementwise:
+        for index, master in enumerate(layout.masters):
+            states[index] = {**_copied(kept.scalars), **{name: torch.zeros_like(master) for name in kept.elementwise}}
+    for name in kept.elementwise:
+        groups = [states[index][name] for index in range(len(layout.masters))]
+        for part in layout.parts:
+            checkpoint.read_part(part.name, name, start=part.start, out=part.of(groups))
+    if hasattr(raw.optimizer, "_set_fp32_optimizer_param_groups"):
+        raw.optimizer._set_fp32_optimizer_param_groups()  # ZeRO 3 gives the optimizer its groups only while it works
+    settings = inner.state_dict()["param_groups"]
+    for group, rates in zip(settings, training.rates, strict=True):
+        group.update(rates)
+    inner.load_state_dict({"state": states, "param_groups": settings})
+    if hasattr(raw.optimizer, "_clear_fp32_optimizer_param_groups"):
+        raw.optimizer._clear_fp32_optimizer_param_groups()
+
+
+def _copied(scalars: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in scalars.items()}
+
+
+def _read_frozen(raw: Any, checkpoint: ZeroCheckpoint) -> None:
+    for name, parameter in raw.module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        if not hasattr(parameter, "ds_tensor"):
+            checkpoint.read(name, out=parameter.data)
+            continue
+        own = parameter.ds_tensor.data.view(-1)
+        start = raw.global_rank * own.numel()
+        own = own[: max(0, parameter.ds_numel - start)]
+        if own.numel():
+            checkpoint.read_part(name, start=start, out=own)
+
+
+def _follow_masters(raw: Any) -> None:
+    """Round the masters to the working weights of all ranks, as DeepSpeed's update does."""
+    optimizer = raw.optimizer
+    if raw.zero_optimization_partition_weights():
+        for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer.checkpoint_event_epilogue()  # small weights are whole again on each rank
+    else:
+        optimizer.update_lp_params()
+
+
+def _together(action: Callable[[], Any]) -> Any:
+    result, error = None, None
+    try:
+        result = action()
+    except CheckpointError as caught:
+        error = caught
+    raise_together(error)
+    return result

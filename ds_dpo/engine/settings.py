@@ -1,0 +1,197 @@
+"""One DeepSpeed dict out of the JSON in ds_configs/ and the run configuration, and what it amounts to in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ds_dpo.config.load import DiffusionConfig, RunConfig
+from ds_dpo.engine.settings_file import deepspeed_config_path, ignored_options, precision_of_file, read_deepspeed_file
+from ds_dpo.engine.settings_schema import (
+    BATCH_KEYS,
+    GATHERING_OPTIONS_AT_ANY_STAGE,
+    GATHERING_OPTIONS_AT_STAGE_3,
+    Precision,
+)
+from ds_dpo.errors import ConfigError
+from ds_dpo.planning.objective_words import describe_objective
+from ds_dpo.planning.recipes import far_from_recipes
+
+OPTIMIZER_WORDS = {
+    "adamw": "AdamW",
+    "adamw_8bit": "AdamW with moments in 8 bit",
+    "lion": "Lion",
+    "lion_8bit": "Lion with its mean in 8 bit",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedDeepSpeed:
+    """What the engine gets, and what of it the rest of a run must know."""
+
+    settings: dict[str, Any]
+    stage: int
+    precision: Precision
+    accumulation_precision: Precision
+    accumulation_steps: int
+    world_size: int
+    offloads_optimizer: bool
+    offloads_parameters: bool
+
+
+def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpeed:
+    """Return the complete DeepSpeed settings of a run on so many ranks.
+
+    Raises ConfigError for a missing file, unknown keys, "auto" out of place, options that the stage ignores, values
+    that contradict the run configuration, and a batch that does not divide.
+    """
+    if config.expected_world_size not in (None, world_size):
+        raise ConfigError(
+            f"expected_world_size is {config.expected_world_size}, but there is {_ranks(world_size)}; check the "
+            "launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` takes a missing hostfile for this host)"
+        )
+    path = deepspeed_config_path(config.deepspeed_config)
+    file = read_deepspeed_file(path)
+    shares_reference = config.reference.residency == "zero3"
+    ignored = list(ignored_options(file, world_size=world_size, shares_reference=shares_reference))
+    if config.optimizer.type != "adamw" and "offload_optimizer" in file.zero_optimization.model_fields_set:
+        ignored.append(
+            f"zero_optimization.offload_optimizer with optimizer.type {config.optimizer.type}, which saves the GPU's "
+            "memory and updates there; take adamw, or leave the offload out"
+        )
+    if ignored:
+        raise ConfigError("\n  ".join([f"{path} does not fit:", *ignored]))
+    accumulation_steps = accumulation(config, world_size=world_size)
+    owned_by_run: dict[str, int | float] = {
+        "train_batch_size": config.batch.pairs_per_step,
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_pairs,
+        "gradient_accumulation_steps": accumulation_steps,
+        # stated always: DeepSpeed clips to 1.0 where nothing is said
+        "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
+    }
+    if config.optimizer.type != "adamw":
+        owned_by_run["zero_allow_untested_optimizer"] = True  # they update each element, or block of 256, by itself
+    for key, value in owned_by_run.items():
+        stated = getattr(file, key)
+        if stated not in (None, value):
+            raise ConfigError(
+                f'{path}: {key} is {stated}, but the run configuration makes it {value}; write "auto" or leave it out'
+            )
+    settings = {
+        **file.model_dump(exclude_unset=True, exclude_none=True),
+        **owned_by_run,
+        # a client's torch AdamW is refused with offload unless this is said
+        "zero_force_ds_cpu_optimizer": False,
+        # ranks that would save under different tags fail instead of warning
+        "checkpoint": {"tag_validation": "Fail"},
+    }
+    precision = precision_of_file(file)
+    return ResolvedDeepSpeed(
+        settings=settings,
+        stage=file.zero_optimization.stage,
+        precision=precision,
+        accumulation_precision=file.data_types.grad_accum_dtype if file.data_types else precision,
+        accumulation_steps=accumulation_steps,
+        world_size=world_size,
+        offloads_optimizer="offload_optimizer" in file.zero_optimization.model_fields_set,
+        offloads_parameters="offload_param" in file.zero_optimization.model_fields_set,
+    )
+
+
+def reference_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a second engine that only predicts: the reference's, its weights shared by all ranks.
+
+    settings: the run's complete ones. Batch, precision and what a file says of gathering weights are kept; a ZeRO stage
+    other than 3 cannot share weights, so it is always 3.
+    """
+    zero = settings["zero_optimization"]
+    stage_3 = GATHERING_OPTIONS_AT_STAGE_3 if zero["stage"] == 3 else ()
+    gathering = {name: zero[name] for name in (*GATHERING_OPTIONS_AT_ANY_STAGE, *stage_3) if name in zero}
+    return {
+        **{name: settings[name] for name in (*BATCH_KEYS, "bf16", "fp16") if name in settings},
+        # memory_efficient_linear would replace torch's linear in the whole process, the policy's too at stages 1 and 2
+        "zero_optimization": {**gathering, "stage": 3, "memory_efficient_linear": False},
+    }
+
+
+def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
+    """Return lines that say in words what the numbers of a run amount to."""
+    batch, optimizer, schedule = config.batch, config.optimizer, config.schedule
+    clipping = f"gradient norm clipped to {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "no clipping"
+    offloads = {"optimizer": resolved.offloads_optimizer, "weights": resolved.offloads_parameters}
+    offloaded = " and ".join(name for name, is_offloaded in offloads.items() if is_offloaded)
+    return [
+        f"pairs per step: {batch.pairs_per_step} = {_ranks(resolved.world_size)} x {batch.micro_batch_pairs} at once x "
+        f"{resolved.accumulation_steps} accumulated",
+        f"learning rate: peak {optimizer.learning_rate:g}, as given (not scaled by batch or ranks); {_shape(config)}",
+        f"optimizer: {OPTIMIZER_WORDS[optimizer.type]}, weight decay {optimizer.weight_decay:g}, {clipping}",
+        *describe_objective(config),
+        *_reference(config),
+        *_noising(config.diffusion),
+        f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "
+        f"{resolved.accumulation_precision}, offloaded to the CPU: {offloaded or 'nothing'} "
+        f"({config.deepspeed_config})",
+        f"pairs of the whole run: {batch.pairs_per_step * config.max_train_steps} in {config.max_train_steps} steps; "
+        f"warm-up {100 * min(1.0, schedule.warmup_steps / config.max_train_steps):.0f} % of them",
+        *far_from_recipes(config),
+    ]
+
+
+_RESIDENCY_WORDS = {
+    "replicated": "a frozen copy on each rank",
+    "zero3": "a frozen copy whose weights all ranks share",
+    "cpu": "a frozen copy in each rank's host memory, on the device block by block",
+    "adapter": "the policy without its low-rank layers",
+    "cached": "its errors, computed beforehand",
+}
+
+
+def _reference(config: RunConfig) -> list[str]:
+    """Return a line that says what the policy is compared with; none where it is with nothing."""
+    if config.objective.reference_need == "none":
+        return []
+    every_steps = config.reference.refresh_every_steps
+    follows = f"; takes the policy's weights every {every_steps} steps" if every_steps else ""
+    return [f"reference: {config.reference.residency}, {_RESIDENCY_WORDS[config.reference.residency]}{follows}"]
+
+
+def _noising(diffusion: DiffusionConfig) -> list[str]:
+    """Return a line that names what of the noising is not as the authors have it; none where all is."""
+    plain = DiffusionConfig().model_dump()
+    chosen = {name: value for name, value in diffusion.model_dump().items() if value != plain[name]}
+    return ["noising: " + ", ".join(f"{name} {str(value).lower()}" for name, value in chosen.items())] if chosen else []
+
+
+def _shape(config: RunConfig) -> str:
+    schedule = config.schedule
+    if schedule.name in ("constant", "piecewise_constant"):
+        return " ".join(["constant", *(["by", schedule.step_rules] if schedule.step_rules else [])])
+    warmup = f"{schedule.warmup_steps} steps of warm-up, then "
+    if schedule.name == "constant_with_warmup":
+        return warmup + "constant"
+    end = f"{schedule.end_rate:g}" if schedule.name == "polynomial" else "0"
+    return warmup + f"{schedule.name} to {end} at step {schedule.decay_steps or config.max_train_steps}"
+
+
+def accumulation(config: RunConfig, *, world_size: int) -> int:
+    """Return how many micro-batches make a rank's part of a step. Raises ConfigError naming what would divide."""
+    pairs, micro = config.batch.pairs_per_step, config.batch.micro_batch_pairs
+    at_once = micro * world_size
+    if pairs % at_once == 0:
+        return pairs // at_once
+    below = pairs // at_once * at_once
+    nearest = [str(number) for number in (below, below + at_once) if number]
+    message = (
+        f"batch.pairs_per_step {pairs} is not a multiple of micro_batch_pairs {micro} x {_ranks(world_size)} "
+        f"= {at_once}; the nearest that {'fit are' if below else 'fits is'} {' and '.join(nearest)}"
+    )
+    if pairs % world_size == 0:
+        share = pairs // world_size
+        fitting = max(number for number in range(1, min(micro, share) + 1) if share % number == 0)
+        message += f", or keep {pairs} with micro_batch_pairs {fitting}"
+    raise ConfigError(message)
+
+
+def _ranks(world_size: int) -> str:
+    return "1 rank" if world_size == 1 else f"{world_size} ranks"

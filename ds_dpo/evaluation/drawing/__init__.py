@@ -1,0 +1,1 @@
+"""Models that draw prompts: found, loaded, sampled from shared noise."""

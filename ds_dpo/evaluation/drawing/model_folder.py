@@ -1,0 +1,176 @@
+"""The models that are compared: diffusers pipeline folders, or a UNet alone with the rest from the base."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors import SafetensorError
+
+from ds_dpo.config.load import resolve_asset
+from ds_dpo.errors import ModelError
+from ds_dpo.models.sampler import ddim_from
+from ds_dpo.models.weights.files import TEXT_STEM, UNET_STEM, read_json
+from ds_dpo.models.weights.hub import fetch_folder
+from ds_dpo.process.quiet import quiet_output
+
+PIPELINES = {pipeline.__name__: pipeline for pipeline in (StableDiffusionXLPipeline, StableDiffusionPipeline)}
+INDEX_NAME, UNET_NAME, EXPORT_RECORD_NAME = "model_index.json", "unet", "export.json"
+LORA_NAME = "pytorch_lora_weights.safetensors"
+HUB_SETTINGS = ("*/*.json", "*/*.txt")  # of schedulers, tokenizers and models
+HUB_WEIGHTS = (".safetensors", "-*-of-*.safetensors")
+# its safety checker blackens images that pipelines decode, which these never do
+UNUSED_PARTS = {StableDiffusionPipeline.__name__: {"safety_checker": None, "requires_safety_checker": False}}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model as the user names it. rest: folder of the pipeline around its UNet, which may be the base's."""
+
+    name: str
+    folder: Path
+    rest: Path
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer step that an exported model was taken at; None for a model that is no export."""
+        record = self.folder / EXPORT_RECORD_NAME
+        step = read_json(record).get("step") if record.is_file() else None
+        return step if isinstance(step, int) else None
+
+
+def locate(name: str, *, variant: str | None = None) -> Path:
+    """Folder or file of a path, a ds_dpo:// name, or a hub id, which is downloaded into the hub's cache.
+
+    variant: of the weights that are downloaded, such as fp16. Raises ModelError where a hub id is not to be had.
+    """
+    path = Path(resolve_asset(name))
+    if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.safetensors)", name) is None:
+        return path
+    infix = f".{variant}" if variant else ""
+    weights = [f"*/{stem}{infix}{end}" for stem in (UNET_STEM, TEXT_STEM) for end in HUB_WEIGHTS]
+    return fetch_folder(name, revision=None, patterns=(INDEX_NAME, *HUB_SETTINGS, *weights, LORA_NAME))
+
+
+def find_model(name: str, *, base: ModelFolder | None, variant: str | None = None) -> ModelFolder:
+    """Look at what a folder, a ds_dpo:// name or a hub id holds, without loading it.
+
+    base: lends what a UNet alone lacks. variant: as of locate. Raises ModelError saying what is there instead of a
+    model.
+    """
+    folder = locate(name, variant=variant)
+    if (folder / INDEX_NAME).is_file():
+        return ModelFolder(name=name, folder=folder, rest=folder)
+    if (folder / UNET_NAME / "config.json").is_file():
+        if base is None:
+            raise ModelError(f"{name}: has a {UNET_NAME}/ but no {INDEX_NAME}; the base must be a whole pipeline")
+        return ModelFolder(name=name, folder=folder, rest=base.rest)
+    if not folder.is_dir():
+        raise ModelError(f"{name}: no such folder; name a diffusers pipeline or an export of scripts/consolidate.py")
+    if (folder / "checkpoints").is_dir() or (folder / "zero_to_fp32.py").is_file():
+        raise ModelError(f"{name}: holds checkpoints; make a model of them: python scripts/consolidate.py {name} OUT")
+    raise ModelError(f"{name}: neither {INDEX_NAME} nor {UNET_NAME}/config.json in it, so no diffusers model")
+
+
+def load_pipeline(
+    model: ModelFolder,
+    *,
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    vae: AutoencoderKL | None = None,
+    sampler: Callable[[Mapping[str, Any]], Any] | None = ddim_from,
+) -> DiffusionPipeline:
+    """The model on the CPU, drawing with DDIM over its own noise schedule; runs no code from the folder.
+
+    variant: of weights that are taken where a part has them; a part that has one kind alone gives that. vae: in place
+    of its own. sampler: of the configuration of its scheduler; none: that scheduler itself.
+    Raises ModelError for a family other than SDXL and Stable Diffusion 1, or files that are missing or unreadable.
+    """
+    _family(model.rest)
+    unet = _load_unet(model, dtype=dtype, variant=variant)
+    return pipeline_around(unet, model.rest, name=model.name, variant=variant, vae=vae, sampler=sampler)
+
+
+def pipeline_around(
+    unet: UNet2DConditionModel,
+    rest: Path,
+    *,
+    name: str,
+    variant: str | None = None,
+    vae: AutoencoderKL | None = None,
+    sampler: Callable[[Mapping[str, Any]], Any] | None = ddim_from,
+) -> DiffusionPipeline:
+    """The pipeline of the folder rest with another UNet, in that UNet's dtype; all else as of load_pipeline.
+
+    name: of the model, for errors.
+    """
+    family = _family(rest)
+    with readable(name), quiet_output():
+        pipeline = PIPELINES[family].from_pretrained(
+            rest,
+            unet=unet.eval(),
+            **({} if vae is None else {"vae": vae}),
+            **UNUSED_PARTS.get(family, {}),
+            variant=variant_of(rest / "text_encoder", TEXT_STEM, asked=variant),
+            dtype=unet.dtype,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    if sampler is not None:
+        pipeline.scheduler = sampler(pipeline.scheduler.config)
+    return pipeline
+
+
+def _family(rest: Path) -> str:
+    family = read_json(rest / INDEX_NAME).get("_class_name")
+    if family not in PIPELINES:
+        raise ModelError(f"{rest / INDEX_NAME}: a {family!r}; known are {', '.join(PIPELINES)}")
+    return str(family)
+
+
+def _load_unet(model: ModelFolder, *, dtype: torch.dtype, variant: str | None) -> UNet2DConditionModel:
+    with readable(model.name), quiet_output():
+        unet, loading = UNet2DConditionModel.from_pretrained(
+            model.folder,
+            subfolder=UNET_NAME,
+            variant=variant_of(model.folder / UNET_NAME, UNET_STEM, asked=variant),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    if loading["missing_keys"]:
+        # diffusers only warns, and leaves these as they were initialized
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(f"{model.folder / UNET_NAME}: lacks {len(missing)} weights; first: {missing[0]!r}")
+    return unet
+
+
+def variant_of(folder: Path, stem: str, *, asked: str | None) -> str | None:
+    """The variant that is asked for, where a part has it; else that of its weights, which for plain ones is None."""
+    pattern = re.compile(rf"{re.escape(stem)}(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+    found = {match[1] for path in folder.glob("*.safetensors") if (match := pattern.fullmatch(path.name))}
+    if asked in found:
+        return asked
+    return found.pop() if len(found) == 1 else None
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Tell what diffusers says of a model's files as a ModelError that names the model."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{name}: diffusers cannot load it: {error}") from error

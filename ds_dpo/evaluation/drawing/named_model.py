@@ -1,0 +1,209 @@
+"""What a user may name to draw with: a pipeline, a UNet or a single file, each with LoRAs over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers.utils import is_peft_available
+
+from ds_dpo.config.load import ModelConfig
+from ds_dpo.errors import ConfigError, ModelError
+from ds_dpo.evaluation.drawing.model_folder import (
+    INDEX_NAME,
+    LORA_NAME,
+    UNET_NAME,
+    ModelFolder,
+    find_model,
+    load_pipeline,
+    locate,
+    readable,
+    variant_of,
+)
+from ds_dpo.evaluation.drawing.single_file_model import (
+    SUFFIX,
+    SingleFile,
+    find_single_file,
+    is_lora,
+    load_own_vae,
+    load_single_file,
+    lora_sentence,
+    tensor_names,
+)
+from ds_dpo.models.loading import load_vae
+from ds_dpo.models.sampler import ddim_from
+from ds_dpo.models.weights.files import VAE_STEM
+from ds_dpo.models.weights.pretrained import open_vae
+from ds_dpo.process.quiet import quiet_output
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SAMPLERS: dict[str, Callable[[Mapping[str, Any]], Any] | None] = {
+    "model": None,
+    "ddim": ddim_from,
+    "euler": EulerDiscreteScheduler.from_config,
+    "dpmpp": DPMSolverMultistepScheduler.from_config,
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA as the user names it, and how strongly it counts."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model as the user names it, with the LoRAs to put over it."""
+
+    name: str
+    loras: tuple[Lora, ...] = ()
+
+    def __str__(self) -> str:
+        return " + ".join([self.name, *(f"{lora.name}:{lora.scale:g}" for lora in self.loras)])
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A choice that is there; loras: their files."""
+
+    choice: ModelChoice
+    source: ModelFolder | SingleFile
+    loras: tuple[Path, ...]
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer step that an export was taken at, where its folder tells."""
+        return self.source.step if isinstance(self.source, ModelFolder) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How models are loaded. vae: in place of their own. sampler: a name of SAMPLERS."""
+
+    dtype: str
+    device: torch.device
+    variant: str | None = None
+    vae: str | None = None
+    sampler: str = "model"
+
+
+def parse_lora(text: str) -> Lora:
+    """Read NAME or NAME:SCALE. Raises ConfigError for a scale that is not finite, or no name."""
+    name, colon, last = text.rpartition(":")
+    try:
+        scale = float(last) if colon else 1.0
+    except ValueError:
+        name, scale = text, 1.0
+    name = name if colon else text
+    if not name or not math.isfinite(scale):
+        raise ConfigError(f"--lora {text}: such as my_lora.safetensors:0.8 would fit")
+    return Lora(name, scale)
+
+
+def find_models(choices: Sequence[ModelChoice], *, base: str | None, variant: str | None) -> list[FoundModel]:
+    """Look at what each choice names, without loading it.
+
+    base: the pipeline around a UNet alone, and the configuration of a single file; none: the first choice that is a
+    whole pipeline. variant: of weights that the hub is asked for. Raises ModelError naming what is missing.
+    """
+    lender = _lender(choices, base=base, variant=variant)
+    return [
+        FoundModel(
+            choice=choice,
+            source=_find_source(choice.name, lender, variant=variant),
+            loras=tuple(_find_lora(lora.name) for lora in choice.loras),
+        )
+        for choice in choices
+    ]
+
+
+def _lender(choices: Sequence[ModelChoice], *, base: str | None, variant: str | None) -> ModelFolder | None:
+    names = [choice.name for choice in choices] if base is None else [base]
+    whole = [name for name in names if (locate(name, variant=variant) / INDEX_NAME).is_file()]
+    if base is not None and not whole:
+        raise ModelError(f"--base {base}: no {INDEX_NAME} in it; a whole diffusers pipeline would fit")
+    return find_model(whole[0], base=None, variant=variant) if whole else None
+
+
+def _find_source(name: str, lender: ModelFolder | None, *, variant: str | None) -> ModelFolder | SingleFile:
+    path = locate(name, variant=variant)
+    if path.is_file() or path.suffix == SUFFIX:
+        return find_single_file(name, path, rest=None if lender is None else lender.rest)
+    is_whole, is_unet = (path / INDEX_NAME).is_file(), (path / UNET_NAME / "config.json").is_file()
+    if not (is_whole or is_unet) and (path / LORA_NAME).is_file():
+        raise ModelError(lora_sentence(name))
+    if is_unet and not is_whole and lender is None:
+        raise ModelError(f"{name}: holds a UNet alone; name the pipeline around it with --base MODEL")
+    return find_model(name, base=lender, variant=variant)
+
+
+def _find_lora(name: str) -> Path:
+    path = locate(name)
+    if path.is_dir():
+        files = [path / LORA_NAME] if (path / LORA_NAME).is_file() else sorted(path.glob(f"*{SUFFIX}"))
+        if len(files) != 1:
+            raise ModelError(f"--lora {name}: {len(files)} {SUFFIX} files in it; name one file")
+        (path,) = files
+    if not is_lora(tensor_names(f"--lora {name}", path)):
+        raise ModelError(f"--lora {name}: no LoRA, as no tensor in it is named so")
+    if not is_peft_available():
+        raise ModelError(f"--lora {name}: needs the library peft: pip install '.[lora]'")
+    return path
+
+
+# ---- loading ----
+
+
+def load_model(found: FoundModel, loading: Loading) -> DiffusionPipeline:
+    """The pipeline of a model on its device, with its LoRAs, VAE and sampler.
+
+    A VAE whose configuration says force_upcast is in fp32 where the rest is in fp16, as it would overflow. Raises
+    ModelError for files that are unreadable, incomplete or do not fit one another.
+    """
+    source = found.source
+    load: Callable[..., DiffusionPipeline] = load_pipeline if isinstance(source, ModelFolder) else load_single_file
+    pipeline = load(
+        source,
+        dtype=DTYPES[loading.dtype],
+        variant=loading.variant,
+        vae=_load_vae(source, loading),
+        sampler=SAMPLERS[loading.sampler],
+    )
+    for place, (lora, path) in enumerate(zip(found.choice.loras, found.loras, strict=True)):
+        _add_lora(pipeline, lora, path, adapter=f"lora_{place}")
+    if found.loras:
+        adapters = [f"lora_{place}" for place in range(len(found.loras))]
+        pipeline.set_adapters(adapters, [lora.scale for lora in found.choice.loras])
+    return pipeline.to(loading.device)
+
+
+def _load_vae(source: ModelFolder | SingleFile, loading: Loading) -> AutoencoderKL:
+    if isinstance(source, SingleFile) and source.is_whole and loading.vae is None:
+        vae = load_own_vae(source, dtype=torch.float32)
+        return vae.to(DTYPES[_vae_dtype(vae.config, loading)])
+    if source.rest is None:
+        raise ModelError(f"--vae {loading.vae} for {source.name}: name the pipeline that it is of with --base MODEL")
+    variant = variant_of(source.rest / "vae", VAE_STEM, asked=loading.variant)
+    wanted = ModelConfig(pretrained=str(source.rest), vae=loading.vae, variant=variant)
+    dtype = _vae_dtype(open_vae(wanted).config, loading)
+    return load_vae(wanted.model_copy(update={"vae_dtype": dtype}))
+
+
+def _vae_dtype(config: Mapping[str, Any], loading: Loading) -> str:
+    is_fragile = config.get("force_upcast", True)  # diffusers takes a missing value for true
+    return "fp32" if loading.dtype == "fp16" and is_fragile else loading.dtype
+
+
+def _add_lora(pipeline: DiffusionPipeline, lora: Lora, path: Path, *, adapter: str) -> None:
+    with readable(f"--lora {lora.name}"), quiet_output():
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter, local_files_only=True)
+    if not any(adapter in adapters for adapters in pipeline.get_list_adapters().values()):
+        # diffusers only warns
+        raise ModelError(f"--lora {lora.name}: none of its tensors belongs to this model")

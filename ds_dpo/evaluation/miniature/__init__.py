@@ -1,0 +1,1 @@
+"""The miniature's own comparison: reward, table, picture."""

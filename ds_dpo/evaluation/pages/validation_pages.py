@@ -1,0 +1,79 @@
+"""Validation images as pages: the policy beside the reference, which is the policy before its first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ds_dpo.config.load import RunConfig
+from ds_dpo.evaluation.pages.picture import replace_file, save_png, to_picture, validation_grid
+
+REFERENCE_FOLDER, DRAWN_WITH = "reference", "drawn_with.json"
+
+
+class ValidationPages:
+    """Writes a page a drawing into the samples folder of a run; for rank 0 alone.
+
+    The reference's images are those of step 0, kept as samples/reference/NN.png: no reference need be in memory, and
+    its images are drawn once.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, *, say: Callable[[str], None]) -> None:
+        """Take what the images are drawn with; it says whose images these are when a run is resumed."""
+        self._folder, self._say = folder, say
+        self._prompts, self._seeds = config.validation.prompts, config.validation.seeds
+        self._drawn_with = {**config.validation.model_dump(mode="json"), "resolution": config.data.resolution}
+        self._reference: Tensor | None = None
+        self._has_looked = False
+
+    def write(self, images: Tensor, *, step: int) -> None:
+        """Write step_NNNNNNNN.png of images (prompts * seeds, 3, X, Y) in 0..1; those of step 0 become the reference's.
+
+        Raises ConfigError where the folder cannot be written.
+        """
+        if step == 0:
+            self._keep_reference(images)
+        elif not self._has_looked:
+            self._reference = self._read_reference(len(images))
+        self._has_looked = True
+        page = validation_grid(
+            images,
+            self._prompts,
+            self._seeds,
+            title=f"step {step}",
+            reference=self._reference if step else None,
+        )
+        save_png(page, self._folder / f"step_{step:08d}.png")
+
+    def _keep_reference(self, images: Tensor) -> None:
+        folder = self._folder / REFERENCE_FOLDER
+        for number, image in enumerate(images):
+            save_png(to_picture(image), folder / f"{number:02d}.png")
+        replace_file(folder / DRAWN_WITH, json.dumps(self._drawn_with, indent=1).encode())  # last: says they are whole
+        self._reference = images
+
+    def _read_reference(self, num_images: int) -> Tensor | None:
+        """Return the images of an earlier start of the run, None where there are none of these prompts and settings."""
+        folder = self._folder / REFERENCE_FOLDER
+        try:
+            drawn_with: Any = json.loads((folder / DRAWN_WITH).read_text(encoding="utf-8"))
+            if drawn_with == self._drawn_with:
+                return torch.stack([_read(folder / f"{number:02d}.png") for number in range(num_images)])
+        except (OSError, ValueError):
+            pass  # as if there were none
+        self._say(
+            f"validation images stand alone: {folder} has none of the reference with these prompts, seeds and settings"
+        )
+        return None
+
+
+def _read(path: Path) -> Tensor:
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255

@@ -1,0 +1,1 @@
+"""The model card, single-file metadata, the upload."""

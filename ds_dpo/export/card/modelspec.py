@@ -1,0 +1,57 @@
+"""What a single file says about itself: the modelspec.* metadata that A1111, ComfyUI and model sites show."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ds_dpo.models.families.of_config import family_of_config
+
+# https://github.com/Stability-AI/ModelSpec
+SPEC_VERSION = "1.0.0"
+IMPLEMENTATION_LDM = "https://github.com/Stability-AI/generative-models"
+IMPLEMENTATION_DIFFUSERS = "https://github.com/huggingface/diffusers"
+ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1",
+    "sd21": "stable-diffusion-v2-768-v",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl_refiner": "stable-diffusion-xl-v1-refiner",
+}
+SD2_EPSILON = "stable-diffusion-v2-512"
+PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers -> modelspec
+LATENT_SCALE = 8  # pixels a latent
+HASH = "modelspec.hash_sha256"
+
+
+def describe_model(
+    config: Mapping[str, Any], *, title: str, prediction_type: str | None, is_lora: bool = False
+) -> dict[str, str]:
+    """The modelspec.* entries of a tuned UNet, or of a LoRA for one; UTC's date is that of now.
+
+    prediction_type: as diffusers' scheduler names it; None where it is not known, and then not stated.
+    """
+    family = family_of_config(config)
+    architecture = SD2_EPSILON if (family, prediction_type) == ("sd21", "epsilon") else ARCHITECTURES[family]
+    entries = {
+        "sai_model_spec": SPEC_VERSION,
+        "architecture": f"{architecture}/lora" if is_lora else architecture,
+        "implementation": IMPLEMENTATION_DIFFUSERS if is_lora else IMPLEMENTATION_LDM,
+        "title": title,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "resolution": _resolution(config.get("sample_size")),
+        "prediction_type": None if prediction_type is None else PREDICTION_TYPES.get(prediction_type),
+    }
+    return {f"modelspec.{name}": value for name, value in entries.items() if value is not None}
+
+
+def _resolution(sample_size: int | Sequence[int] | None) -> str | None:
+    if sample_size is None:
+        return None
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    return f"{LATENT_SCALE * width}x{LATENT_SCALE * height}"
+
+
+def merge_metadata(base: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """The base file's metadata (author, license, thumbnail ...) under our own, without the checksum of what it held."""
+    return {name: value for name, value in base.items() if name != HASH} | dict(own)

@@ -1,0 +1,1 @@
+"""Adapters merged, written, or cut out of a full change."""

@@ -1,0 +1,174 @@
+"""A LoRA's file: the names and metadata that diffusers, and A1111, Forge and ComfyUI (kohya's names), look for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds_dpo.errors import CheckpointError, ConfigError
+from ds_dpo.export.tensors.safetensors_stream import TensorSpec, write_safetensors
+from ds_dpo.models.families.of_config import family_of_config
+
+DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
+METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
+# kohya's readers know these two only by the names of a single file
+KOHYA_MODULES = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+# A1111 shows a LoRA for the models that its ss_base_model_version, or ss_v2, names
+KOHYA_BASES = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "sdxl_refiner": "sdxl_refiner_v1-0"}
+PRIVATE_SETTINGS = ("base_model_name_or_path", "revision", "auto_mapping")  # of the machine that trained
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """What a LoRA file holds of one layer: shapes of its factors, its scale, and the shape of DoRA's magnitude."""
+
+    down: tuple[int, ...]
+    up: tuple[int, ...]
+    scale: float
+    magnitude: tuple[int, ...] | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down[0]
+
+    @property
+    def num_elements(self) -> int:
+        return sum(math.prod(shape) for shape in (self.down, self.up, self.magnitude or (0,)))
+
+
+Part = str  # "down", "up" or "magnitude"
+Produce = Callable[[str, Part], Tensor]  # module and part -> values in fp32, in the shape of its LoraLayer
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the file: of which module it is which part; alpha is a number and no part."""
+
+    spec: TensorSpec
+    module: str
+    part: Part
+
+
+def write_lora_file(
+    path: Path,
+    layers: Mapping[str, LoraLayer],
+    produce: Produce,
+    *,
+    naming: str,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+) -> list[TensorSpec]:
+    """Write a LoRA under the names of a naming, one tensor in memory, and return what was written.
+
+    Raises ConfigError where the naming has no names for it, and CheckpointError through produce.
+    """
+    entries = list(NAMINGS[naming](layers, dtype))
+    by_name = {entry.spec.name: entry for entry in entries}
+
+    def tensor_of(spec: TensorSpec) -> Tensor:
+        entry = by_name[spec.name]
+        layer = layers[entry.module]
+        if entry.part == "alpha":
+            return torch.tensor(layer.scale * layer.rank, dtype=spec.dtype)
+        tensor = produce(entry.module, entry.part).to(spec.dtype)
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{entry.module!r}: lora_{entry.part} has values that are NaN, or infinite in {spec.dtype}: the run "
+                "has diverged, or --dtype fp32 is needed"
+            )
+        return tensor
+
+    specs = [entry.spec for entry in entries]
+    write_safetensors(path, specs, tensor_of, metadata=metadata)
+    return specs
+
+
+def _diffusers_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Iterator[Entry]:
+    for module, layer in layers.items():
+        yield Entry(TensorSpec(f"unet.{module}.lora_A.weight", layer.down, dtype), module, "down")
+        yield Entry(TensorSpec(f"unet.{module}.lora_B.weight", layer.up, dtype), module, "up")
+        if layer.magnitude is not None:
+            spec = TensorSpec(f"unet.{module}.lora_magnitude_vector", layer.magnitude, dtype)
+            yield Entry(spec, module, "magnitude")
+
+
+def _kohya_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Iterator[Entry]:
+    named = {module: f"lora_unet_{KOHYA_MODULES.get(module, module).replace('.', '_')}" for module in layers}
+    # Of dora_scale, ComfyUI and Forge take the norms of the base's rows and A1111 those of columns, while peft takes
+    # the norms of the changed weight's rows: no number in the file is right for all of them.
+    # the fp32 ones first, as readers want each tensor aligned to its own item size
+    for module, name in named.items():
+        if layers[module].magnitude is not None:
+            raise ConfigError(
+                "--lora_naming kohya: this is a DoRA, and the programs that read kohya's names divide by other norms "
+                "than it was trained with, each by its own; take --lora_naming diffusers, or have it merged with "
+                "--format unet or single-file"
+            )
+        yield Entry(TensorSpec(f"{name}.alpha", (), torch.float32), module, "alpha")
+    for module, name in named.items():
+        yield Entry(TensorSpec(f"{name}.lora_down.weight", layers[module].down, dtype), module, "down")
+        yield Entry(TensorSpec(f"{name}.lora_up.weight", layers[module].up, dtype), module, "up")
+
+
+NAMINGS: dict[str, Callable[[Mapping[str, LoraLayer], torch.dtype], Iterator[Entry]]] = {
+    "diffusers": _diffusers_entries,
+    "kohya": _kohya_entries,
+}
+
+
+def diffusers_metadata(layers: Mapping[str, LoraLayer], settings: Mapping[str, Any]) -> dict[str, str]:
+    """The adapter's peft configuration as diffusers' save_lora_weights writes it.
+
+    settings: of the run's adapter, {} for one that was computed.
+    """
+    known = {name: value for name, value in settings.items() if name not in PRIVATE_SETTINGS}
+    if known.get("lora_dropout"):
+        known["lora_dropout"] = 0.0  # diffusers puts layers in training mode into a pipeline, which would drop inputs
+    if "r" not in known:
+        known = {**_settings_of(layers), **known}
+    packed = {f"unet.{name}": value for name, value in known.items()}
+    return {METADATA_KEY: json.dumps(packed, indent=2, sort_keys=True)}
+
+
+def _settings_of(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
+    """A peft configuration of these very layers."""
+    ranks = [layer.rank for layer in layers.values()]
+    rank = max(sorted(set(ranks)), key=ranks.count)
+    other = {module: layer for module, layer in layers.items() if layer.rank != rank}
+    alphas = {module: layer.scale * layer.rank for module, layer in layers.items()}
+    first = next(module for module in layers if module not in other)
+    # ^: the whole name, not its end
+    return {
+        "r": rank,
+        "lora_alpha": _number(alphas[first]),
+        "rank_pattern": {f"^{module}": layer.rank for module, layer in other.items()},
+        "alpha_pattern": {f"^{module}": _number(alphas[module]) for module in other},
+        "target_modules": sorted(layers),
+        "use_dora": any(layer.magnitude is not None for layer in layers.values()),
+        "use_rslora": False,
+        "lora_bias": False,
+    }
+
+
+def kohya_metadata(layers: Mapping[str, LoraLayer], config: Mapping[str, Any]) -> dict[str, str]:
+    """What kohya's trainer writes and A1111 sorts its LoRAs by."""
+    ranks: Sequence[int] = sorted({layer.rank for layer in layers.values()})
+    alphas = sorted({layer.scale * layer.rank for layer in layers.values()})
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_base_model_version": KOHYA_BASES[family_of_config(config)],
+        "ss_v2": str(family_of_config(config) == "sd21"),
+        "ss_network_dim": str(ranks[0]) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": f"{alphas[0]:g}" if len(alphas) == 1 else "Dynamic",
+    }
+
+
+def _number(value: float) -> float | int:
+    return int(value) if value == int(value) else value

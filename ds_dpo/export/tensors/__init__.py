@@ -1,0 +1,1 @@
+"""Tensors of an export: read, restored, streamed, verified."""

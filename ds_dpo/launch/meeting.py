@@ -1,0 +1,269 @@
+"""Before anything is loaded, all ranks meet: are all of them there, alike, and in one run folder?
+
+scripts/launch.py asks hosts the same before a launch. Ranks ask it of one another however they were started, so that a
+host that never comes is named after seconds, and not waited for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import DistError, TCPStore
+
+from ds_dpo.config.load import RunConfig
+from ds_dpo.distributed.collectives import RankEnvironment, is_initialized
+from ds_dpo.errors import ConfigError, LaunchError
+from ds_dpo.launch.checks import differences
+from ds_dpo.launch.report import config_fingerprint, versions_here
+from ds_dpo.launch.shared_folder import read_token, token_in
+from ds_dpo.process.launchers import hosts_of_ranks
+from ds_dpo.supervision.lease import LEASE_VARIABLE
+
+# hosts were asked already, or are waited for by what starts the ranks; nodes of a job may take long to be made ready
+PATIENT_STARTS = (LEASE_VARIABLE, "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RUN_ID")
+PATIENT_SECONDS = 600.0
+USUAL_SECONDS = 15.0
+LOOK_SECONDS = 0.1
+FAREWELL_SECONDS = 5.0  # until all who came have heard the verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attendee:
+    """What a rank says of itself. token: what it reads in the run folder."""
+
+    hostname: str
+    versions: dict[str, str]
+    token: str | None
+
+
+@contextmanager
+def meeting(config: RunConfig, place: RankEnvironment, environ: Mapping[str, str]) -> Iterator[None]:
+    """Let all ranks meet at MASTER_ADDR:MASTER_PORT; what they met through stays for the body, to be joined there.
+
+    Raises LaunchError on every rank, naming the ranks that do not come, and each host that is not like the first one or
+    does not see the run folder.
+    """
+    if place.world_size == 1 or is_initialized():  # in one process group, they have met
+        yield
+        return
+    seconds = config.supervision.meeting_seconds or usual_seconds(place, environ)
+    store = _open_store(place, seconds=seconds, is_agents=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+    table = _Table(store, place, seconds=seconds, attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    fingerprint = config_fingerprint(config)
+    (_lead if place.rank == 0 else _attend)(table, Path(config.output_dir), versions_here(fingerprint))
+    yield  # the table stays: on rank 0 its store is the server that all ranks go on with
+
+
+def usual_seconds(place: RankEnvironment, environ: Mapping[str, str]) -> float:
+    """Return how long ranks wait for one another where the configuration does not say.
+
+    On one host none can be missing: there its launcher sees a rank end.
+    """
+    is_one_host = place.local_world_size == place.world_size
+    is_patient = is_one_host or any(name in environ for name in PATIENT_STARTS)
+    return PATIENT_SECONDS if is_patient else USUAL_SECONDS
+
+
+def _open_store(place: RankEnvironment, *, seconds: float, is_agents: bool) -> TCPStore:
+    """Open what torch.distributed will meet through as well. is_agents: torchrun's agent has it already.
+
+    On a thread, as a client waits for ever at a port where something listens and never answers.
+    """
+    where = f"{place.master_addr}:{place.master_port}"
+    is_server = place.rank == 0 and not is_agents
+    opened: list[TCPStore | Exception] = []
+
+    def open_it() -> None:
+        try:
+            store = TCPStore(
+                place.master_addr,
+                place.master_port,
+                is_master=is_server,
+                timeout=timedelta(seconds=seconds),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except Exception as error:
+            opened.append(error)
+        else:
+            opened.append(store)
+
+    opener = threading.Thread(target=open_it, name="meeting", daemon=True)
+    opener.start()
+    _wait(lambda: not opener.is_alive(), seconds=seconds + 1)
+    result = opened[0] if opened else None
+    if isinstance(result, TCPStore):
+        return result
+    if is_server:
+        raise LaunchError(
+            f"rank 0 on {platform.node()} cannot listen at port {place.master_port}, where ranks meet ({result}); "
+            "give another --master_port"
+        )
+    why = "nothing there answers as rank 0 does" if result is None else str(result).partition("\n")[0]
+    raise LaunchError(
+        f"rank {place.rank} on {platform.node()} has not reached rank 0 at {where} within {seconds:g} s: {why}; "
+        "is MASTER_ADDR (--master_addr) an address of the first host, and its port free and open to the others?"
+    )
+
+
+def _wait(condition: Callable[[], bool], *, seconds: float) -> bool:
+    """Wait in short naps, between which signals are heard; tell whether it came true in time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
+
+
+class _Table:
+    """What ranks lay on the table for one another, by name."""
+
+    def __init__(self, store: TCPStore, place: RankEnvironment, *, seconds: float, attempt: str) -> None:
+        self.place, self.seconds = place, seconds
+        self._store, self._prefix = store, f"ds_dpo/meeting/{attempt}"
+
+    def put(self, name: str, value: object) -> None:
+        self._store.set(f"{self._prefix}/{name}", json.dumps(value))
+
+    def has(self, *names: str) -> bool:
+        return bool(self._store.check([f"{self._prefix}/{name}" for name in names]))
+
+    def take(self, name: str) -> Any:
+        """Return what lies there already."""
+        return json.loads(self._store.get(f"{self._prefix}/{name}"))
+
+    def wait(self, *names: str, seconds: float) -> bool:
+        return _wait(lambda: self.has(*names), seconds=seconds)
+
+
+def _lead(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
+    """Rank 0's part: it invites, looks who has come, and judges."""
+    place = table.place
+    try:
+        with token_in(output_dir) as token:
+            table.put("invitation", {"output_dir": str(output_dir.absolute()), "token": token.path.name})
+            others = range(1, place.world_size)
+            table.wait(*map(_seat, others), seconds=table.seconds)
+            own = Attendee(hostname=platform.node(), versions=versions, token=token.text)
+            came = {0: own, **{rank: Attendee(**table.take(_seat(rank))) for rank in _seated(table)}}
+            problems = judge(came, place, seconds=table.seconds, token=token.text, output_dir=str(output_dir))
+    except ConfigError as error:
+        came, problems = {}, [f"rank 0 on {platform.node()}: {error}"]
+        table.put("invitation", None)
+    table.put("verdict", problems)
+    if problems:
+        # this process is the table: it stays until all have heard
+        table.wait(*(f"heard/{rank}" for rank in came if rank), seconds=FAREWELL_SECONDS)
+        raise _refusal(problems)
+
+
+def _attend(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
+    """Every other rank's part."""
+    place = table.place
+    own = f"rank {place.rank} on {platform.node()}"
+    where = f"rank 0 at {place.master_addr}:{place.master_port}"
+    try:
+        if not table.wait("invitation", seconds=table.seconds):
+            raise LaunchError(f"{own}: {where} has not said what it trains within {table.seconds:g} s")
+        invitation = table.take("invitation")
+        if invitation is not None:
+            _sit_down(table, invitation, output_dir, versions, own=own, where=where)
+        # rank 0 began to wait no later than this one
+        if not table.wait("verdict", seconds=table.seconds + FAREWELL_SECONDS):
+            raise LaunchError(f"{own}: {where} has not said within {table.seconds:g} s whether all have come")
+        problems = table.take("verdict")
+        table.put(f"heard/{place.rank}", None)
+    except DistError as error:
+        raise LaunchError(f"{own}: {where} has left ({str(error).partition(chr(10))[0]})") from error
+    if problems:
+        refusal = _refusal(problems)
+        refusal.is_said_elsewhere = True
+        raise refusal
+
+
+def _sit_down(
+    table: _Table, invitation: dict[str, str], output_dir: Path, versions: dict[str, str], *, own: str, where: str
+) -> None:
+    """Lay down what this rank is. Raises LaunchError where it is another run that meets there."""
+    folder = output_dir.absolute()
+    if str(folder) != invitation["output_dir"]:
+        raise LaunchError(
+            f"{own} trains in output_dir {folder}, and {where} in {invitation['output_dir']}: give both the same, or, "
+            "where that is another run, this one another --master_port"
+        )
+    read = read_token(str(folder / invitation["token"]))
+    table.put(_seat(table.place.rank), asdict(Attendee(hostname=platform.node(), versions=versions, token=read)))
+
+
+def _seat(rank: int) -> str:
+    return f"rank/{rank}"
+
+
+def _seated(table: _Table) -> list[int]:
+    return [rank for rank in range(1, table.place.world_size) if table.has(_seat(rank))]
+
+
+def _refusal(problems: Sequence[str]) -> LaunchError:
+    return LaunchError("\n  ".join(["the ranks do not come together:", *problems]))
+
+
+def judge(
+    came: Mapping[int, Attendee], place: RankEnvironment, *, seconds: float, token: str, output_dir: str
+) -> list[str]:
+    """Return what is wrong, in words; nothing where all ranks came, are alike and read the token.
+
+    came: who came, by rank; rank 0 is one of them.
+    """
+    problems = []
+    missing = [rank for rank in range(place.world_size) if rank not in came]
+    if missing:
+        problems.append(_who_is_missing(missing, came, place, seconds=seconds))
+    first = came[0].hostname
+    told: list[tuple[str, dict[str, str]]] = []
+    for _, attendee in sorted(came.items()):
+        if (attendee.hostname, attendee.versions) not in told:
+            told.append((attendee.hostname, attendee.versions))
+    blind = sorted({attendee.hostname for attendee in came.values() if attendee.token != token})
+    problems += [
+        f"{name}: does not see what {first} wrote into {output_dir}; output_dir must lie on a disk of all hosts"
+        for name in blind
+    ]
+    return problems + differences(told)
+
+
+def _who_is_missing(
+    missing: Sequence[int], came: Mapping[int, Attendee], place: RankEnvironment, *, seconds: float
+) -> str:
+    hosts = hosts_of_ranks(os.getpid())
+    whose = "" if hosts is None else f" ({', '.join(dict.fromkeys(hosts[rank] for rank in missing))})"
+    present: dict[str, list[int]] = {}
+    for rank, attendee in sorted(came.items()):
+        present.setdefault(attendee.hostname, []).append(rank)
+    here = ", ".join(f"{spans(ranks)} ({host})" for host, ranks in present.items())
+    return (
+        f"of {place.world_size} ranks, {spans(missing)}{whose} did not come to {place.master_addr}:{place.master_port} "
+        f"within {seconds:g} s; here are {here}. What ssh or the scheduler said of that host stands above, if "
+        "anything; hosts that merely start slowly want a larger supervision.meeting_seconds"
+    )
+
+
+def spans(ranks: Sequence[int]) -> str:
+    """Write ascending ranks as people do: 3; 1, 8-15."""
+    groups: list[list[int]] = []
+    for rank in ranks:
+        if groups and rank == groups[-1][-1] + 1:
+            groups[-1].append(rank)
+        else:
+            groups.append([rank])
+    return ", ".join(str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}" for group in groups)

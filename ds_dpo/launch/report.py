@@ -1,0 +1,128 @@
+"""What one host says of itself before a launch: run there by ssh, a request on its input, one line of JSON back.
+
+    ssh HOST 'cd FOLDER && exec PYTHON -m ds_dpo.launch.report' < REQUEST
+
+It imports neither torch nor DeepSpeed, so that it takes a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.config.load import RunConfig, config_to_yaml, load_config
+from ds_dpo.errors import DsDpoError
+from ds_dpo.launch.shared_folder import read_token
+
+ALIKE = ("python", "torch", "deepspeed", "diffusers", "transformers", "ds_dpo", "code", "config")
+PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "ds_dpo")
+GPU_DEVICE = re.compile(r"nvidia\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """program_arguments: of train.py. token_file: written by the launcher. listens: the port where ranks will meet."""
+
+    program_arguments: tuple[str, ...]
+    token_file: str | None
+    listens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """versions: by the names in ALIKE. num_gpus: None where no device files tell. token: what the host reads there.
+
+    listen_error: why the port cannot be had. error: why the configuration cannot be read.
+    """
+
+    hostname: str
+    versions: dict[str, str]
+    num_gpus: int | None
+    token: str | None
+    listen_error: str | None
+    error: str | None
+
+
+def report(request: Request) -> Report:
+    """Look at this host."""
+    try:
+        config, error = config_fingerprint(load_config(request.program_arguments).config), None
+    except DsDpoError as caught:
+        config, error = "not readable", str(caught)
+    return Report(
+        hostname=platform.node(),
+        versions=versions_here(config),
+        num_gpus=_num_gpus(Path("/dev")),
+        token=read_token(request.token_file),
+        listen_error=None if request.listens is None else listen_error(request.listens),
+        error=error,
+    )
+
+
+def versions_here(config: str) -> dict[str, str]:
+    """Return what must be alike on all hosts, by the names in ALIKE. config: its fingerprint."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "code": code_fingerprint(Path(__file__).resolve().parents[1]),
+        "config": config,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def code_fingerprint(package: Path) -> str:
+    """Return a hash over the package's Python files: a version number stays the same while code is edited."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def config_fingerprint(config: RunConfig) -> str:
+    """Return a hash over all fields of a resolved configuration."""
+    return hashlib.sha256(config_to_yaml(config).encode()).hexdigest()[:12]
+
+
+def _num_gpus(devices: Path) -> int | None:
+    """Count NVIDIA's device files, which is quicker than asking a driver."""
+    found = [path for path in devices.glob("nvidia*") if GPU_DEVICE.fullmatch(path.name)]
+    return len(found) or None
+
+
+def listen_error(port: int) -> str | None:
+    """Return why nothing can listen at a port of this host; None where something can."""
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a port of connections that have just ended is free
+        try:
+            probe.bind(("", port))
+            probe.listen(1)
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+    return None
+
+
+def read_request(text: str) -> Request:
+    values: dict[str, Any] = json.loads(text)
+    return Request(**{**values, "program_arguments": tuple(values["program_arguments"])})
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(report(read_request(sys.stdin.read())))))

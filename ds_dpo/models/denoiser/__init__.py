@@ -1,0 +1,3 @@
+"""The network that is trained, UNet or transformer: one call, attention kernels, adapters, trained parts,
+compilation.
+"""

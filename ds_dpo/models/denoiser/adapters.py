@@ -1,0 +1,171 @@
+"""Low-rank adapters in a UNet, by peft: put in before the engine takes it, switched off, and told to exporters."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from ds_dpo.config.load import AdapterConfig
+from ds_dpo.errors import CheckpointError, ConfigError
+from ds_dpo.run_part import RunPart
+from ds_dpo.storage.state_files import StateFile
+
+CONFIG_FILE = "adapter_config.json"
+NAME = "default"  # peft's own for the only adapter of a model
+KINDS: dict[str, dict[str, bool]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+_SAMPLED_ELEMENTS = 1024  # of each weight: any other training of the model shows in them
+
+
+def add_adapter(unet: UNet2DConditionModel, config: AdapterConfig, *, seed: int) -> None:
+    """Freeze a UNet and put a trainable adapter beside its target layers, in the UNet's dtype and on its device.
+
+    Its predictions stay what they were, to the bit: every lora_B is 0, and DoRA's magnitudes are the norms of the
+    rows. lora_A is drawn from the seed and the parameter's name alone, the same on every rank of any run.
+    Raises ConfigError where peft is missing, and for a target that no linear or convolution layer has.
+    Sources: arXiv:2106.09685 (LoRA), arXiv:2312.03732 (rsLoRA), arXiv:2402.09353 (DoRA); peft's initial values.
+    """
+    lora_config = _peft().LoraConfig
+    _require_targets(unet, config.targets)
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        lora_config(
+            r=config.rank,
+            lora_alpha=_plain(config.alpha or config.rank),
+            target_modules=sorted(set(config.targets)),
+            lora_dropout=config.dropout,
+            **KINDS[config.type],
+        ),
+        adapter_name=NAME,
+    )
+    for name, parameter in unet.named_parameters():
+        if ".lora_A." in name:
+            with torch.no_grad():
+                parameter.copy_(_initial_down(name, parameter.shape, seed=seed))
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(f"adapter.type other than none needs peft: pip install peft ({error})") from error
+    return peft
+
+
+def _initial_down(name: str, shape: torch.Size, *, seed: int) -> Tensor:
+    """Return lora_A's first value, fp32: uniform within 1 / sqrt(inputs), as nn.Linear and peft draw it."""
+    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") % 2**63)
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _require_targets(unet: nn.Module, targets: list[str]) -> None:
+    """Raise ConfigError for a target that would get nothing: peft takes it in silence if another one fits."""
+    layers = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for target in targets:
+        if any(name == target or name.endswith(f".{target}") for name in layers):
+            continue
+        ends = {".".join(name.split(".")[-parts:]) for name in layers for parts in (1, 2)}
+        near = get_close_matches(target, sorted(ends), n=3, cutoff=0.5) or ["to_q", "proj_in", "conv1"]
+        raise ConfigError(
+            f"adapter.targets {target}: no linear or convolution layer of this UNet has that name or ends in it; "
+            f"{', '.join(near)} would fit"
+        )
+
+
+def is_of_adapter(name: str) -> bool:
+    """Tell a parameter of an adapter from one of its base, by name: peft's all begin with lora_."""
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+@contextmanager
+def adapters_disabled(policy: nn.Module) -> Iterator[None]:
+    """Let a policy predict without its adapter: a UNet, or the engine around it, whose weights may be partitioned.
+
+    Nothing but a switch of each layer is touched, so dtypes and requires_grad stay; peft's own enable_adapters would
+    freeze the adapter, which an engine's optimizer does not survive.
+    """
+    layers = [module for module in policy.modules() if isinstance(module, _peft().tuners.tuners_utils.BaseTunerLayer)]
+    assert layers, "a policy without an adapter"
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = disabled
+
+
+class AdapterPart(RunPart):
+    """What a checkpoint of an adapter says beside its weights: peft's settings, and which base they belong to.
+
+    The base's weights are not in it: a resumed run takes them from the model's file, which must be the same.
+    Dropout draws from the seed, the step and the rank, so that a resumed run drops what an uninterrupted one would.
+    """
+
+    name = "adapter"
+
+    def __init__(self, unet: UNet2DConditionModel, *, seed: int, rank: int) -> None:
+        """Look at a UNet that add_adapter has changed and no engine has taken yet."""
+        self._config = unet.peft_config[NAME]
+        self._base = base_fingerprint(unet)
+        self._seed, self._rank = seed, rank
+        self._seed_dropout(after_step=0)
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Seed the dropout of the next step."""
+        self._seed_dropout(after_step=step)
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return the fingerprint of the base, and the step that dropout draws for."""
+        return {"base": self._base, "step": self._step}
+
+    def files(self) -> list[StateFile]:
+        """Return adapter_config.json as peft writes it, on rank 0."""
+        return [StateFile(name=CONFIG_FILE, state=self._config, write=_write_config)] if self._rank == 0 else []
+
+    def restore(self, state: Mapping[str, Any], folder: Path) -> None:
+        """Compare the base. Raises CheckpointError where the model's file holds other weights by now."""
+        if state["base"] != self._base:
+            raise CheckpointError(
+                f"{folder}: its adapter was trained on other weights than model.pretrained holds now; give the model "
+                "as it was, or another output_dir to start anew"
+            )
+        self._seed_dropout(after_step=int(state["step"]))
+
+    def _seed_dropout(self, *, after_step: int) -> None:
+        self._step = after_step
+        if self._config.lora_dropout:
+            key = hashlib.sha256(f"dropout {self._seed} {after_step} {self._rank}".encode()).digest()
+            torch.manual_seed(int.from_bytes(key[:8], "big") % 2**63)
+
+
+def _write_config(config: Any, path: Path) -> None:
+    config.save_pretrained(str(path.parent))  # peft chooses the name itself, and it is CONFIG_FILE
+
+
+def base_fingerprint(unet: nn.Module) -> str:
+    """Return a SHA-256 over names, dtypes, shapes and the first elements of each frozen weight, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(unet.named_parameters()):
+        if parameter.requires_grad:
+            continue
+        first = parameter.detach().flatten()[:_SAMPLED_ELEMENTS].float().cpu()
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(first.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value == int(value) else value

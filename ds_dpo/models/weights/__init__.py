@@ -1,0 +1,1 @@
+"""Where weights lie: folders, the hub, single files; names, shapes, derived configurations."""

@@ -1,0 +1,210 @@
+"""One model of a pipeline - UNet, VAE, text encoder - with its configuration and its weights, wherever these lie.
+
+A part reads nothing of its weights before it is asked to, and never more than one tensor beyond what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ds_dpo.errors import ModelError
+from ds_dpo.models.weights.files import FileWeights, WeightFiles, read_json
+from ds_dpo.models.weights.ldm_parts import Stored
+from ds_dpo.process.quiet import quiet_output
+
+Places = Callable[[Iterable[str]], Mapping[str, Stored]]
+
+
+class Part(Protocol):
+    """config: of diffusers or transformers. files: all that its weights lie in."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def files(self) -> WeightFiles: ...
+
+    def load(self, *, dtype: torch.dtype) -> Any:
+        """Return the module on the host, in dtype, cast tensor by tensor. Raises ModelError where a weight lacks."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return its weights by parameter name, in the dtype of the file, each read when it is asked for."""
+        ...
+
+    def num_bytes(self) -> int:
+        """Return the size of its weights on the disk."""
+        ...
+
+    def num_parameters(self) -> int:
+        """Return how many numbers its weights are, from headers alone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPart:
+    """A folder of diffusers or transformers. find: looks for its weights, as they need not be there yet."""
+
+    folder: Path
+    model_class: Any
+    find: Callable[[Path], WeightFiles]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return read_json(self.folder / "config.json")
+
+    @property
+    def files(self) -> WeightFiles:
+        return self.find(self.folder)
+
+    def load(self, *, dtype: torch.dtype) -> Any:
+        """Load by from_pretrained, which knows the names of older files. Raises ModelError as of Part."""
+        # the two libraries have different names for one thing
+        name = "torch_dtype" if self.model_class in (UNet2DConditionModel, AutoencoderKL) else "dtype"
+        files = self.files
+        try:
+            with quiet_output():
+                loaded, info = self.model_class.from_pretrained(
+                    str(self.folder),
+                    variant=files.variant,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **{name: dtype},
+                )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ModelError(f"{self.folder}: not loadable as {self.model_class.__name__}: {error}") from error
+        # both libraries only warn, and start what is missing at random
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"{self.folder}: its weights lack {len(missing)} tensors of its config, such as {missing[0]}"
+            )
+        return loaded
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return FileWeights(self.files)
+
+    def num_bytes(self) -> int:
+        return self.files.num_bytes()
+
+    def num_parameters(self) -> int:
+        return self.files.num_parameters()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePart:
+    """Tensors of one file. places: where the parameters of that module lie in it."""
+
+    path: Path
+    title: str
+    model_class: Any
+    config: Mapping[str, Any]
+    places: Places
+
+    @property
+    def files(self) -> WeightFiles:
+        return WeightFiles(paths=(self.path,), variant=None)
+
+    def load(self, *, dtype: torch.dtype) -> Any:
+        module = self._skeleton()
+        fill(module, self._placed(module), dtype=dtype, source=self._source)
+        return module
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return as of Part. Raises ModelError naming the first tensor that the file lacks."""
+        return self._placed(self._empty)
+
+    def num_bytes(self) -> int:
+        weights = FileWeights(self.files)  # mapped, not read
+        return sum(weights[name].nbytes for name in {place.name for place in self._places(self._empty).values()})
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._empty.parameters())
+
+    def _skeleton(self) -> nn.Module:
+        try:
+            return skeleton(self.model_class, self.config)
+        except ModelError as error:
+            raise ModelError(f"{self._source}: {error}") from error
+
+    @cached_property
+    def _empty(self) -> nn.Module:
+        return self._skeleton()
+
+    def _places(self, module: nn.Module) -> Mapping[str, Stored]:
+        return self.places(module.state_dict())
+
+    def _placed(self, module: nn.Module) -> PlacedWeights:
+        return PlacedWeights(FileWeights(self.files), self._places(module), source=self._source)
+
+    @property
+    def _source(self) -> str:
+        return f"{self.path}: its {self.title}"
+
+
+class PlacedWeights(Mapping[str, Tensor]):
+    """A file's tensors under the parameters' names, each read, and cut or turned, when it is asked for."""
+
+    def __init__(self, weights: FileWeights, places: Mapping[str, Stored], *, source: str) -> None:
+        """Join them. source: what they are of, for errors. Raises ModelError where the file lacks some."""
+        missing = sorted({place.name for place in places.values()} - weights.keys())
+        if missing:
+            raise ModelError(f"{source} lacks {len(missing)} tensors, such as {missing[0]}")
+        self._weights, self._places = weights, places
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        return place.take(self._weights[place.name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def skeleton(model_class: Any, config: Mapping[str, Any]) -> nn.Module:
+    """Return a module whose parameters have shapes and no memory; its buffers are as they should be.
+
+    Raises ModelError where the configuration fits no such module.
+    """
+    try:
+        with init_empty_weights(include_buffers=False), quiet_output():
+            if hasattr(model_class, "from_config"):  # diffusers
+                module = model_class.from_config(dict(config))
+            else:
+                module = model_class(model_class.config_class(**config))
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(f"no {model_class.__name__} can be built of its configuration: {error}") from error
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype, source: str) -> None:
+    """Give a skeleton its weights, in dtype and memory of their own, one after another.
+
+    source: what the weights are of, for errors. Raises ModelError, naming the first, where names or shapes differ.
+    """
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
+    if missing or unknown:
+        kinds = [f"lacks {len(missing)} tensors of this model, such as {missing[0]}"] if missing else []
+        kinds += [f"has {len(unknown)} that are none of this model's, such as {unknown[0]}"] if unknown else []
+        raise ModelError(f"{source} {' and '.join(kinds)}")
+    own = {name: _own(weights[name], name, shape, dtype=dtype, source=source) for name, shape in shapes.items()}
+    module.load_state_dict(own, assign=True)
+
+
+def _own(tensor: Tensor, name: str, shape: torch.Size, *, dtype: torch.dtype, source: str) -> Tensor:
+    if tensor.shape != shape:
+        raise ModelError(f"{source} has {name} of shape {tuple(tensor.shape)}, where this model has {tuple(shape)}")
+    return tensor.to(dtype, copy=True).contiguous()

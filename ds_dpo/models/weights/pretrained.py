@@ -1,0 +1,180 @@
+"""A run's model as its parts: those of a diffusers folder, of a hub id, or of one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTokenizer
+
+from ds_dpo.config.load import ModelConfig
+from ds_dpo.errors import ModelError
+from ds_dpo.models.families.table import TEXT_ENCODERS
+from ds_dpo.models.weights.derived_configs import derived_vae_config
+from ds_dpo.models.weights.files import (
+    TEXT_STEM,
+    UNET_STEM,
+    VAE_STEM,
+    find_weights,
+    locate_pipeline,
+    locate_unet,
+    locate_vae,
+    read_header,
+    read_json,
+)
+from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
+from ds_dpo.models.weights.ldm_parts import same_names, vae_places
+from ds_dpo.models.weights.parts import FilePart, FolderPart, Part, Places
+from ds_dpo.models.weights.single_file import VAE_PREFIX, SingleFile, prefixed, unet_places
+from ds_dpo.process.quiet import quiet_output
+
+
+class Pipeline(Protocol):
+    """What a run starts from. Names of text encoders and tokenizers are those of diffusers' folders."""
+
+    def unet(self) -> Part: ...
+    def vae(self) -> Part: ...
+    def text_encoder(self, name: str) -> Part: ...
+
+    def tokenizer(self, name: str) -> CLIPTokenizer: ...
+
+    def tokenizer_files(self, name: str) -> list[Path]:
+        """Return the files that a tokenizer follows from."""
+        ...
+
+    def scheduler_config(self, prediction_type: str | None) -> dict[str, Any]:
+        """Return the scheduler's configuration. prediction_type: as the run states it, None where it does not."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPipeline:
+    """A folder that a pipeline of diffusers was saved into; a Pipeline."""
+
+    folder: Path
+    variant: str | None
+
+    def unet(self) -> FolderPart:
+        return self._part("unet", UNet2DConditionModel, UNET_STEM)
+
+    def vae(self) -> FolderPart:
+        return self._part("vae", AutoencoderKL, VAE_STEM)
+
+    def text_encoder(self, name: str) -> FolderPart:
+        return self._part(name, TEXT_ENCODERS[name], TEXT_STEM)
+
+    def tokenizer(self, name: str) -> CLIPTokenizer:
+        folder = self._tokenizer_folder(name)
+        try:
+            with quiet_output():
+                return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{folder}: not loadable as CLIPTokenizer: {error}") from error
+
+    def tokenizer_files(self, name: str) -> list[Path]:
+        return sorted(path for path in self._tokenizer_folder(name).iterdir() if path.is_file())
+
+    def scheduler_config(self, prediction_type: str | None) -> dict[str, Any]:
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        config = read_json(path)
+        # a sampler's config without betas would silently get DDPM's defaults
+        if "beta_schedule" not in config:
+            raise ModelError(
+                f"{path}: {config.get('_class_name')} without beta_schedule; only models trained by DDPM's noising "
+                "fit, not flow matching or EDM"
+            )
+        return {"prediction_type": "epsilon", **config}
+
+    def _part(self, name: str, model_class: Any, stem: str) -> FolderPart:
+        find = partial(find_weights, stem=stem, variant=self.variant)
+        return FolderPart(folder=self.folder / name, model_class=model_class, find=find)
+
+    def _tokenizer_folder(self, name: str) -> Path:
+        folder = self.folder / name
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: no such folder, so the pipeline is not complete")
+        return folder
+
+
+def open_pipeline(model: ModelConfig) -> Pipeline:
+    """Return the pipeline of model.pretrained, its headers read.
+
+    Raises ModelError where there is none, or a file is of another family than model.family.
+    """
+    place = locate_pipeline(model)
+    if place.is_dir():
+        return FolderPipeline(folder=place, variant=model.variant)
+    unused = {"revision": model.revision, "variant": model.variant}
+    for field, value in unused.items():
+        if value is not None:
+            raise ModelError(f"model.{field} {value} has no meaning for one file, {place}; give none")
+    single = SingleFile(place)
+    if single.family != model.family:
+        raise ModelError(
+            f"model.family {model.family}, but {model.pretrained} is a checkpoint of {single.family}; model.family "
+            f"{single.family} would fit"
+        )
+    return single
+
+
+def fetch_models(model: ModelConfig) -> None:
+    """Bring the pipeline and the VAE that model names onto this machine. Raises ModelError where they are not had."""
+    open_vae(model)  # which looks for the pipeline too
+
+
+def open_vae(model: ModelConfig) -> Part:
+    """Return the VAE: model.vae's where given, else the pipeline's own. Raises ModelError where there is none."""
+    pipeline = open_pipeline(model)
+    if model.vae is None:
+        return pipeline.vae()
+    place = locate_vae(model.vae)
+    if place.is_dir():
+        # revision and variant are the pipeline's; a VAE from elsewhere has its own names
+        find = partial(find_weights, stem=VAE_STEM, variant=None)
+        return FolderPart(folder=place, model_class=AutoencoderKL, find=find)
+    return _vae_file(place, pipeline.vae().config)
+
+
+def _vae_file(path: Path, usual: Mapping[str, Any]) -> FilePart:
+    """A VAE in one file, which does not say its scale and shift: those of the pipeline's own count, as it fits it."""
+    header = read_header(path)
+    prefix = VAE_PREFIX if header.under(VAE_PREFIX) else ""
+    names = header.under(prefix)
+    config: Mapping[str, Any] = usual
+    places: Places = same_names
+    if any(name.startswith("encoder.down.") for name in names):
+        config = derived_vae_config(names, dict(config))
+        places = prefixed(partial(vae_places, num_blocks=len(config["block_out_channels"])), prefix)
+    elif not any(name.startswith("encoder.down_blocks.") for name in names):
+        raise ModelError(f"model.vae {path}: no VAE; its first tensor is {min(names, default='absent')!r}")
+    return FilePart(path=path, title="VAE", model_class=AutoencoderKL, config=config, places=places)
+
+
+def open_unet_init(model: ModelConfig) -> Part:
+    """Return the UNet of model.unet_init: a folder of diffusers, a hub id or a file, under any of the usual names.
+
+    Its configuration is that of the pipeline's UNet. Raises ModelError where there is none.
+    """
+    assert model.unet_init is not None
+    place = locate_unet(model.unet_init)
+    if place.is_dir():
+        find = partial(find_weights, stem=UNET_STEM, variant=None)
+        return FolderPart(folder=place, model_class=UNet2DConditionModel, find=find)
+    names, config = read_header(place).shapes, open_pipeline(model).unet().config
+    if any("lora" in name for name in names):
+        raise ModelError(
+            f"model.unet_init {place}: a LoRA, which is no UNet; fuse it into its model first: load_lora_weights, "
+            "fuse_lora and save_pretrained of diffusers"
+        )
+    prefix = UNET_PREFIX if any(name.startswith(UNET_PREFIX) for name in names) else ""
+    if any(name.startswith(f"{prefix}input_blocks.") for name in names):
+        places = unet_places(config, prefix=prefix)
+    elif any(name.startswith("down_blocks.") for name in names):
+        places = same_names
+    else:
+        raise ModelError(f"model.unet_init {place}: no UNet; its first tensor is {min(names, default='absent')!r}")
+    return FilePart(path=place, title="UNet", model_class=UNet2DConditionModel, config=config, places=places)

@@ -1,0 +1,134 @@
+"""What an objective takes from the steps before: numbers of previous whole optimizer steps, never of a micro-batch.
+
+Each is a part of the run: it sees the reduced means of a step, so it is the same on every rank and for every cut of a
+step into micro-batches, and its state is in every checkpoint. A mean that is not finite leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from ds_dpo.config.objectives import AutomaticBetaFields, ObjectiveSection
+from ds_dpo.run_part import RunPart
+
+
+class Statistic(Protocol):
+    """The present values of some keyword arguments of a loss."""
+
+    def options(self) -> Mapping[str, float]:
+        """Return them by name; they change only between optimizer steps."""
+        ...
+
+
+class ObjectiveStatistic(RunPart, ABC):
+    """A Statistic that follows the run."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, config: ObjectiveSection) -> Self | None:
+        """Return the statistic that an objective's section asks for, None where it asks for none."""
+
+    @abstractmethod
+    def options(self) -> Mapping[str, float]:
+        """Return the present values; see Statistic."""
+
+
+class KtoBaseline(ObjectiveStatistic):
+    """kto's `baseline`: the mean of g = reference error - policy error over all images of the step before, at least 0.
+
+    It stands for the divergence of policy and reference: 0 until a step is over.
+    Source: arXiv:2402.01306, eq. 8 with its clamp; jacklishufan/diffusion-kto takes the mean of the micro-batch itself.
+    """
+
+    name = "kto_baseline"
+
+    def __init__(self) -> None:
+        self._baseline = 0.0
+
+    @classmethod
+    def of(cls, config: ObjectiveSection) -> Self:
+        return cls()
+
+    def options(self) -> Mapping[str, float]:
+        return {"baseline": self._baseline}
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Take in a step's mean differences; returns the baseline that the step itself used."""
+        used = self._baseline
+        mean = -0.5 * (metrics["chosen_difference"] + metrics["rejected_difference"])
+        if math.isfinite(mean):
+            self._baseline = max(0.0, mean)
+        return {"baseline": used}
+
+    def state(self) -> dict[str, Any]:
+        return {"baseline": self._baseline}
+
+    def restore(self, state: Mapping[str, Any], folder: Path) -> None:
+        self._baseline = float(state["baseline"])
+
+
+class AutomaticBeta(ObjectiveStatistic):
+    """`beta` such that a pair with the running mean of |gap| has a given gradient factor.
+
+    A pair that the policy tells apart by d, gap = -d, has u = beta d / 2 and the factor sigmoid(-u); this is f where
+    beta d / 2 = logit(1 - f), so beta = 2 logit(1 - f) / d, then clamped. Before any gap is above 0, as in the first
+    step, where policy and reference are equal, it is the start value.
+    Source: auto_beta of bghira/SimpleTuner's Flow-DPO, there with the mean of a micro-batch.
+    """
+
+    name = "automatic_beta"
+
+    def __init__(
+        self, *, beta: float, target_gradient_factor: float, beta_min: float, beta_max: float, gap_decay: float
+    ) -> None:
+        """Begin with beta. gap_decay: the share of the running mean that a step keeps; 0: the last step alone."""
+        self._start = beta
+        self._logit = math.log1p(-target_gradient_factor) - math.log(target_gradient_factor)
+        self._beta_min, self._beta_max, self._gap_decay = beta_min, beta_max, gap_decay
+        self._mean_absolute_gap: float | None = None
+
+    @classmethod
+    def of(cls, config: ObjectiveSection) -> Self | None:
+        assert isinstance(config, AutomaticBetaFields)
+        if config.target_gradient_factor is None:
+            return None
+        least, largest = config.beta_bounds
+        return cls(
+            beta=config.beta,
+            target_gradient_factor=config.target_gradient_factor,
+            beta_min=least,
+            beta_max=largest,
+            gap_decay=config.gap_decay,
+        )
+
+    def options(self) -> Mapping[str, float]:
+        return {"beta": self._beta()}
+
+    def _beta(self) -> float:
+        if self._mean_absolute_gap is None:
+            return self._start
+        return min(self._beta_max, max(self._beta_min, 2 * self._logit / self._mean_absolute_gap))
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Take in a step's mean |gap|; returns the beta that the step itself used."""
+        used = self._beta()
+        gap = metrics["absolute_margin"]
+        if math.isfinite(gap):
+            self._mean_absolute_gap = self._averaged(gap)
+        return {"beta": used}
+
+    def _averaged(self, gap: float) -> float | None:
+        if self._mean_absolute_gap is None:
+            return gap if gap > 0 else None
+        return self._gap_decay * self._mean_absolute_gap + (1 - self._gap_decay) * gap
+
+    def state(self) -> dict[str, Any]:
+        return {"mean_absolute_gap": self._mean_absolute_gap}
+
+    def restore(self, state: Mapping[str, Any], folder: Path) -> None:
+        gap = state["mean_absolute_gap"]
+        self._mean_absolute_gap = None if gap is None else float(gap)

@@ -1,0 +1,1 @@
+"""The frozen reference: where it lives, that it stays as it was, how it is refreshed."""

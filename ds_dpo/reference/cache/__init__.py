@@ -1,0 +1,1 @@
+"""The reference's errors computed beforehand: their making and their reading."""

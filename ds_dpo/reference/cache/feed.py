@@ -1,0 +1,57 @@
+"""Training with a cached reference: its errors join the pairs once they are known to be this run's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ds_dpo.config.load import RunConfig
+from ds_dpo.distributed.collectives import is_main, raise_together
+from ds_dpo.encoding.cache.record import Precision
+from ds_dpo.encoding.feed import PairFeed
+from ds_dpo.errors import DsDpoError
+from ds_dpo.reference.cache.errors import PairsWithReferenceErrors, ReferenceErrors, open_reference_errors
+from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of
+
+
+def open_covering_errors(config: RunConfig, *, say: Callable[[str], None]) -> ReferenceErrors:
+    """Open reference.cache; every rank calls it.
+
+    Raises on all ranks DataError where it is not whole, and ConfigError where it is not enough for the run.
+    """
+    errors: ReferenceErrors | None = None
+    failure: Exception | None = None
+    try:
+        errors = _open_covering(config, say=say)
+    except DsDpoError as caught:
+        failure = caught
+    raise_together(failure)
+    assert errors is not None, "errors or a failure"
+    return errors
+
+
+def _open_covering(config: RunConfig, *, say: Callable[[str], None]) -> ReferenceErrors:
+    assert config.reference.cache is not None, "a rule of the configuration"
+    errors = open_reference_errors(config.reference.cache, say=say)
+    errors.require_covers(
+        max_train_steps=config.max_train_steps, pairs_per_step=config.batch.pairs_per_step, seed=config.seed
+    )
+    return errors
+
+
+def with_reference_errors(
+    feed: PairFeed, errors: ReferenceErrors, *, config: RunConfig, start: StartOfPolicy | None, precision: Precision
+) -> PairFeed:
+    """Return a feed whose pairs bring the reference's errors; every rank calls it. start: on rank 0.
+
+    Raises ConfigError on all ranks, naming each part in which the cache is of something else.
+    """
+    stale: Exception | None = None
+    if is_main():
+        assert start is not None, "rank 0"
+        try:
+            errors.require_fits(fingerprint_of(config, feed, start, precision=precision))
+        except DsDpoError as caught:
+            stale = caught
+    raise_together(stale)
+    return replace(feed, pairs=PairsWithReferenceErrors(feed.pairs, errors))

@@ -1,0 +1,102 @@
+"""Which (pair, visit) the reference's errors are computed of, in an order that is cut into units and batches by number.
+
+A batch is the same whatever rank computes it, so the result does not depend on their number, to the bit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+from ds_dpo.data.source import BadRowError
+from ds_dpo.data.stream.loader import PairReader, ReadPair, read_position
+from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.reference.cache.record import Coverage
+
+
+class Places(Protocol):
+    """Numbered places, each with a pair in a visit."""
+
+    def __len__(self) -> int: ...
+
+    def group_end(self, place: int) -> int:
+        """Return the first place behind this one whose pair may be of another bucket."""
+
+    def read(self, pairs: PairReader[Any], place: int) -> ReadPair[Any]:
+        """Return what is at a place. Raises DataError where a run could not go on there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlaces:
+    """The positions of a run, each read as its loader does, stand-ins for bad pairs included."""
+
+    order: PairOrder
+    num_positions: int
+    pairs_per_step: int
+    has_buckets: bool
+
+    def __len__(self) -> int:
+        return self.num_positions
+
+    def group_end(self, place: int) -> int:
+        """Return the end of the step, where there are buckets."""
+        if not self.has_buckets:
+            return self.num_positions
+        return (place // self.pairs_per_step + 1) * self.pairs_per_step
+
+    def read(self, pairs: PairReader[Any], place: int) -> ReadPair[Any]:
+        """Return the pair at a position, or its stand-in."""
+        return read_position(pairs, self.order, place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeVisits:
+    """All pairs of the first visits, one visit after another; a bad pair needs no stand-in, as all are there."""
+
+    bucket_sizes: tuple[int, ...]
+    visits: int
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(self.bucket_sizes)
+
+    def __len__(self) -> int:
+        return self.visits * self.num_pairs
+
+    def group_end(self, place: int) -> int:
+        """Return the end of the bucket."""
+        visit, index = divmod(place, self.num_pairs)
+        ends = list(accumulate(self.bucket_sizes))
+        return visit * self.num_pairs + ends[bisect_right(ends, index)]
+
+    def read(self, pairs: PairReader[Any], place: int) -> ReadPair[Any]:
+        """Return the pair of a place, or that it is bad."""
+        visit, index = divmod(place, self.num_pairs)
+        try:
+            return ReadPair(sample=pairs.read(index, visit), index=index, visit=visit, bad=[])
+        except BadRowError as error:
+            return ReadPair(sample=None, index=index, visit=visit, bad=[(index, error.bad_row)])
+
+
+def places_of(coverage: Coverage, *, bucket_sizes: tuple[int, ...], seed: int) -> Places:
+    """Return the places that a coverage is of."""
+    if not coverage.num_positions:
+        return WholeVisits(bucket_sizes=bucket_sizes, visits=coverage.whole_visits)
+    return RunPlaces(
+        order=PairOrder(bucket_sizes, pairs_per_step=coverage.pairs_per_step, seed=seed),
+        num_positions=coverage.num_positions,
+        pairs_per_step=coverage.pairs_per_step,
+        has_buckets=len(bucket_sizes) > 1,
+    )
+
+
+def batches_of(places: Places, unit: int, *, shard_pairs: int, batch_pairs: int) -> Iterator[range]:
+    """Yield the batches of a unit of shard_pairs places: up to batch_pairs neighbours of one bucket."""
+    start, stop = unit * shard_pairs, min((unit + 1) * shard_pairs, len(places))
+    while start < stop:
+        end = min(start + batch_pairs, places.group_end(start), stop)
+        yield range(start, end)
+        start = end

@@ -1,0 +1,217 @@
+"""What scripts/cache.py --reference does on each rank: join the others, then make a cache or look through one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds_dpo.config.load import ModelConfig, RunConfig
+from ds_dpo.distributed.collectives import (
+    RankEnvironment,
+    export_environment,
+    gather_objects,
+    is_main,
+    node_turns,
+    read_environment,
+)
+from ds_dpo.encoding.cache.program import LONGEST_WAIT
+from ds_dpo.encoding.cache.record import DTYPES, Precision
+from ds_dpo.encoding.cache.write import on_main
+from ds_dpo.encoding.feed import PairFeed, build_encode, load_encoders, open_feed
+from ds_dpo.engine.engine import pick_device, silence_deepspeed, start_communication
+from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.models.denoiser.attention import choose_attention, set_attention
+from ds_dpo.models.loading import load_unet
+from ds_dpo.models.start import checkpoint_start, pin_start
+from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.models.weights.pretrained import fetch_models
+from ds_dpo.objectives.losses import OBJECTIVES
+from ds_dpo.reference.cache.errors import ReferenceErrors, open_reference_errors
+from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of, start_of_policy
+from ds_dpo.reference.cache.places import places_of
+from ds_dpo.reference.cache.record import BAD, Coverage
+from ds_dpo.reference.cache.write import Compute, ReferenceRequest, write_reference_cache
+from ds_dpo.run_folder.log import RunLog
+from ds_dpo.step.preference_step import squared_errors_of_pairs
+from ds_dpo.step.preflight import NEAR_ERRORS, relative_difference
+from ds_dpo.storage.manifest import hash_file
+
+PIXELS_AT_ONCE = 8 * 1024 * 1024  # of a forward pass: 8 images of 1024 x 1024 fill a GPU
+MOST_PAIRS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """What scripts/cache.py --reference was asked for.
+
+    visits: whole visits of all pairs; None: what the run's steps meet. batch_pairs: of a forward pass; None: as
+    default_batch_pairs says.
+    """
+
+    config: RunConfig
+    precision: Precision
+    out: Path
+    visits: int | None
+    shard_pairs: int
+    batch_pairs: int | None
+
+
+def default_batch_pairs(resolution: int) -> int:
+    """Return the pairs that pass the UNet at once: by the resolution alone, so that a micro-batch changes no bit."""
+    return max(1, min(MOST_PAIRS_AT_ONCE, PIXELS_AT_ONCE // (2 * resolution * resolution)))
+
+
+def run(options: ReferenceOptions, *, verify: int | None) -> None:
+    """Make the cache; or, with `verify` given, look through it and compute so many of its errors again.
+
+    Raises DsDpoError with a message for the user.
+    """
+    options = replace(options, config=pin_start(options.config))
+    config = options.config
+    if not OBJECTIVES[config.objective.type].uses_reference:
+        raise ConfigError(f"objective.type {config.objective.type} has no reference, so there is nothing to compute")
+    silence_deepspeed()
+    place = read_environment(dict(os.environ))
+    export_environment(place)
+    device = pick_device(place.local_rank)
+    start_communication(timeout=LONGEST_WAIT, device=device)
+    log = RunLog(speaks=place.rank == 0)
+    precision = options.precision
+    with node_turns(place):  # the node's first rank downloads and counts, the others find its files
+        fetch_models(config.model)
+        feed = open_feed(config, precision=precision, say=log.line)
+    reference = _load_reference(config.model, place, dtype=DTYPES[precision], device=device, log=log)
+    ranks = _Ranks(options=options, feed=feed, reference=reference, place=place, device=device, log=log)
+    if verify is None:
+        ranks.make()
+    else:
+        ranks.verify(num_pairs=verify)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    """The UNet on its device. start: on rank 0 alone, as it reads all weights."""
+
+    unet: torch.nn.Module
+    start: StartOfPolicy | None
+
+
+def _load_reference(
+    model: ModelConfig, place: RankEnvironment, *, dtype: torch.dtype, device: torch.device, log: RunLog
+) -> _Reference:
+    with node_turns(place):
+        unet = load_unet(model, dtype=dtype, start=checkpoint_start(model))
+        attention = choose_attention(unet, model.attention, device=device, dtype=dtype)
+        set_attention(unet, attention)
+        start = start_of_policy(unet, attention) if is_main() else None
+        unet.to(device).requires_grad_(False).eval()
+    log.line(attention.sentence)
+    return _Reference(unet=unet, start=start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranks:
+    options: ReferenceOptions
+    feed: PairFeed
+    reference: _Reference
+    place: RankEnvironment
+    device: torch.device
+    log: RunLog
+
+    def make(self) -> None:
+        options, config = self.options, self.options.config
+        bucket_sizes = list(self.feed.pairs.bucket_sizes)
+        coverage = self._coverage(bucket_sizes)
+        request = ReferenceRequest(
+            out=options.out,
+            coverage=coverage,
+            bucket_sizes=bucket_sizes,
+            shard_pairs=options.shard_pairs,
+            batch_pairs=options.batch_pairs or default_batch_pairs(config.data.resolution),
+            fingerprint=on_main(self._fingerprint),
+            source_description=self.feed.description,
+            device_name=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
+            workers=config.data.workers,
+        )
+        write_reference_cache(
+            request,
+            places_of(coverage, bucket_sizes=tuple(bucket_sizes), seed=config.seed),
+            self.feed.pairs,
+            self._compute,
+            place=self.place,
+            say=self.log.line,
+        )
+        open_reference_errors(options.out, say=self.log.line)
+        self.log.line(f"train with --reference.residency cached --reference.cache {options.out}")
+
+    def verify(self, *, num_pairs: int) -> None:
+        errors = open_reference_errors(self.options.out, say=self.log.line)
+        on_main(lambda: self._verify_table(errors))
+        if num_pairs:
+            self._verify_pairs(errors, num_pairs=num_pairs)
+        self.log.line(f"{self.options.out} is whole")
+
+    def _coverage(self, bucket_sizes: list[int]) -> Coverage:
+        config, visits = self.options.config, self.options.visits
+        pairs_per_step = config.batch.pairs_per_step
+        if visits is not None:
+            return Coverage.of_visits(visits, pairs_per_step=pairs_per_step, bucket_sizes=bucket_sizes)
+        return Coverage.of_run(config.max_train_steps, pairs_per_step=pairs_per_step, bucket_sizes=bucket_sizes)
+
+    def _fingerprint(self) -> dict[str, str]:
+        start = self.reference.start
+        assert start is not None, "rank 0"
+        return fingerprint_of(self.options.config, self.feed, start, precision=self.options.precision)
+
+    def _compute(self) -> Compute:
+        config = self.options.config
+        with node_turns(self.place):
+            dtype = DTYPES[self.options.precision]
+            encoders = load_encoders(config, dtype=dtype) if self.feed.needs_encoders else None
+            encode = build_encode(self.feed, encoders, family=config.model.family, device=self.device)
+        schedule, unet = training_schedule(config.model, config.diffusion).to(self.device), self.reference.unet
+
+        def errors_of(samples: Any) -> tuple[Tensor, Tensor]:
+            return squared_errors_of_pairs(unet, encode(samples), schedule)
+
+        return errors_of
+
+    def _verify_table(self, errors: ReferenceErrors) -> None:
+        """Compare fingerprint, checksum and values. Raises ConfigError or DataError."""
+        errors.require_fits(self._fingerprint())
+        record = errors.record
+        path = errors.folder / record.table
+        if hash_file(path).sha256 != record.files[record.table].sha256:
+            raise DataError(f"{path}: content differs from its SHA-256; it is damaged: make it anew")
+        rows = np.load(path, mmap_mode="r")
+        is_computed = (rows["chosen"] >= 0) & (rows["rejected"] >= 0) & np.isfinite(rows["rejected"])
+        counts = int(is_computed.sum()), int(((rows["chosen"] == BAD) & (rows["rejected"] == BAD)).sum())
+        if counts != (record.num_computed, record.num_bad):
+            raise DataError(f"{path}: {counts} computed and bad, the record says {record.num_computed, record.num_bad}")
+        self.log.line(f"{record.table} has its checksum, and its {record.num_computed} errors are finite")
+
+    def _verify_pairs(self, errors: ReferenceErrors, *, num_pairs: int) -> None:
+        """Compute so many (pair, visit), evenly spread, again, each rank some, and compare."""
+        rows = np.load(errors.folder / errors.record.table, mmap_mode="r")
+        computed = np.flatnonzero(rows["chosen"] >= 0)
+        chosen = np.unique(computed[np.linspace(0, len(computed) - 1, num_pairs, dtype=np.int64)])
+        errors_of = self._compute()
+        largest = 0.0
+        for row in chosen[self.place.rank :: self.place.world_size].tolist():
+            visit, index = divmod(row, errors.record.num_pairs)
+            again = torch.cat(errors_of(self.feed.pairs.read(index, visit))).cpu()
+            stored = torch.tensor(errors.read(index, visit))
+            largest = max(largest, float(relative_difference(again, stored).max()))
+        largest = max(float(str(found)) for found in gather_objects(largest))
+        if not largest <= NEAR_ERRORS[self.options.precision]:
+            raise DataError(
+                f"{errors.folder}: computed again, errors differ by {largest:.2g} of themselves, more than rounding in "
+                f"{self.options.precision}; make the cache anew"
+            )
+        self.log.line(f"{len(chosen)} (pair, visit) computed again: errors differ by up to {largest:.2g} of themselves")

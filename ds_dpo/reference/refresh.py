@@ -1,0 +1,100 @@
+"""A reference that follows the policy: every so many steps it takes the policy's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ds_dpo.distributed.collectives import is_main, raise_together
+from ds_dpo.engine.engine import Engine
+from ds_dpo.errors import CheckpointError
+from ds_dpo.models.reference import FrozenCopy
+from ds_dpo.reference.residency import ReferenceWatch
+from ds_dpo.run_part import RunPart
+from ds_dpo.storage.state_files import StateFile
+
+REFERENCE_FILE = "reference.safetensors"
+
+
+class ReferenceRefresh(RunPart):
+    """Every so many optimizer steps the reference becomes the policy as it computes, to the bit.
+
+    So right after it both predict alike, as at the start of a run. Its weights are a part of every checkpoint.
+    The idea: the reference of an iterated or online DPO (arXiv:2404.09656, its hard update).
+    """
+
+    name = "reference"
+
+    def __init__(
+        self,
+        reference: FrozenCopy,
+        *,
+        engine: Engine,
+        watch: ReferenceWatch,
+        every_steps: int,
+        report: Callable[[str], None],
+    ) -> None:
+        """reference: a plain module on each rank. watch: is told that its weights have changed on purpose."""
+        self._reference, self._engine, self._watch = reference, engine, watch
+        self._every_steps, self._report = every_steps, report
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Take the policy's weights where it is time; no metrics."""
+        if step % self._every_steps == 0:
+            self._watch.require_unchanged()
+            self._engine.copy_weights_to(self._reference.module)
+            self._watch.accept()
+            self._report(f"reference: the policy of step {step} from now on")
+        return {}
+
+    def files(self) -> list[StateFile]:
+        """Return the reference's weights, on rank 0."""
+        weights = self._reference.module.state_dict()
+        return [StateFile(name=REFERENCE_FILE, state=weights, write=_write)] if is_main() else []
+
+    def restore(self, state: Mapping[str, Any], folder: Path) -> None:
+        """Take the checkpoint's weights. Raises CheckpointError on all ranks where they do not fit."""
+        error: CheckpointError | None = None
+        try:
+            load_reference(self._reference.module, folder / REFERENCE_FILE)
+        except CheckpointError as caught:
+            error = caught
+        raise_together(error)
+        self._watch.accept()
+
+
+def _write(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError where the disk refuses them."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+
+
+@torch.no_grad()
+def load_reference(module: nn.Module, path: Path) -> None:
+    """Copy a file's tensors into a module, one at a time; they must be exactly its own in name, shape and dtype.
+
+    Raises CheckpointError where they are not, and where the file cannot be read.
+    """
+    own = module.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            if set(file.keys()) != own.keys():
+                raise CheckpointError(f"{path}: its tensors are not those of this reference")
+            for name, tensor in own.items():
+                saved = file.get_tensor(name)
+                if (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype):
+                    raise CheckpointError(
+                        f"{path}: {name} is {saved.dtype} {tuple(saved.shape)}, the reference's is {tensor.dtype} "
+                        f"{tuple(tensor.shape)}"
+                    )
+                tensor.copy_(saved)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error

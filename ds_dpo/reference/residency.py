@@ -1,0 +1,97 @@
+"""The reference of a run: how each residency comes about, and the watch over its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_dpo.distributed.collectives import gather_objects, is_main
+from ds_dpo.engine.engine import share_weights
+from ds_dpo.engine.settings import ResolvedDeepSpeed, reference_settings
+from ds_dpo.errors import ReferenceChangedError
+from ds_dpo.models.reference import FrozenCopy, HeldReference, PolicyWithoutAdapter, assert_own_storage
+from ds_dpo.reference.block_offload import BlockOffload
+from ds_dpo.reference.checksum import weights_checksum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residency:
+    """How a reference comes about in two steps, as ranks of a node load one by one but share weights together.
+
+    copy: from a policy that no engine has taken yet, in a dtype, for a device. settle: what all ranks then do together,
+    before the policy gets its engine.
+    """
+
+    copy: Callable[[nn.Module, torch.dtype, torch.device], Any]
+    settle: Callable[[Any, ResolvedDeepSpeed], HeldReference]
+
+
+def _copy_to_device(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> FrozenCopy:
+    return FrozenCopy(policy, dtype=dtype, device=device)
+
+
+def _copy_to_host(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> FrozenCopy:
+    """Copy straight to host memory: the device never holds the reference as a whole."""
+    reference = FrozenCopy(policy, dtype=dtype, device="cpu")
+    BlockOffload(reference.module, device=device)
+    return reference
+
+
+def _copy_nothing(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> PolicyWithoutAdapter:
+    return PolicyWithoutAdapter(policy)
+
+
+def _leave(reference: HeldReference, resolved: ResolvedDeepSpeed) -> HeldReference:
+    return reference
+
+
+def _share(reference: FrozenCopy, resolved: ResolvedDeepSpeed) -> HeldReference:
+    reference.module = share_weights(reference.module, settings=reference_settings(resolved.settings))
+    return reference
+
+
+# By the name that reference.residency takes; None: no weights are held.
+RESIDENCIES: dict[str, Residency | None] = {
+    "replicated": Residency(copy=_copy_to_device, settle=_leave),
+    "zero3": Residency(copy=_copy_to_device, settle=_share),
+    "cpu": Residency(copy=_copy_to_host, settle=_leave),
+    "adapter": Residency(copy=_copy_nothing, settle=_leave),
+    "cached": None,
+}
+
+
+class ReferenceWatch:
+    """Remembers the weights of a reference, to say at the end whether training left them alone."""
+
+    def __init__(self, reference: HeldReference, *, policy: nn.Module) -> None:
+        """Every rank must call. policy: the module in the engine, whose memory must be its own."""
+        if isinstance(reference, FrozenCopy):
+            assert_own_storage(policy, reference)
+        self._reference = reference
+        self._expected = self._checksums()
+
+    def accept(self) -> None:
+        """Take the weights as they are now for right: they were replaced on purpose."""
+        self._expected = self._checksums()
+
+    def require_unchanged(self) -> None:
+        """Raise ReferenceChangedError on all ranks where the weights of any are not what they were."""
+        found = self._checksums()
+        changed = [rank for rank, checksum in enumerate(self._expected) if found[rank] != checksum]
+        if changed:
+            ranks = ", ".join(map(str, changed))
+            error = ReferenceChangedError(
+                f"the reference's weights have changed while the policy was trained (rank {ranks}: checksum "
+                f"{self._expected[changed[0]][:16]} before, {found[changed[0]][:16]} now): its memory was written to, "
+                "so the objective compared with something else than the start; do not use this run's checkpoints"
+            )
+            error.is_said_elsewhere = not is_main()
+            raise error
+
+    def _checksums(self) -> list[str]:
+        """Return the checksum of every rank's weights."""
+        return [str(checksum) for checksum in gather_objects(weights_checksum(self._reference.weights()))]

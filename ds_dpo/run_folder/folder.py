@@ -1,0 +1,156 @@
+"""The folder of a run: its fixed shape, whose run it is, and what it was started with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.config.load import RunConfig, compare_identity, config_from_yaml, config_to_yaml, identity
+from ds_dpo.errors import ConfigError
+
+PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "safetensors", "xformers", "ds_dpo")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside runs/NAME; the same for every run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def deepspeed(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def held_out(self) -> Path:
+        return self.path / "evaluation" / "held_out.jsonl"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / "STOP"
+
+    def require_same_run(self, config: RunConfig, *, precision: str) -> list[str]:
+        """Compare with the configuration saved here and return the free changes, one line each; [] for a new folder.
+
+        Raises ConfigError listing old and new values where the saved run is another one.
+        """
+        if not self.config.exists():
+            return []
+        saved = config_from_yaml(self.config)
+        settings = json.loads(self.deepspeed.read_text(encoding="utf-8"))
+        changes = compare_identity(identity(saved, precision_of(settings)), identity(config, precision))
+        if changes:
+            listed = "\n  ".join(str(change) for change in changes)
+            raise ConfigError(
+                f"{self.path} holds a run of another identity:\n  {listed}\n"
+                "set these back to go on with it, or give another output_dir"
+            )
+        old, new = flatten(saved.model_dump()), flatten(config.model_dump())
+        return [
+            f"changed since the last start: {name} {old.get(name)!r} -> {new[name]!r}"
+            for name in new
+            if old.get(name) != new[name]
+        ]
+
+    def write_start(
+        self, config: RunConfig, settings: Mapping[str, Any], *, world_size: int, data: Mapping[str, int]
+    ) -> None:
+        """Save what this start was made with; each file is replaced whole or not at all.
+
+        data: numbers of the dataset by name, such as rows, ties and pairs. Raises ConfigError.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _replace(self.deepspeed, json.dumps(settings, indent=2) + "\n")
+            starts = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.exists() else []
+            starts.append({**describe_environment(world_size), "data": dict(data)})
+            _replace(self.environment, json.dumps(starts, indent=2) + "\n")
+            # last: where this file is, the others are, whenever a start was killed
+            _replace(self.config, config_to_yaml(config))
+        except OSError as error:
+            raise ConfigError(f"output_dir {str(self.path)!r} cannot be written: {error.strerror}") from error
+
+
+def precision_of(settings: Mapping[str, Any]) -> str:
+    """fp32, bf16 or fp16, as a complete DeepSpeed dict has it."""
+    return next((name for name in ("bf16", "fp16") if settings.get(name, {}).get("enabled")), "fp32")
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of nested sections: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            flat |= flatten(inner, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = inner
+    return flat
+
+
+def describe_environment(world_size: int) -> dict[str, Any]:
+    """Versions, host and code of one start; no environment variable is kept, as some hold secrets."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "world_size": world_size,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": _commit(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, None where it is no checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,171 @@
+"""What a step is measured by: sums over its pairs, one reduction across ranks, one line of metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from ds_dpo.distributed.collectives import sum_across_ranks
+from ds_dpo.storage.line_file import LineFile, warn
+
+# Every key of metrics.jsonl and every TensorBoard tag, and what it means. Means are over all pairs of the step, of all
+# ranks, before its update; a key whose objective does not give it is left out.
+METRICS: dict[str, str] = {
+    "step": "optimizer steps since the start, counted from 1; a skipped update counts",
+    "loss": "mean loss of the step's pairs",
+    "implicit_accuracy": "share of pairs whose chosen image the policy favours over the reference; equal counts half",
+    "implicit_margin": "mean of rejected_difference - chosen_difference; positive is what training is after",
+    "absolute_margin": "mean size of rejected_difference - chosen_difference, sign left out; automatic beta follows it",
+    "gradient_factor": "mean sigmoid(-u): with what share of its largest gradient a pair still pulls; 0.5 at the start",
+    "rejected_gradient_scale": "mean of sdpo's lambda: what is left of the rejected images' gradient",
+    "beta": "automatic beta that this step used",
+    "baseline": "kto's baseline that this step used",
+    "policy_chosen_error": "mean squared error of the policy's prediction, chosen images",
+    "policy_rejected_error": "mean squared error of the policy's prediction, rejected images",
+    "reference_chosen_error": "mean squared error of the reference's prediction, chosen images",
+    "reference_rejected_error": "mean squared error of the reference's prediction, rejected images",
+    "chosen_difference": "mean policy error minus reference error, chosen images",
+    "rejected_difference": "mean policy error minus reference error, rejected images",
+    "chosen_distance": "mean squared distance between the policy's and the reference's prediction, chosen images",
+    "rejected_distance": "mean squared distance between the policy's and the reference's prediction, rejected images",
+    "gradient_norm": "2-norm of the whole gradient before clipping; left out where the update was skipped",
+    "learning_rate": "rate that this step's update used",
+    "pairs_seen": "pairs since the start, this step's included",
+    "pairs_per_second": "pairs of this step over its duration, all ranks together",
+    "step_seconds": "duration of the step: data, encoding, forward, backward, update",
+    "data_seconds": "part of step_seconds in which this rank waited for the loader",
+    "peak_memory_gib": "largest memory held so far on rank 0, in GiB: of the GPU, or resident of the process on a CPU",
+    "skipped_steps": "updates left out since the start because a loss or a gradient was not finite",
+    "loss_scale": "fp16 loss scale after the step; fp16 only",
+    "failed_saves": "checkpoints since this start that the disk refused; training goes on, the log says more",
+    "bad_rows": "rows replaced since this start because they could not be read, all ranks together",
+}
+
+
+class StepSums:
+    """Adds up per-pair quantities over a step's micro-batches, on the device, until one reduction reads them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num_pairs = 0
+
+    def add(self, pair_quantities: Mapping[str, Tensor]) -> None:
+        """Add a micro-batch: detached (B,) tensors by metric name."""
+        self._num_pairs += len(next(iter(pair_quantities.values())))
+        for name, values in pair_quantities.items():
+            total = values.sum(dtype=torch.float64)
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def reduce(self, *, counters: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+        """Return means over all ranks' pairs, and the sums over ranks of some counters, in one collective.
+
+        Every rank must call it with the same names; it waits for the device once.
+        """
+        names = list(self._sums)
+        device = self._sums[names[0]].device
+        own = torch.tensor([self._num_pairs, *counters.values()], dtype=torch.float64).to(device)
+        reduced = sum_across_ranks(torch.cat([own, torch.stack(list(self._sums.values()))])).tolist()
+        num_pairs, rest = reduced[0], reduced[1:]
+        totals = dict(zip(counters, rest, strict=False))
+        means = {name: total / num_pairs for name, total in zip(names, rest[len(counters) :], strict=True)}
+        return means, totals
+
+
+def cut_metrics(path: Path, *, last_step: int, aside: Path | None = None) -> None:
+    """Leave out the lines after a step, and a torn last one, so that a resumed run has each step once.
+
+    aside: a file that later lines are added to; None: they are dropped.
+    """
+    if not path.exists():
+        return
+    kept: list[str] = []
+    later: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        step = _step_of(line)
+        if step is not None:
+            (kept if step <= last_step else later).append(line + "\n")
+    if aside is not None and later:
+        with aside.open("a", encoding="utf-8") as file:
+            file.writelines(later)
+    temporary = path.with_suffix(".jsonl.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None  # a line that a kill tore in two
+
+
+class MetricsWriter:
+    """metrics.jsonl and TensorBoard of a run; for rank 0 alone."""
+
+    def __init__(self, folder: Path, *, last_step: int) -> None:
+        """Go on after last_step, 0 for a new run; later lines and events of an earlier start are left out."""
+        self._folder, self._path = folder, folder / "metrics.jsonl"
+        cut_metrics(self._path, last_step=last_step)
+        self._open(last_step)
+
+    def _open(self, last_step: int) -> None:
+        self._lines = LineFile(self._path)
+        self._events: SummaryWriter | None = self._open_events(last_step + 1)
+
+    def _open_events(self, purge_step: int | None) -> SummaryWriter:
+        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge_step)
+
+    def _to_events(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Write to TensorBoard; one that the disk refused is dead, and another is opened with the next checkpoint."""
+        if self._events is None:
+            return
+        try:
+            write(self._events)
+        except OSError as error:
+            self._events = None
+            warn(f"TensorBoard misses steps until the next checkpoint: {error}")
+
+    def rewind(self, last_step: int) -> None:
+        """Go on after an earlier step; the lines after it move to metrics.rolled_back.jsonl."""
+        self.close()
+        cut_metrics(self._path, last_step=last_step, aside=self._path.with_suffix(".rolled_back.jsonl"))
+        self._open(last_step)
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Write one step; metrics["step"] is its number. A value that is not finite becomes null in the file."""
+        assert metrics.keys() <= METRICS.keys(), f"not in METRICS: {metrics.keys() - METRICS.keys()}"
+        readable = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._lines.write(json.dumps(readable) + "\n")
+        scalars = {f"train/{name}": value for name, value in metrics.items() if name != "step"}
+        self.write_scalars(scalars, step=int(metrics["step"]))
+
+    def write_scalars(self, scalars: Mapping[str, float], *, step: int) -> None:
+        """Write numbers to TensorBoard alone, by tag."""
+        for tag, value in scalars.items():
+            self._to_events(partial(SummaryWriter.add_scalar, tag=tag, scalar_value=value, global_step=step))
+
+    def write_images(self, name: str, images: Tensor, *, step: int) -> None:
+        """Write pictures (N, 3, X, Y) in 0..1 to TensorBoard, side by side."""
+        self._to_events(lambda events: events.add_images(name, images, step))
+
+    def flush(self) -> None:
+        """Put all that was written on the disk, so that a checkpoint is never ahead of its metrics.
+
+        Raises OSError where the disk refuses lines of metrics.jsonl.
+        """
+        self._lines.sync()
+        if self._events is None:
+            self._events = self._open_events(None)
+        self._to_events(SummaryWriter.flush)
+
+    def close(self) -> None:
+        self._lines.close()
+        self._to_events(SummaryWriter.close)

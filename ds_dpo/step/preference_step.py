@@ -1,0 +1,212 @@
+"""One micro-batch, from tensors to loss: the policy, the reference, their errors, the objective.
+
+Legend: B pairs; N = 2B images (all chosen, then all rejected), or N = B where the objective looks at chosen images
+alone; C,H,W latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds_dpo.batch import Conditioning, PreferenceBatch, split_pair
+from ds_dpo.diffusion.noise_schedule import NoiseSchedule, paired_error_difference, squared_error
+from ds_dpo.models.denoiser.predict import predict
+from ds_dpo.models.reference import Reference
+from ds_dpo.objectives.losses import Objective
+from ds_dpo.objectives.pair_errors import PairErrors
+from ds_dpo.objectives.statistics import Statistic
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """loss: scalar with gradient, the mean over B pairs. pair_quantities: detached (B,) tensors by metric name."""
+
+    loss: Tensor
+    pair_quantities: dict[str, Tensor]
+
+
+class PreferenceStep:
+    """A function of a PreferenceBatch; it knows no DeepSpeed, no rank and no cadence."""
+
+    def __init__(
+        self,
+        *,
+        policy: nn.Module,
+        reference: Reference | None,
+        schedule: NoiseSchedule,
+        objective: Objective,
+        options: Mapping[str, Any],
+        statistic: Statistic | None = None,
+    ) -> None:
+        """Join the parts.
+
+        reference: None where the objective uses none, or where each batch brings the reference's errors. options: the
+        loss's keyword arguments. statistic: gives some of them the values that the steps before left.
+        """
+        assert (reference is not None) or objective.reference != "predictions"
+        self._policy = policy
+        self._reference = reference
+        self._schedule = schedule
+        self._objective = objective
+        self._options = options
+        self._statistic = statistic
+
+    @property
+    def compares_with_reference(self) -> bool:
+        return self._objective.uses_reference
+
+    @property
+    def reads_reference_errors(self) -> bool:
+        """Whether the batches bring the reference's errors, as no reference is at hand."""
+        return self._objective.uses_reference and self._reference is None
+
+    def __call__(self, batch: PreferenceBatch) -> StepOutput:
+        """Predict, compare and judge one micro-batch."""
+        errors = self.errors(batch)
+        options = self._options if self._statistic is None else {**self._options, **self._statistic.options()}
+        # not divided by the weights' sum: the mean would then depend on how a step is cut into micro-batches
+        pair_losses = self._objective.loss(errors, **options) * batch.weights
+        quantities = {"loss": pair_losses, **_pair_quantities(errors)}
+        if self._objective.quantities is not None:
+            quantities |= self._objective.quantities(errors, **options)
+        return StepOutput(
+            loss=pair_losses.mean(),
+            pair_quantities={name: values.detach() for name, values in quantities.items()},
+        )
+
+    def errors(self, batch: PreferenceBatch) -> PairErrors:
+        """Return the errors of the pairs of a batch, in fp32, with the policy's gradient attached."""
+        return self._unweighted_errors(batch).weighted(self._schedule.error_weight(batch.timesteps))
+
+    def _unweighted_errors(self, batch: PreferenceBatch) -> PairErrors:
+        inputs = _noisy_inputs(batch, self._schedule, with_rejected=self._objective.uses_rejected)
+        reference = None
+        if self._objective.uses_reference and self._reference is not None:
+            # first, while no activations of the policy are held; and its backward pass directly follows its own forward
+            reference = self._reference.predict(inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+        prediction = predict(self._policy, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+        policy_error = squared_error(prediction, inputs.target)
+        if not self._objective.uses_rejected:
+            return PairErrors(policy_chosen_error=policy_error)
+        policy_chosen_error, policy_rejected_error = split_pair(policy_error)
+        errors = PairErrors(
+            policy_chosen_error=policy_chosen_error,
+            policy_rejected_error=policy_rejected_error,
+            target_probability=batch.target_probabilities,
+        )
+        if self._objective.uses_residual_product:
+            errors = replace(errors, residual_product=_residual_product(prediction, inputs.target))
+        if not self._objective.uses_reference:
+            return errors
+        if reference is None:
+            return _compared_with_kept_errors(errors, batch)
+        return self._compared(errors, prediction, reference, inputs.target)
+
+    def _compared(self, errors: PairErrors, prediction: Tensor, reference: Tensor, target: Tensor) -> PairErrors:
+        """Add what both predictions give, (N, C, H, W) each."""
+        chosen_difference, rejected_difference = split_pair(paired_error_difference(prediction, reference, target))
+        errors = replace(errors, chosen_difference=chosen_difference, rejected_difference=rejected_difference)
+        if self._objective.reference != "predictions":
+            return errors
+        chosen_distance, rejected_distance = split_pair(squared_error(prediction, reference))
+        return replace(errors, chosen_distance=chosen_distance, rejected_distance=rejected_distance)
+
+    @torch.no_grad()
+    def policy_errors(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Return the policy's squared errors of chosen and rejected images, each (B,) fp32, weighted by nothing."""
+        return squared_errors_of_pairs(self._policy, batch, self._schedule)
+
+    @torch.no_grad()
+    def largest_difference(self, batch: PreferenceBatch) -> float:
+        """Return the largest |policy error - reference error| over a batch: 0 while both hold the same weights."""
+        errors = self.errors(batch)
+        assert errors.chosen_difference is not None
+        assert errors.rejected_difference is not None
+        return float(torch.cat([errors.chosen_difference, errors.rejected_difference]).abs().max())
+
+
+@torch.no_grad()
+def squared_errors_of_pairs(unet: nn.Module, batch: PreferenceBatch, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    """Return a UNet's squared errors of chosen and rejected images, each (B,) fp32, as a step would compute them.
+
+    They are the plain means over C,H,W: what weighs errors acts where they are compared.
+    """
+    inputs = _noisy_inputs(batch, schedule, with_rejected=True)
+    prediction = predict(unet, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+    return split_pair(squared_error(prediction, inputs.target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NoisyInputs:
+    """noisy_latents, target: (N, C, H, W) fp32. timesteps: (N,) int64."""
+
+    noisy_latents: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+    target: Tensor
+
+
+def _noisy_inputs(batch: PreferenceBatch, schedule: NoiseSchedule, *, with_rejected: bool) -> _NoisyInputs:
+    """Noise a batch's latents; both images of a pair get the same noise at the same timestep."""
+    images = batch if with_rejected else batch.chosen_only()
+    noise, timesteps = images.image_noise(), images.image_timesteps()
+    return _NoisyInputs(
+        noisy_latents=schedule.add_noise(images.latents, images.image_input_noise(), timesteps),
+        timesteps=timesteps,
+        conditioning=images.conditioning(),
+        target=schedule.target(images.latents, noise, timesteps),
+    )
+
+
+def _residual_product(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the mean product of a pair's residuals, (N, C, H, W) twice -> (B,) fp32, without gradient."""
+    chosen, rejected = split_pair(prediction.detach().float() - target.float())
+    return (chosen * rejected).mean(dim=(1, 2, 3))
+
+
+def _compared_with_kept_errors(errors: PairErrors, batch: PreferenceBatch) -> PairErrors:
+    """Add the differences from a reference whose errors came with the batch, up to the rounding of two means."""
+    assert batch.reference_chosen_error is not None
+    assert batch.reference_rejected_error is not None
+    assert errors.policy_rejected_error is not None
+    return replace(
+        errors,
+        chosen_difference=errors.policy_chosen_error - batch.reference_chosen_error,
+        rejected_difference=errors.policy_rejected_error - batch.reference_rejected_error,
+    )
+
+
+def _pair_quantities(errors: PairErrors) -> dict[str, Tensor]:
+    """Return what a log shows of each pair, (B,) each; the names are rows of metrics.METRICS."""
+    quantities = {"policy_chosen_error": errors.policy_chosen_error}
+    if errors.policy_rejected_error is not None:
+        quantities["policy_rejected_error"] = errors.policy_rejected_error
+    if errors.chosen_difference is not None and errors.rejected_difference is not None:
+        assert errors.policy_rejected_error is not None
+        gap = errors.difference_gap
+        quantities |= {
+            "reference_chosen_error": errors.policy_chosen_error - errors.chosen_difference,
+            "reference_rejected_error": errors.policy_rejected_error - errors.rejected_difference,
+            "chosen_difference": errors.chosen_difference,
+            "rejected_difference": errors.rejected_difference,
+            "implicit_margin": -gap,
+            "absolute_margin": gap.abs(),
+            "implicit_accuracy": _accuracy(gap, errors.target_probability),
+        }
+    if errors.chosen_distance is not None and errors.rejected_distance is not None:
+        quantities |= {"chosen_distance": errors.chosen_distance, "rejected_distance": errors.rejected_distance}
+    return quantities
+
+
+def _accuracy(gap: Tensor, target_probability: Tensor | None) -> Tensor:
+    """Return 1 where the policy sides with the label, 0 where not, (B,); alike counts half, as in the authors' code."""
+    agrees = (gap < 0).float() + 0.5 * (gap == 0).float()
+    if target_probability is None:
+        return agrees
+    # a tie has no side to take
+    return torch.where(target_probability == 0.5, 0.5, agrees)

@@ -1,0 +1,95 @@
+"""The modules that a run trains and compares with, from its configuration to its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from ds_dpo.config.load import RunConfig
+from ds_dpo.distributed.collectives import RankEnvironment, is_main, node_turns
+from ds_dpo.encoding.feed import Encoders, load_encoders
+from ds_dpo.engine.engine import DTYPES
+from ds_dpo.engine.settings import ResolvedDeepSpeed
+from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
+from ds_dpo.models.denoiser.attention import choose_attention, set_attention
+from ds_dpo.models.denoiser.trainable import choose_trained, describe_trained
+from ds_dpo.models.loading import describe_model, load_unet, peak_host_gib
+from ds_dpo.models.reference import HeldReference
+from ds_dpo.models.start import checkpoint_start
+from ds_dpo.models.weights.pretrained import fetch_models, open_unet_init
+from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
+from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
+from ds_dpo.reference.residency import RESIDENCIES
+from ds_dpo.run_folder.log import RunLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The modules of a run on their device. reference, encoders: None where nothing needs them.
+
+    adapter: what the policy's low-rank layers need of the run; None where it has none.
+    start: what the policy starts from, on rank 0, where a cache is to be compared with it.
+    """
+
+    policy: UNet2DConditionModel
+    adapter: AdapterPart | None
+    start: StartOfPolicy | None
+    reference: HeldReference | None
+    encoders: Encoders | None
+
+
+def load_models(
+    config: RunConfig,
+    resolved: ResolvedDeepSpeed,
+    place: RankEnvironment,
+    *,
+    device: torch.device,
+    with_encoders: bool,
+    log: RunLog,
+) -> Models:
+    """Load policy, reference and encoders, a node's ranks in turns; every rank calls it.
+
+    Raises ModelError or ConfigError on all ranks together where a model cannot be had or does not fit.
+    """
+    model, dtype = config.model, DTYPES[resolved.precision]
+    earlier = checkpoint_start(model)
+    residency = RESIDENCIES[config.reference.residency]  # None: nothing is held, its errors are in a cache
+    with node_turns(place):
+        fetch_models(model)
+        if model.unet_init is not None and earlier is None:
+            open_unet_init(model)
+    log.line(describe_model(model))
+    peak = peak_host_gib(
+        model, dtype=dtype, ranks_at_once=1, start_bytes=None if earlier is None else earlier.num_bytes()
+    )
+    log.line(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the UNet one after another")
+    with node_turns(place):
+        policy = load_unet(model, dtype=dtype, start=earlier)
+        attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
+        set_attention(policy, attention)
+        start = start_of_policy(policy, attention) if residency is None and is_main() else None
+        policy.to(device)
+        uses_reference = objective_of(config).uses_reference
+        copy = residency.copy(policy, dtype, device) if residency is not None and uses_reference else None
+        encoders = load_encoders(config, dtype=dtype) if with_encoders else None
+    reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
+    adapter = None
+    if config.adapter.type != "none":
+        add_adapter(policy, config.adapter, seed=config.seed)
+        adapter = AdapterPart(policy, seed=config.seed, rank=place.rank)
+    else:
+        choose_trained(policy, train=model.train, freeze=model.freeze)
+    log.line(describe_trained(policy))
+    if model.gradient_checkpointing:
+        # diffusers' is not re-entrant: that recomputes less, and works with ZeRO-3
+        policy.enable_gradient_checkpointing()
+    log.line(attention.sentence)
+    return Models(policy=policy, adapter=adapter, start=start, reference=reference, encoders=encoders)
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """Return the objective with the terms that the configuration adds; it says what the reference must give."""
+    terms = config.terms
+    return with_terms(OBJECTIVES[config.objective.type], sft_weight=terms.sft_weight, anchor_weight=terms.anchor_weight)

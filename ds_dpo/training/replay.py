@@ -1,0 +1,305 @@
+"""One step of a run done again on one process: the very same pairs and draws on the weights that it began with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_dpo.config.load import RunConfig, config_from_yaml
+from ds_dpo.data.stream.loader import read_position
+from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.distributed.collectives import read_environment
+from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
+from ds_dpo.engine.engine import pick_device
+from ds_dpo.engine.settings import ResolvedDeepSpeed
+from ds_dpo.errors import CheckpointError, ConfigError, DataError
+from ds_dpo.models.reference import FrozenCopy
+from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.reference.cache.feed import open_covering_errors, with_reference_errors
+from ds_dpo.reference.refresh import REFERENCE_FILE, load_reference
+from ds_dpo.run_folder.folder import RunFolder, precision_of
+from ds_dpo.run_folder.log import RunLog
+from ds_dpo.step.examination import Examination, GradientSums, examine
+from ds_dpo.step.preference_step import PreferenceStep
+from ds_dpo.step.record import OPTIONS_OF_STATISTICS, read_record
+from ds_dpo.storage.manifest import checkpoint_folders, step_of
+from ds_dpo.training.assembly import identity_of
+from ds_dpo.training.models import Models, load_models, objective_of
+from ds_dpo.zero_shards.reader import open_checkpoint
+
+NUM_PARAMETERS_NAMED = 5
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What of a step is to be done again.
+
+    was_applied: whether the run could apply it; None where it does not say. pair_ids: in order of positions, where
+    they were recorded. factor: of each micro-batch's loss in the backward pass. checkpoint: None: the start of the run.
+    """
+
+    number: int
+    first_position: int
+    micro_batch_pairs: int
+    factor: float
+    options: Mapping[str, float]
+    was_applied: bool | None
+    pair_ids: list[int] | None
+    checkpoint: Path | None
+
+
+def replay_record(file: Path, *, run: Path | None, checkpoint: Path | None, detect_anomaly: bool, say: Say) -> bool:
+    """Do the step of a record again; returns whether it is not finite here either.
+
+    run: its folder; None: where the record lies. checkpoint: other weights than the record's. Raises DsDpoError.
+    """
+    record = read_record(file)
+    replayed = _Run(run or file.absolute().parent.parent)
+    found = replayed.fingerprint
+    if found != record.fingerprint:
+        raise ConfigError(
+            f"{file} is of a run with the identity {record.fingerprint[:12]}, and {replayed.folder.path} is one of "
+            f"{found[:12]}; give the run's own folder with --run"
+        )
+    step = Step(
+        number=record.step,
+        first_position=record.pairs_seen,
+        micro_batch_pairs=record.micro_batch_pairs,
+        factor=_factor(
+            record.loss_scale,
+            micro=record.micro_batch_pairs,
+            pairs_per_step=record.pairs_per_step,
+            world_size=record.world_size,
+        ),
+        options=record.options,
+        was_applied=False,
+        pair_ids=[pair.pair_id for pair in record.pairs],
+        checkpoint=checkpoint or replayed.folder.checkpoints / record.checkpoint,
+    )
+    return replayed.do(step, detect_anomaly=detect_anomaly, say=say)
+
+
+def replay_step(run: Path, number: int, *, checkpoint: Path | None, detect_anomaly: bool, say: Say) -> bool:
+    """Do any step of a run again; returns whether it ends as its line of metrics.jsonl says, True without a line.
+
+    checkpoint: None: the newest one before the step. Raises DsDpoError.
+    """
+    replayed = _Run(run)
+    config = replayed.config
+    lines = _metrics(run)
+    line = lines.get(number, {})
+    scale = lines.get(number - 1, {}).get("loss_scale") if number > 1 else _first_scale(replayed.settings)
+    micro, per_step = config.batch.micro_batch_pairs, config.batch.pairs_per_step
+    world_size = int(json.loads(replayed.folder.environment.read_text(encoding="utf-8"))[-1]["world_size"])
+    seen = int(line["pairs_seen"]) - per_step if line else (number - 1) * per_step
+    step = Step(
+        number=number,
+        first_position=seen,
+        micro_batch_pairs=micro,
+        factor=_factor(scale, micro=micro, pairs_per_step=per_step, world_size=world_size),
+        options={name: line[name] for name in OPTIONS_OF_STATISTICS if name in line},
+        was_applied="gradient_norm" in line if line else None,
+        pair_ids=None,
+        checkpoint=checkpoint or _newest_before(replayed.folder, number),
+    )
+    is_finite = not replayed.do(step, detect_anomaly=detect_anomaly, say=say)
+    return step.was_applied in (None, is_finite)
+
+
+class _Run:
+    """A run folder, and all that its steps need, loaded for one process."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = RunFolder(path)
+        if not self.folder.config.is_file() or not self.folder.deepspeed.is_file():
+            raise ConfigError(f"{path}: no run's folder, which has config.yaml and deepspeed.json")
+        config = config_from_yaml(self.folder.config)
+        if config.reference.residency == "zero3":  # its weights are shared by all ranks, and here is one
+            config = config.model_copy(
+                update={"reference": config.reference.model_copy(update={"residency": "replicated"})}
+            )
+        self.config: RunConfig = config
+        self.settings: dict[str, Any] = json.loads(self.folder.deepspeed.read_text(encoding="utf-8"))
+        precision: Any = precision_of(self.settings)
+        self.resolved = ResolvedDeepSpeed(
+            settings=self.settings,
+            stage=int(self.settings["zero_optimization"]["stage"]),
+            precision=precision,
+            accumulation_precision=precision,
+            accumulation_steps=int(self.settings["gradient_accumulation_steps"]),
+            world_size=1,
+            offloads_optimizer=False,
+            offloads_parameters=False,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        return identity_of(self.config, self.resolved).fingerprint
+
+    def do(self, step: Step, *, detect_anomaly: bool, say: Say) -> bool:
+        """Do a step and say what came of it; returns whether something was not finite."""
+        config, place = self.config, read_environment({})
+        device = pick_device(place.local_rank)
+        feed = open_feed(config, precision=self.resolved.precision, say=say)
+        errors = open_covering_errors(config, say=say) if config.reference.residency == "cached" else None
+        quiet = RunLog(speaks=False)
+        models = load_models(config, self.resolved, place, device=device, with_encoders=feed.needs_encoders, log=quiet)
+        if errors is not None:
+            feed = with_reference_errors(
+                feed, errors, config=config, start=models.start, precision=self.resolved.precision
+            )
+        _take_weights(models, step, say=say)
+        if config.adapter.dropout:
+            say("the adapter's dropout draws anew here: what it leaves out is not what the run left out")
+        return _do(config, step, feed, models, device=device, detect_anomaly=detect_anomaly, say=say)
+
+
+def _do(
+    config: RunConfig,
+    step: Step,
+    feed: PairFeed,
+    models: Models,
+    *,
+    device: torch.device,
+    detect_anomaly: bool,
+    say: Say,
+) -> bool:
+    encode = build_encode(feed, models.encoders, family=config.model.family, device=device)
+    preference_step = PreferenceStep(
+        policy=models.policy,
+        reference=models.reference,
+        schedule=training_schedule(config.model, config.diffusion).to(device),
+        objective=objective_of(config),
+        options={**config.objective.loss_options(), **step.options},
+    )
+    order = PairOrder(feed.pairs.bucket_sizes, pairs_per_step=config.batch.pairs_per_step, seed=config.seed)
+    sums = GradientSums()
+    losses: list[float] = []
+    bad: list[int] = []
+    for first in range(0, config.batch.pairs_per_step, step.micro_batch_pairs):
+        numbers = range(first, first + step.micro_batch_pairs)
+        reads = [read_position(feed.pairs, order, step.first_position + number) for number in numbers]
+        batch = encode(feed.pairs.join([read.sample for read in reads]))
+        ids = batch.pair_ids.tolist()
+        if step.pair_ids is not None and ids != [step.pair_ids[number] for number in numbers]:
+            raise DataError(
+                f"positions {step.first_position + first} on hold the pairs {ids} now, and the record has others: the "
+                "dataset is not what it was"
+            )
+        found = examine(
+            models.policy, preference_step, batch, factor=step.factor, sums=sums, detect_anomaly=detect_anomaly
+        )
+        for place, read in enumerate(reads):
+            where = f"position {step.first_position + first + place}, visit {read.visit}, {feed.name_pair(read.index)}"
+            say(f"pair {ids[place]} ({where}), timestep {int(batch.timesteps[place])}: {_numbers(found, place)}")
+        for text in _complaints(found, num_parameters=len(list(models.policy.parameters()))):
+            say(f"  {text}")
+        losses += found.quantities["loss"]
+        bad += [] if found.is_finite else ids
+    outcome = f"not finite in micro-batches of {', '.join(map(str, bad))}" if bad else "all of it is finite"
+    loss, norm = torch.tensor(losses, dtype=torch.float64).mean(), sums.norm(factor=step.factor)
+    say(f"step {step.number}: loss {loss:.7g}, gradient norm {norm:.7g}; {outcome}")
+    return bool(bad)
+
+
+def _numbers(found: Examination, place: int) -> str:
+    quantities = {name: values[place] for name, values in found.quantities.items()}
+    loss = quantities["loss"]
+    parts = [f"loss {loss:.7g}"]
+    for side in ("policy", "reference"):
+        names = [f"{side}_{image}_error" for image in ("chosen", "rejected")]
+        values = [f"{quantities[name]:.7g}" for name in names if name in quantities]
+        if values:
+            parts.append(f"{side} errors {' and '.join(values)}")
+    bad = [name for name, value in quantities.items() if not math.isfinite(value)]
+    parts.append(f"NOT FINITE: {', '.join(bad)}" if bad else "finite")
+    return ", ".join(parts)
+
+
+def _complaints(found: Examination, *, num_parameters: int) -> list[str]:
+    lines = []
+    if found.bad_module is not None:
+        lines.append(f"the first module that makes something not finite of finite input: {found.bad_module}")
+    if found.operation is not None:
+        lines.append(f"backward: {found.operation}")
+    if found.bad_parameters:
+        named = ", ".join(found.bad_parameters[:NUM_PARAMETERS_NAMED])
+        lines.append(
+            f"gradients of this micro-batch are not finite in {len(found.bad_parameters)} of {num_parameters} "
+            f"parameters; the first: {named}"
+        )
+    return lines
+
+
+@torch.no_grad()
+def _take_weights(models: Models, step: Step, *, say: Say) -> None:
+    """Give the policy a checkpoint's weights, rounded as the run's, and a reference that follows it its own."""
+    if step.checkpoint is None:
+        say(f"weights: those that the run starts from{_age(0, step)}")
+        return
+    checkpoint = open_checkpoint(step.checkpoint, verify=True)
+    policy: nn.Module = models.policy
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(checkpoint.read(name, dtype=parameter.dtype))
+    if (step.checkpoint / REFERENCE_FILE).is_file() and isinstance(models.reference, FrozenCopy):
+        load_reference(models.reference.module, step.checkpoint / REFERENCE_FILE)
+    say(f"weights: {step.checkpoint}{_age(step_of(step.checkpoint), step)}")
+
+
+def _age(saved: int | None, step: Step) -> str:
+    """Say so where weights are not those that a step began with."""
+    if saved is None or saved == step.number - 1 or (step.was_applied is False and saved == step.number):
+        return ""
+    return f", {abs(step.number - 1 - saved)} steps from those that step {step.number} began with"
+
+
+def _factor(loss_scale: float | None, *, micro: int, pairs_per_step: int, world_size: int) -> float:
+    """Return what DeepSpeed multiplies a micro-batch's loss by: the loss scale over the accumulations."""
+    return (loss_scale or 1.0) * micro * world_size / pairs_per_step
+
+
+def _first_scale(settings: Mapping[str, Any]) -> float | None:
+    fp16 = settings.get("fp16", {})
+    if not fp16.get("enabled"):
+        return None
+    return float(fp16.get("loss_scale") or 2.0 ** fp16.get("initial_scale_power", 16))
+
+
+def _newest_before(folder: RunFolder, number: int) -> Path | None:
+    """Return the newest checkpoint whose weights a step may have begun with; None for the first one.
+
+    Raises CheckpointError where there is none.
+    """
+    for path in checkpoint_folders(folder.checkpoints):
+        saved = step_of(path)
+        if saved is not None and saved < number:
+            return path
+    if number > 1:
+        raise CheckpointError(
+            f"{folder.checkpoints}: no checkpoint is of a step before {number}; give another with --checkpoint, such "
+            "as one of a later step, to look at these pairs on its weights"
+        )
+    return None
+
+
+def _metrics(run: Path) -> dict[int, dict[str, Any]]:
+    """Return the lines of metrics.jsonl by step; a torn one, which a kill leaves, is passed over."""
+    path = run / "metrics.jsonl"
+    found: dict[int, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            found[int(line["step"])] = line
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found

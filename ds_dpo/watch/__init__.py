@@ -1,0 +1,1 @@
+"""What watches a run's numbers: collapse, steps that are not finite."""

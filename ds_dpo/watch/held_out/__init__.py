@@ -1,0 +1,1 @@
+"""Pairs that are not trained on, judged on a fixed grid as training goes on."""

@@ -1,0 +1,102 @@
+"""Held-out pairs, encoded once when a run starts: each rank keeps its share of them in the host's memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ds_dpo.batch import PreferenceBatch
+from ds_dpo.data.source import BadRowError
+from ds_dpo.data.stream.loader import PairReader
+from ds_dpo.data.stream.order import place_of
+from ds_dpo.distributed.collectives import gather_objects, raise_together, rank, world_size
+from ds_dpo.errors import DataError
+
+VISIT = 0  # one draw of the VAE's posterior for each image, for good
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutPairs:
+    """This rank's pairs, at least one, each a batch with B = 1 on the CPU, and their places among those of all ranks.
+
+    pair_ids: of all pairs, in their order. positions: of own in pair_ids.
+    """
+
+    own: list[PreferenceBatch]
+    positions: list[int]
+    pair_ids: list[int]
+
+
+def read_held_out(
+    reader: PairReader[Any],
+    encode: Callable[[Any], PreferenceBatch],
+    *,
+    num_pairs: int,
+    seed: int,
+    max_bad_rows: int,
+    say: Callable[[str], None],
+) -> HeldOutPairs:
+    """Read and encode num_pairs pairs, or all where there are fewer; every rank must call it.
+
+    Which they are follows from the seed, not from ranks. A pair that cannot be read is left out and named. Raises
+    DataError on all ranks where more than max_bad_rows cannot, or fewer than 2 are left.
+    """
+    available = sum(reader.bucket_sizes)
+    wanted = min(num_pairs, available)
+    indices = [place_of(position, num_pairs=available, seed=seed)[0] for position in range(wanted)]
+
+    def read(place: int) -> PreferenceBatch:
+        return encode(reader.read(indices[place], VISIT)).to("cpu")
+
+    found: dict[int, PreferenceBatch] = {}
+    bad_rows: list[str] = []
+    error: Exception | None = None
+    try:
+        # one by one: a pair's encoding then does not depend on which others a rank has
+        for place in range(rank(), wanted, world_size()):
+            try:
+                found[place] = read(place)
+            except BadRowError as bad_row:
+                bad_rows.append(str(bad_row.bad_row))
+        if not found:  # more ranks than pairs: each must have one to take part, and may have another's
+            found = _first_readable(read, wanted)
+    except DataError as caught:
+        error = caught
+    raise_together(error)
+    gathered: Any = gather_objects(({place: int(pair.pair_ids) for place, pair in found.items()}, bad_rows))
+    id_of_place = {place: pair_id for ids, _ in gathered for place, pair_id in ids.items()}
+    all_bad_rows = [row for _, rows in gathered for row in rows]
+    for row in all_bad_rows:
+        say(f"held-out pair left out: {row}")
+    _require_enough(len(id_of_place), all_bad_rows, available=available, max_bad_rows=max_bad_rows)
+    places = sorted(id_of_place)
+    position_of = {place: position for position, place in enumerate(places)}
+    return HeldOutPairs(
+        own=list(found.values()),
+        positions=[position_of[place] for place in found],
+        pair_ids=[id_of_place[place] for place in places],
+    )
+
+
+def _first_readable(read: Callable[[int], PreferenceBatch], num_places: int) -> dict[int, PreferenceBatch]:
+    for place in range(num_places):
+        with contextlib.suppress(BadRowError):  # named by the rank that it is a pair of
+            return {place: read(place)}
+    return {}
+
+
+def _require_enough(num_pairs: int, bad_rows: list[str], *, available: int, max_bad_rows: int) -> None:
+    """All ranks come to the same end, as they were told the same."""
+    error: DataError | None = None
+    if len(bad_rows) > max_bad_rows:
+        error = DataError(
+            f"{len(bad_rows)} held-out pairs cannot be read, and data.max_bad_rows allows {max_bad_rows}:\n  "
+            + "\n  ".join(bad_rows)
+        )
+    elif num_pairs < 2:
+        error = DataError(f"{num_pairs} of {available} held-out pairs can be read; an interval needs at least 2")
+    if error is not None:
+        error.is_said_elsewhere = rank() != 0
+        raise error

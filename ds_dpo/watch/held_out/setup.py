@@ -1,0 +1,124 @@
+"""From a configuration to a run part that evaluates held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ds_dpo.config.load import RunConfig
+from ds_dpo.distributed.collectives import RankEnvironment, node_turns
+from ds_dpo.encoding.feed import Encoders, PairFeed, build_encode, open_held_out
+from ds_dpo.engine.engine import Engine
+from ds_dpo.errors import ConfigError
+from ds_dpo.models.reference import Reference
+from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.objectives.losses import Objective, ReferenceNeed, sft
+from ds_dpo.step.preference_step import PreferenceStep
+from ds_dpo.watch.held_out.evaluation import HeldOut
+from ds_dpo.watch.held_out.grid import NUM_DECILES, Grid
+from ds_dpo.watch.held_out.pairs import HeldOutPairs, read_held_out
+from ds_dpo.watch.held_out.record import HeldOutRecord
+from ds_dpo.watch.watchdog import Rule, Watchdog, WindowReadings
+
+DEFAULT_RATE_FACTOR = 0.5
+DEFAULT_WINDOW_STEPS = 50
+
+Say = Callable[[str], None]
+
+
+def load_held_out(
+    config: RunConfig,
+    trained_on: PairFeed,
+    encoders: Encoders,
+    place: RankEnvironment,
+    *,
+    device: torch.device,
+    say: Say,
+) -> HeldOutPairs:
+    """Read and encode this rank's held-out pairs; all ranks call it. Raises ConfigError and DataError."""
+    grid_of(config)  # refused now rather than when the run folder is there
+    with node_turns(place):  # the node's first rank downloads and counts, the others find its files
+        feed = open_held_out(config, trained_on, say=lambda line: say(f"held out: {line}"))
+    return read_held_out(
+        feed.pairs,
+        build_encode(feed, encoders, family=config.model.family, device=device),
+        num_pairs=config.held_out.num_pairs,
+        seed=config.held_out.seed,
+        max_bad_rows=config.data.max_bad_rows,
+        say=say,
+    )
+
+
+def build_held_out(
+    config: RunConfig,
+    pairs: HeldOutPairs,
+    engine: Engine,
+    reference: Reference | None,
+    *,
+    record: HeldOutRecord,
+    say: Say,
+) -> HeldOut:
+    """Join pairs and policy. reference: None where none is in memory."""
+    settings, max_train_steps = config.held_out, config.max_train_steps
+    every_steps = settings.every_steps
+    assert every_steps is not None, "held-out evaluation is on"
+    schedule = training_schedule(config.model, config.diffusion).to(engine.device)
+
+    def step(compared_with: Reference | None) -> PreferenceStep:
+        # errors of both images, whatever the objective looks at; the loss is not asked for
+        need: ReferenceNeed = "none" if compared_with is None else "errors"
+        objective = Objective(loss=sft, uses_rejected=True, reference=need)
+        return PreferenceStep(
+            policy=engine.policy, reference=compared_with, schedule=schedule, objective=objective, options={}
+        )
+
+    return HeldOut(
+        pairs,
+        grid_of(config),
+        policy_step=step(None),
+        reference_step=None if reference is None else step(reference),
+        module=engine.module,
+        device=engine.device,
+        micro_batch_pairs=config.batch.micro_batch_pairs,
+        beta=getattr(config.objective, "beta", None),
+        is_due=lambda step: step % every_steps == 0 or step == max_train_steps,
+        record=record,
+        rewind=record.rewind,
+        say=say,
+    )
+
+
+def build_watchdog(config: RunConfig, engine: Engine, held_out: HeldOut | None, *, say: Say) -> Watchdog | None:
+    """Return the watch over the run, or None where none is wanted; it reads held-out pairs where there are some."""
+    settings = config.watchdog
+    action = settings.action or ("off" if held_out is None else "warn")
+    if action == "off":
+        return None
+    return Watchdog(
+        Rule(max_rise=settings.max_rise, patience=settings.patience),
+        action=action,
+        rate_factor=settings.rate_factor or DEFAULT_RATE_FACTOR,
+        max_interventions=settings.max_interventions,
+        read=WindowReadings(settings.window_steps or DEFAULT_WINDOW_STEPS) if held_out is None else held_out.reading,
+        scale_rate=engine.scale_learning_rate,
+        say=say,
+    )
+
+
+def grid_of(config: RunConfig) -> Grid:
+    """Return a grid over the timesteps that training may draw, whatever it draws more often. Raises ConfigError."""
+    diffusion, settings = config.diffusion, config.held_out
+    num_train_timesteps = training_schedule(config.model, diffusion).num_train_timesteps
+    last = num_train_timesteps - 1 if diffusion.max_timestep is None else diffusion.max_timestep
+    if last - diffusion.min_timestep + 1 < NUM_DECILES:
+        raise ConfigError(
+            f"held_out judges pairs at ten parts of the timesteps, and diffusion.min_timestep {diffusion.min_timestep} "
+            f"to max_timestep {last} are fewer; give held_out.every_steps none, or a wider range"
+        )
+    return Grid(
+        first_timestep=diffusion.min_timestep,
+        end_timestep=last + 1,
+        draws_per_decile=settings.draws_per_decile,
+        seed=settings.seed,
+    )

@@ -1,0 +1,74 @@
+"""Hostfiles: what `deepspeed` would misread or wave through is refused by line."""
+
+import pytest
+
+from ds_dpo.errors import ConfigError
+from ds_dpo.launch.hostfile import Host, read_hostfile, select_hosts
+
+TWO = [Host(name="a", slots=8, line=1), Host(name="b", slots=4, line=3)]
+
+
+def test_comments_and_empty_lines_are_passed_over(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("a slots=8\n\nb   slots=4  # slower\n# c slots=8\n")
+    assert read_hostfile(path) == TWO
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no host"),
+        ("# a slots=8\n", "names no host"),
+        ("a slots=8\nb\n", r"line 2: 'b' does not fit"),
+        ("a slots=8 and more\n", "line 1: 'a slots=8 and more' does not fit"),
+        ("a slots=0\n", "line 1: slots=0"),
+        ("a slots=x\n", "line 1: slots=x"),
+        ("a slots=-1\n", "line 1: slots=-1"),
+        ("a slots=8\nb slots=8\na slots=4\n", "line 3: a is there already, in line 1"),
+    ],
+)
+def test_lines_that_do_not_fit(tmp_path, text, said):
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_hostfile(path)
+
+
+def test_a_missing_file_is_no_wish_for_one_machine(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_hostfile(tmp_path / "hosts")
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, {"a": 8, "b": 4}),
+        ({"include": "b"}, {"b": 4}),
+        ({"include": "a:0,2@b:3"}, {"a": 2, "b": 1}),
+        ({"exclude": "a"}, {"b": 4}),
+        ({"exclude": "a:0,1,2@b:0"}, {"a": 5, "b": 3}),
+        ({"num_nodes": 1}, {"a": 8}),
+        ({"num_accelerators": 4}, {"a": 4, "b": 4}),
+        ({"num_nodes": 1, "num_accelerators": 8}, {"a": 8}),
+    ],
+)
+def test_what_options_leave(options, left):
+    assert {host.name: host.slots for host in select_hosts(TWO, **options)} == left
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"include": "a", "exclude": "b"}, "cannot both"),
+        ({"include": "a", "num_nodes": 1}, "cannot be given with"),
+        ({"include": "c"}, "no host 'c' in the hostfile; it has a, b"),
+        ({"include": "b:4"}, "no slot '4' on b, which has 4"),
+        ({"exclude": "b:x"}, "no slot 'x' on b"),
+        ({"exclude": "a@b"}, "leaves no host"),
+        ({"num_nodes": 3}, "--num_nodes 3: the hostfile has 2"),
+        ({"num_accelerators": 8}, "--num_gpus 8: b has 4 slots"),
+    ],
+)
+def test_options_that_do_not_fit(options, said):
+    with pytest.raises(ConfigError, match=said):
+        select_hosts(TWO, **options)

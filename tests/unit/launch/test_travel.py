@@ -1,0 +1,64 @@
+"""What travels to other hosts, and what never does."""
+
+import os
+import stat
+
+import pytest
+
+from ds_dpo.errors import ConfigError
+from ds_dpo.launch.travel import read_usual_file, travelling_environment, write_environment_file
+
+
+def test_secrets_stay():
+    environ = {
+        "PATH": "/venv/bin:/bin",
+        "HF_HOME": "/shared/hf",
+        "NCCL_SOCKET_IFNAME": "ib0",
+        "https_proxy": "http://proxy:8080",
+        "HOME": "/home/me",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "HF_TOKEN": "hf_abc",
+        "TORCH_SECRET": "x",
+        "HTTP_PROXY": "http://me:password@proxy:8080",
+        "GLOO_NOTE": "two\nlines",
+        "WANDB_API_KEY": "w",
+    }
+    entries, kept = travelling_environment(environ)
+    assert entries == {
+        "HF_HOME": "/shared/hf",
+        "NCCL_SOCKET_IFNAME": "ib0",
+        "PATH": "/venv/bin:/bin",
+        "https_proxy": "http://proxy:8080",
+    }
+    assert kept == ["GLOO_NOTE", "HF_TOKEN", "HTTP_PROXY", "TORCH_SECRET"]
+
+
+def test_the_file_is_this_user_s_alone_and_as_deepspeed_reads_it(tmp_path):
+    path = tmp_path / "run" / "launch.env"
+    mask = os.umask(0)
+    try:
+        write_environment_file(path, {"A": "1"})
+        write_environment_file(path, {"PATH": "/bin", "B": "x=y z"})
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == "PATH=/bin\nB=x=y z\n"
+    assert [tuple(line.split("=", maxsplit=1)) for line in path.open()] == [("PATH", "/bin\n"), ("B", "x=y z\n")]
+    assert [file.name for file in path.parent.iterdir()] == ["launch.env"]
+
+
+def test_the_user_s_own_file_is_taken_in(tmp_path):
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / ".deepspeed_env").write_text("A=1\nB=x=y\n")
+    assert read_usual_file((tmp_path, tmp_path / "two")) == {"A": "1", "B": "x=y"}
+    assert read_usual_file((tmp_path,)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("A=1\n\nB=2\n", "line 2"), ("# note\n", "line 1"), ("HF_TOKEN=hf_abc\n", "HF_TOKEN looks like")]
+)
+def test_a_file_that_cannot_travel(tmp_path, text, said):
+    (tmp_path / ".deepspeed_env").write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read_usual_file((tmp_path,))
+    assert "hf_abc" not in str(caught.value)

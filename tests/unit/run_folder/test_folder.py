@@ -1,0 +1,114 @@
+"""Whose run a folder holds, and what is saved of a start."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ds_dpo.config.load import RunConfig, config_from_yaml, load_config
+from ds_dpo.errors import ConfigError
+from ds_dpo.run_folder.folder import RunFolder, precision_of
+
+SETTINGS = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+
+
+def config(*argv: str) -> RunConfig:
+    return load_config(["--config", "miniature", *argv]).config
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "one")
+
+
+def test_a_new_folder_is_anyones(run: RunFolder) -> None:
+    assert run.require_same_run(config(), precision="bf16") == []
+    assert not run.path.exists(), "asking leaves nothing"
+
+
+def test_a_start_is_saved_and_read_back(run: RunFolder) -> None:
+    run.write_start(config("--seed", "3"), SETTINGS, world_size=2, data={})
+    run.write_start(config("--seed", "3"), SETTINGS, world_size=4, data={"rows": 9, "pairs": 8})
+    assert config_from_yaml(run.config) == config("--seed", "3")
+    assert json.loads(run.deepspeed.read_text()) == SETTINGS
+    starts = json.loads(run.environment.read_text())
+    assert [start["world_size"] for start in starts] == [2, 4]
+    assert [start["data"] for start in starts] == [{}, {"rows": 9, "pairs": 8}]
+    assert starts[0]["packages"].keys() >= {"torch", "deepspeed", "diffusers"}
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "deepspeed.json", "environment.json"]
+
+
+def test_another_identity_is_refused_with_old_and_new(run: RunFolder) -> None:
+    run.write_start(config(), SETTINGS, world_size=2, data={})
+    with pytest.raises(ConfigError) as refused:
+        run.require_same_run(config("--objective.beta", "2000", "--seed", "1"), precision="fp16")
+    said = str(refused.value)
+    for part in (str(run.path), "objective.beta: 500.0 -> 2000.0", "seed: 0 -> 1", "precision: bf16 -> fp16"):
+        assert part in said
+    assert "output_dir" in said, "what to do"
+
+
+def test_free_changes_are_taken_and_listed(run: RunFolder) -> None:
+    run.write_start(config(), SETTINGS, world_size=2, data={})
+    assert run.require_same_run(config(), precision="bf16") == []
+    said = run.require_same_run(config("--micro_batch_pairs", "4", "--data.workers", "2"), precision="bf16")
+    assert said == [
+        "changed since the last start: data.workers 0 -> 2",
+        "changed since the last start: batch.micro_batch_pairs 8 -> 4",
+    ]
+
+
+def test_ranks_and_zero_stage_are_free_and_precision_is_not(run: RunFolder) -> None:
+    run.write_start(config("--deepspeed_config", "zero2_bf16"), SETTINGS, world_size=2, data={})
+    at_stage_3 = config("--deepspeed_config", "zero3_bf16", "--expected_world_size", "4")
+    assert run.require_same_run(at_stage_3, precision="bf16") == [
+        "changed since the last start: deepspeed_config 'zero2_bf16' -> 'zero3_bf16'",
+        "changed since the last start: expected_world_size None -> 4",
+    ]
+    with pytest.raises(ConfigError, match="precision: bf16 -> fp32"):
+        run.require_same_run(config("--deepspeed_config", "zero2_fp32_cpu"), precision="fp32")
+
+
+def test_no_secret_of_the_environment_is_saved(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "swordfish")
+    run.write_start(config(), SETTINGS, world_size=1, data={})
+    assert [path for path in run.path.rglob("*") if path.is_file() and "swordfish" in path.read_text()] == []
+
+
+def kill_at(number: int) -> Callable[[str, str], None]:
+    replace, calls = os.replace, iter(range(100))
+
+    def replaced(source: str, target: str) -> None:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    return replaced
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_start_killed_while_it_is_saved_can_be_repeated(
+    run: RunFolder, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill_at(number))
+        with pytest.raises(KeyboardInterrupt):
+            run.write_start(config(), SETTINGS, world_size=1, data={})
+    assert run.require_same_run(config("--seed", "5"), precision="bf16") == [], "nobody's yet"
+    run.write_start(config("--seed", "5"), SETTINGS, world_size=1, data={})
+    assert run.require_same_run(config("--seed", "5"), precision="bf16") == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir .*file/run.* cannot be written: Not a directory"):
+        RunFolder(tmp_path / "file" / "run").write_start(config(), SETTINGS, world_size=1, data={})
+
+
+def test_precision_is_read_from_the_settings() -> None:
+    assert precision_of(SETTINGS) == "bf16"
+    assert precision_of({"fp16": {"enabled": True}, "bf16": {"enabled": False}}) == "fp16"
+    assert precision_of({}) == "fp32"

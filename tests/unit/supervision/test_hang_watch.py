@@ -1,0 +1,110 @@
+"""How long a step may take, and what a rank that hangs leaves."""
+
+import subprocess
+import sys
+import threading
+
+from ds_dpo.supervision.hang_watch import HangWatch, StepTimes, write_stacks
+
+
+def test_a_step_may_take_a_multiple_of_the_median_and_the_first_one_longer():
+    times = StepTimes(factor=10, floor_seconds=60)
+    assert times.limit == 180, "nothing is known yet"
+    times.add(900)
+    assert times.limit == 180, "the first one may have compiled: it is no measure"
+    for seconds in (8, 7, 300):
+        times.add(seconds)
+    assert times.limit == 80, "10 x the median of 7, 8, 300"
+    for _ in range(50):
+        times.add(2)
+    assert times.limit == 60, "the floor; the last 50 count"
+
+
+SEIZED = """
+import ctypes
+from ds_dpo.supervision.hang_watch import HangWatch, StepTimes
+hang = HangWatch(StepTimes(factor=2, floor_seconds=0.5), long_work_seconds=100, ends_seized=True, on_hang=print)
+hang.start()
+mutex = ctypes.create_string_buffer(64)
+lock = ctypes.PyDLL(None).pthread_mutex_lock  # which does not let go of the interpreter
+with hang.pause("saving"):
+    while True:
+        lock(mutex)
+"""
+
+
+def test_a_process_whose_interpreter_is_held_for_ever_ends_with_its_stacks():
+    done = subprocess.run([sys.executable, "-c", SEIZED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Timeout (0:00:01.500000)!" in done.stderr
+    assert 'File "<string>", line 10 in <module>' in done.stderr
+
+
+class Clock:
+    """Stands for time.monotonic, and for a thread's waiting."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def watch(monkeypatch):
+    clock, told = Clock(), []
+    monkeypatch.setattr("ds_dpo.supervision.hang_watch.time.monotonic", clock)
+    hang = HangWatch(
+        StepTimes(factor=2, floor_seconds=10), long_work_seconds=100, ends_seized=False, on_hang=told.append
+    )
+    return clock, told, hang
+
+
+def test_only_time_between_beats_counts_and_long_work_has_its_own(monkeypatch):
+    clock, _, hang = watch(monkeypatch)
+    hang.beat()
+    clock.now += 1
+    hang.beat()
+    for seconds in (20, 20):
+        with hang.pause("saving"):
+            clock.now += 500
+        clock.now += seconds
+        hang.beat()
+    hang.look(39)
+    assert hang.reason is None, "2 x 20 s: what was saved in between is not the step's"
+    hang.look(2)
+    assert hang.reason == "a step has taken more than 40 s"
+    with hang.pause("saving"):
+        hang.look(100)
+        assert hang.reason is None
+        hang.look(1)
+        assert hang.reason == "saving has taken more than 100 s"
+    assert hang.reason is None, "a step begins anew"
+
+
+def test_the_stacks_of_all_threads_are_appended(tmp_path):
+    there, go = threading.Event(), threading.Event()
+
+    def wait_in_another_thread():
+        there.set()
+        go.wait()
+
+    other = threading.Thread(target=wait_in_another_thread)
+    other.start()
+    there.wait()
+    path = tmp_path / "stacks" / "rank_3.txt"
+    for reason in ("a step has taken more than 40 s", "another rank has found a hang"):
+        write_stacks(path, reason)
+    go.set()
+    other.join()
+    text = path.read_text()
+    assert text.index("a step has taken more than 40 s") < text.index("another rank has found a hang")
+    assert text.count("in wait_in_another_thread") == 2
+    assert text.count("in test_the_stacks_of_all_threads_are_appended") == 2
+
+
+def test_stacks_go_to_standard_error_where_the_disk_refuses(tmp_path, capfd):
+    (tmp_path / "stacks").write_text("a file where a folder is wanted")
+    write_stacks(tmp_path / "stacks" / "rank_0.txt", "a step has taken more than 40 s")
+    said = capfd.readouterr().err
+    assert "rank_0.txt cannot be written (File exists)" in said
+    assert "in test_stacks_go_to_standard_error" in said
