@@ -68,7 +68,7 @@ def measure(bucket_sizes: Sequence[int], *, step: int) -> dict[str, float]:
             rank=WORLD_SIZE - 1,
             world_size=WORLD_SIZE,
             pairs_seen=step * PAIRS_PER_STEP,
-            report=print,
+            say=print,
         )
     )
     next(stream)

@@ -81,7 +81,7 @@ def measure(num_parameters: int, num_rounds: int, folder: Path) -> dict[str, obj
     timed(step)  # DeepSpeed and the optimizer get their memory
     identity = RunIdentity(world_size=1, stage=2, precision="bf16", fingerprint="benchmark")
     writer = CheckpointWriter(
-        folder, engine=engine, identity=identity, retention=Retention(newest=1), report=lambda line: print(line)
+        folder, engine=engine, identity=identity, retention=Retention(newest=1), say=lambda line: print(line)
     )
     plain, while_writing = [], []
     foreground, background, written = [], [], []

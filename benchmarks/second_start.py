@@ -106,7 +106,7 @@ def start(folder: Path) -> None:
         rank=0,
         world_size=1,
         pairs_seen=0,
-        report=lambda line: None,
+        say=lambda line: None,
     )
     next(iter(stream))
     seconds = time.perf_counter() - begin

@@ -30,14 +30,14 @@ def main() -> None:
     quiet_libraries()
     arguments.work.mkdir(parents=True, exist_ok=True)
 
-    def report(line: str) -> None:
+    def say(line: str) -> None:
         print(line, flush=True)
 
-    vae = pretrain_vae(arguments.work, report=report)
-    text, unet = pretrain_unet(arguments.work, vae, report=report)
-    report(describe_quality(text, unet, vae, per_prompt=8))
+    vae = pretrain_vae(arguments.work, say=say)
+    text, unet = pretrain_unet(arguments.work, vae, say=say)
+    say(describe_quality(text, unet, vae, per_prompt=8))
     save_pipeline(arguments.output / "model", text=text, vae=vae, unet=unet)
-    write_pairs(arguments.output / "model", arguments.output / "pairs", report=report)
+    write_pairs(arguments.output / "model", arguments.output / "pairs", say=say)
 
 
 if __name__ == "__main__":

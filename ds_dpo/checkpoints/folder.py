@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from ds_dpo.distributed.collectives import raise_together, rank, world_size
 from ds_dpo.errors import CheckpointError
+from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
 
 LATEST = "latest"
@@ -79,7 +80,7 @@ def where() -> str:
     return f" by rank {rank()} on {socket.gethostname()}" if world_size() > 1 else ""
 
 
-def recover_interrupted(folder: Path, report: Callable[[str], None]) -> None:
+def recover_interrupted(folder: Path, say: Say) -> None:
     """Give a checkpoint its name that a kill between the renames of a save left under another; rank 0 alone.
 
     A folder with a manifest was agreed on by all ranks: it goes forward. One that was to be replaced, with nothing in
@@ -90,13 +91,13 @@ def recover_interrupted(folder: Path, report: Callable[[str], None]) -> None:
         if not final.exists() and _is_complete(partial):
             os.replace(partial, final)
             point_latest(final)
-            report(f"completed {final}: its save had been cut off after all was written")
+            say(f"completed {final}: its save had been cut off after all was written")
     for aside in sorted(folder.glob(f"step_*{REPLACED_SUFFIX}*")):
         final = folder / aside.name.partition(REPLACED_SUFFIX)[0]
         if not final.exists():
             os.replace(aside, final)
             point_latest(final)
-            report(f"put {final} back: what was to replace it never came to be")
+            say(f"put {final} back: what was to replace it never came to be")
 
 
 def _is_complete(folder: Path) -> bool:

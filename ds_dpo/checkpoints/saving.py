@@ -9,6 +9,7 @@ from ds_dpo.checkpoints.writer import CheckpointWriter, Contents, Saved
 from ds_dpo.config.load import CadenceConfig
 from ds_dpo.distributed.collectives import is_main
 from ds_dpo.errors import CheckpointError
+from ds_dpo.process.say import Say
 
 _TRAINING_GOES_ON = "training goes on, and the next save that is due tries again"
 
@@ -26,7 +27,7 @@ class Saving:
         every: CadenceConfig,
         max_train_steps: int,
         saved_step: int,
-        say: Callable[[str], None],
+        say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """saved_step: that of the checkpoint gone on from, or 0. clock: seconds; rank 0's decides."""
@@ -99,7 +100,7 @@ class Saving:
                 )
                 self._saved_step = step
                 if not goes_on:
-                    self._report(self._writer.finish())
+                    self._say_saved(self._writer.finish())
                 return
             except CheckpointError as error:
                 if is_last_try:
@@ -117,11 +118,11 @@ class Saving:
 
     def _finish(self) -> None:
         try:
-            self._report(self._writer.finish())
+            self._say_saved(self._writer.finish())
         except CheckpointError as error:
             self._fail(error, then=_TRAINING_GOES_ON)
 
-    def _report(self, saved: Saved) -> None:
+    def _say_saved(self, saved: Saved) -> None:
         if saved.copied_seconds is None:
             self._say(f"saved {saved.folder} in {saved.written_seconds:.1f} s")
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError
 from ds_dpo.process.fault_points import reach
+from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
 from ds_dpo.storage.manifest import Manifest
 
@@ -31,10 +32,10 @@ class LoadedCheckpoint:
 class CheckpointStore:
     """The checkpoints folder of one run; every method is called by all ranks together."""
 
-    def __init__(self, folder: Path, *, engine: Engine, identity: RunIdentity, report: Callable[[str], None]) -> None:
-        """report: says what was found amiss and how it was dealt with."""
+    def __init__(self, folder: Path, *, engine: Engine, identity: RunIdentity, say: Say) -> None:
+        """say: takes one line for each thing found amiss, and what was done about it."""
         self._folder = folder
-        self._report = report
+        self._say = say
         self._engine = engine
         self._identity = identity
 
@@ -64,7 +65,7 @@ class CheckpointStore:
         checkpoints or a `latest` and none can be used: training never starts over in silence.
         """
         reach("load.begin")
-        together(lambda: recover_interrupted(self._folder, self._report), when=is_main())
+        together(lambda: recover_interrupted(self._folder, self._say), when=is_main())
         found = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
         names = [str(name) for name in found]  # type: ignore[attr-defined]
         reasons: list[str] = []
@@ -77,7 +78,7 @@ class CheckpointStore:
                 reach("load.read")
                 return LoadedCheckpoint(folder=folder, client_state=client_state)
             reasons.append(str(errors[0]))
-            self._report(f"passed over: {errors[0]}")
+            self._say(f"passed over: {errors[0]}")
         latest = self._folder / LATEST
         if reasons:
             raise CheckpointError(f"no checkpoint in {self._folder} can be used: " + "; ".join(reasons))
@@ -115,7 +116,7 @@ class CheckpointStore:
         client_state = self._engine.read_checkpoint_of_other_layout(folder)
         saved, has = (f"{by.world_size} rank(s) at ZeRO stage {by.stage}" for by in (found, own))
         how = "other settings of DeepSpeed" if is_cut_alike else has
-        self._report(
+        self._say(
             f"{folder} was saved by {saved} and this start has {how}: weights, moments and all else were read tensor "
             f"by tensor in {time.perf_counter() - start:.1f} s"
         )

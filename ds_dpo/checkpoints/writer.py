@@ -31,6 +31,7 @@ from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError
 from ds_dpo.process.fault_points import reach
 from ds_dpo.process.host_memory import available_bytes
+from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
 from ds_dpo.storage.manifest import FileEntry, Manifest
 from ds_dpo.storage.state_files import HostCopies, StateFile, num_bytes
@@ -68,13 +69,13 @@ class CheckpointWriter:
         engine: Engine,
         identity: RunIdentity,
         retention: Retention,
-        report: Callable[[str], None],
+        say: Say,
         available_bytes: Callable[[], int | None] = available_bytes,
     ) -> None:
-        """report: says what was found amiss and how it was dealt with. available_bytes: memory of this host."""
+        """say: takes one line for each thing found amiss, and what was done about it. available_bytes: this host's."""
         self._folder = folder
         self._engine, self._identity, self._retention = engine, identity, retention
-        self._report, self._available_bytes = report, available_bytes
+        self._say, self._available_bytes = say, available_bytes
         self._copies = HostCopies()
         self._job: WritingJob | None = None
         self._protected_step: int | None = None
@@ -227,7 +228,7 @@ class CheckpointWriter:
             size += file_bytes
         short = [host for host in available if needed[host] > available[host]]
         if short and in_background:
-            self._report(
+            self._say(
                 f"{short[0]} has {gib(available[short[0]])} GiB of memory left and a copy of its ranks' state takes "
                 f"{gib(needed[short[0]])} GiB: training waits until this checkpoint is written"
             )
@@ -298,7 +299,7 @@ class CheckpointWriter:
             os.replace(folder, gone)
             shutil.rmtree(gone)
         except OSError as error:
-            self._report(f"{folder} should go and cannot be deleted: {error}")
+            self._say(f"{folder} should go and cannot be deleted: {error}")
 
     def _discard(self, partial: Path) -> None:
         """Remove what a failed save left; where the disk refuses even that, the next save tries again."""
@@ -308,7 +309,7 @@ class CheckpointWriter:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                self._report(f"{partial}: cannot be removed: {error}")
+                self._say(f"{partial}: cannot be removed: {error}")
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -27,8 +27,8 @@ from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.families.text import TextEncoder
 from ds_dpo.models.loading import latent_shape, load_text, load_vae, read_noise_schedule
 from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.process.say import Say
 
-Say = Callable[[str], None]
 Encode = Callable[[Any], PreferenceBatch]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,9 +21,8 @@ from ds_dpo.export.tensors.frozen import restore_frozen
 from ds_dpo.export.tensors.verification import Distance, measure_distance, verify_files
 from ds_dpo.export.tensors.weights import Weights, averaged, select_keys
 from ds_dpo.models.families.of_config import family_of_config
+from ds_dpo.process.say import Say
 from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
-
-Say = Callable[[str], None]
 
 
 def consolidate(request: Request, *, say: Say = print) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 from ds_dpo.config.load import resolve_asset
 from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.models.weights.files import read_json
+from ds_dpo.process.say import Say
 from ds_dpo.storage.manifest import (
     MANIFEST_NAME,
     checkpoint_folders,
@@ -34,7 +35,7 @@ class Source:
     is_verified: bool
 
 
-def find_source(path: Path, *, step: int | None, say: Callable[[str], None] = print) -> Source:
+def find_source(path: Path, *, step: int | None, say: Say = print) -> Source:
     """Choose the checkpoint that path means: a run folder, its checkpoints, a DeepSpeed save_dir, or a checkpoint.
 
     Of several the newest whose manifest verifies is taken, or that of step. A folder that this project did not
@@ -52,7 +53,7 @@ def find_source(path: Path, *, step: int | None, say: Callable[[str], None] = pr
     return _of_save_dir(checkpoints, step=step)
 
 
-def _of_run(checkpoints: Path, *, step: int | None, say: Callable[[str], None]) -> Source:
+def _of_run(checkpoints: Path, *, step: int | None, say: Say) -> Source:
     if step is not None:
         folder = checkpoints / step_folder_name(step)
         if not folder.is_dir():

@@ -20,6 +20,7 @@ from ds_dpo.miniature.models import TextParts
 from ds_dpo.miniature.pretrain import sample
 from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import TEST_PROMPTS, TRAIN_PROMPTS
+from ds_dpo.process.say import Say
 
 CANDIDATES = 8  # images sampled for each pair: the best is compared with the worst
 PROMPTS_AT_ONCE = 24
@@ -59,7 +60,7 @@ FEATURES = Features(
 )
 
 
-def write_pairs(model_folder: Path, folder: Path, *, report: Callable[[str], None]) -> None:
+def write_pairs(model_folder: Path, folder: Path, *, say: Say) -> None:
     """Sample and write all splits as folder/data/SPLIT-00000-of-00001.parquet."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(model_folder, dtype=torch.float32)
     text = TextParts(pipeline.tokenizer, pipeline.tokenizer_2, pipeline.text_encoder, pipeline.text_encoder_2)
@@ -76,7 +77,7 @@ def write_pairs(model_folder: Path, folder: Path, *, report: Callable[[str], Non
         path.parent.mkdir(parents=True, exist_ok=True)
         Dataset.from_list(rows, features=FEATURES).to_parquet(path)
         ties = sum(not row["are_different"] for row in rows)
-        report(f"{path}: {len(rows)} rows, {ties} ties, {path.stat().st_size / 1e6:.2f} MB")
+        say(f"{path}: {len(rows)} rows, {ties} ties, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _rows(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ds_dpo.miniature.models import TextParts, make_scheduler, make_text_parts, make_unet, make_vae, time_ids
 from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import BACKGROUNDS, COLOURS, PROMPTS, SHAPES, caption_indices, draw
+from ds_dpo.process.say import Say
 
 POSTERIOR_DEVIATION = 0.05  # of a latent before scaling; what the decoder learns to bear
 VAE_STEPS, VAE_BATCH, VAE_LEARNING_RATE = 4000, 16, 4e-3
@@ -90,7 +91,7 @@ def drawing_set(count: int, *, seed: int) -> tuple[list[str], Tensor]:
     return prompts, draw(prompts, generator=generator, right_colour_share=RIGHT_COLOUR_SHARE)
 
 
-def pretrain_vae(folder: Path, *, report: Callable[[str], None]) -> AutoencoderKL:
+def pretrain_vae(folder: Path, *, say: Say) -> AutoencoderKL:
     """Train the VAE on drawings; its scaling factor makes latents of unit variance."""
     torch.manual_seed(0)
     vae = make_vae()
@@ -109,7 +110,7 @@ def pretrain_vae(folder: Path, *, report: Callable[[str], None]) -> AutoencoderK
         prior = 1e-4 * posterior.mean.square().mean() + 1e-6 * posterior.kl().mean() / batch.shape[-1] ** 2
         training.update(reconstruction + prior, rate)
         if training.step % REPORT_EVERY == 0:
-            report(f"vae step {training.step} loss {reconstruction.item():.4f}  {time.monotonic() - clock:.0f} s")
+            say(f"vae step {training.step} loss {reconstruction.item():.4f}  {time.monotonic() - clock:.0f} s")
         if training.step % 1000 == 0:
             training.save()
     _fix_posterior(vae)
@@ -120,7 +121,7 @@ def pretrain_vae(folder: Path, *, report: Callable[[str], None]) -> AutoencoderK
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     before, after = measure(fresh, prompts), measure(decoded, prompts)
     correlation = torch.corrcoef(torch.stack([before.reward, after.reward]))[0, 1]
-    report(f"vae: shape kept {_share(before.shape == after.shape)}, reward correlation {correlation:.4f}")
+    say(f"vae: shape kept {_share(before.shape == after.shape)}, reward correlation {correlation:.4f}")
     return vae
 
 
@@ -132,9 +133,7 @@ def _fix_posterior(vae: AutoencoderKL) -> None:
     vae.quant_conv.bias[log_variance] = 2 * math.log(POSTERIOR_DEVIATION)
 
 
-def pretrain_unet(
-    folder: Path, vae: AutoencoderKL, *, report: Callable[[str], None]
-) -> tuple[TextParts, UNet2DConditionModel]:
+def pretrain_unet(folder: Path, vae: AutoencoderKL, *, say: Say) -> tuple[TextParts, UNet2DConditionModel]:
     """Train UNet and text encoders together on the latents of drawings; returns their averaged weights."""
     torch.manual_seed(4)
     text, unet = make_text_parts(), make_unet()
@@ -143,7 +142,7 @@ def pretrain_unet(
     optimizer = torch.optim.AdamW(parameters, weight_decay=1e-4, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(5)
     if not (folder / "unet.pt").exists():
-        report(f"text warm-up: cross-entropy {_warm_up_text(text):.4f}")
+        say(f"text warm-up: cross-entropy {_warm_up_text(text):.4f}")
     training = Training(folder / "unet.pt", modules, optimizer, generator)
     training.resume()
     prompts, latents = _latent_set(vae)
@@ -164,11 +163,11 @@ def pretrain_unet(
         losses.append(loss.item())
         if training.step % REPORT_EVERY == 0:
             mean = sum(losses[-REPORT_EVERY:]) / len(losses[-REPORT_EVERY:])
-            report(f"unet step {training.step} loss {mean:.4f}  {time.monotonic() - clock:.0f} s")
+            say(f"unet step {training.step} loss {mean:.4f}  {time.monotonic() - clock:.0f} s")
             training.save()
         if training.step % MEASURE_EVERY == 0:
             restore = training.use_average()
-            report(describe_quality(text, unet, vae))
+            say(describe_quality(text, unet, vae))
             restore()
     training.use_average()
     return text, unet.eval()

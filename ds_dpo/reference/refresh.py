@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ds_dpo.distributed.collectives import is_main, raise_together
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError
 from ds_dpo.models.reference import FrozenCopy
+from ds_dpo.process.say import Say
 from ds_dpo.reference.residency import ReferenceWatch
 from ds_dpo.run_part import RunPart
 from ds_dpo.storage.state_files import StateFile
@@ -38,11 +39,11 @@ class ReferenceRefresh(RunPart):
         engine: Engine,
         watch: ReferenceWatch,
         every_steps: int,
-        report: Callable[[str], None],
+        say: Say,
     ) -> None:
         """reference: a plain module on each rank. watch: is told that its weights have changed on purpose."""
         self._reference, self._engine, self._watch = reference, engine, watch
-        self._every_steps, self._report = every_steps, report
+        self._every_steps, self._say = every_steps, say
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Take the policy's weights where it is time; no metrics."""
@@ -50,7 +51,7 @@ class ReferenceRefresh(RunPart):
             self._watch.require_unchanged()
             self._engine.copy_weights_to(self._reference.module)
             self._watch.accept()
-            self._report(f"reference: the policy of step {step} from now on")
+            self._say(f"reference: the policy of step {step} from now on")
         return {}
 
     def files(self) -> list[StateFile]:

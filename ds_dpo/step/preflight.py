@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.encoding.cache.record import Precision
 from ds_dpo.encoding.feed import Encode
 from ds_dpo.errors import PreflightError
+from ds_dpo.process.say import Say
 from ds_dpo.step.preference_step import PreferenceStep
 
 
@@ -78,7 +79,7 @@ def look_at_start(
     *,
     is_resumed: bool,
     precision: Precision,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Iterator[Any]:
     """Check what can be checked before the first update; returns the batches, the one that was looked at included.
 

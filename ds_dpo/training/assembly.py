@@ -109,7 +109,7 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
         saves_frozen_weights=models.adapter is None or config.model.unet_init is not None,
     )
     run_identity = identity_of(config, resolved)
-    store = CheckpointStore(folder.checkpoints, engine=engine, identity=run_identity, report=log.line)
+    store = CheckpointStore(folder.checkpoints, engine=engine, identity=run_identity, say=log.line)
     if config.ema.decay is not None:
         engine.keep_average(decay=config.ema.decay)
     saved = store.load_newest()
@@ -248,7 +248,7 @@ def _refresh(
         return None
     assert isinstance(models.reference, FrozenCopy)
     assert watch is not None
-    return ReferenceRefresh(models.reference, engine=engine, watch=watch, every_steps=every_steps, report=log.line)
+    return ReferenceRefresh(models.reference, engine=engine, watch=watch, every_steps=every_steps, say=log.line)
 
 
 def _parts(models: Models, statistic: ObjectiveStatistic | None, refresh: ReferenceRefresh | None) -> list[RunPart]:
@@ -304,7 +304,7 @@ def _open_stream(
         rank=place.rank,
         world_size=place.world_size,
         pairs_seen=progress.pairs_seen,
-        report=log.line,
+        say=log.line,
     )
 
 
@@ -344,7 +344,7 @@ def _saving(
         engine=engine,
         identity=run_identity,
         retention=Retention(newest=cadence.keep_checkpoints, every_steps=cadence.keep_every_steps),
-        report=log.line,
+        say=log.line,
     )
     saving = Saving(
         writer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.errors import CheckpointError, ConfigError, DataError
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.feed import open_covering_errors, with_reference_errors
 from ds_dpo.reference.refresh import REFERENCE_FILE, load_reference
 from ds_dpo.run_folder.folder import RunFolder, precision_of
@@ -35,8 +36,6 @@ from ds_dpo.training.models import Models, load_models, objective_of
 from ds_dpo.zero_shards.reader import open_checkpoint
 
 NUM_PARAMETERS_NAMED = 5
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

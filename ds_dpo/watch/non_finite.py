@@ -21,6 +21,7 @@ from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import DsDpoError, NonFiniteError
+from ds_dpo.process.say import Say
 from ds_dpo.run_folder.folder import RunFolder
 from ds_dpo.run_part import RunPart
 from ds_dpo.step.record import OPTIONS_OF_STATISTICS, RecordedPair, StepRecord, write_record
@@ -57,7 +58,7 @@ class NonFiniteWatch(RunPart):
         least_loss_scale: float | None,
         facts: RunFacts,
         run: Path,
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         """Join the parts.
 
@@ -182,7 +183,7 @@ def build_non_finite(
     identity: RunIdentity,
     bucket_sizes: Sequence[int],
     folder: RunFolder,
-    say: Callable[[str], None],
+    say: Say,
 ) -> NonFiniteWatch:
     """Return the watch of a run. bucket_sizes: of the pairs that it trains on."""
     pairs_per_step = config.batch.pairs_per_step

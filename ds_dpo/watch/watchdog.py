@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ds_dpo.process.say import Say
 from ds_dpo.run_part import RunPart
 
 Action = Literal["warn", "lower_rate", "roll_back", "stop"]
@@ -78,7 +79,7 @@ class Watchdog(RunPart):
         max_interventions: int,
         read: Callable[[int, Mapping[str, float]], Reading | None],
         scale_rate: Callable[[float], None],
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         """Join the parts. read: gives a reading where a step has one. scale_rate: multiplies the rate for good."""
         self._rule, self._action, self._rate_factor = rule, action, rate_factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from datasets.naming import filenames_for_dataset_split
 from ds_dpo.config.load import DataConfig
 from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 
 COMPLETE_COPY = datasets_config.DATASET_INFO_FILENAME  # written last
 # dictionary pages make repeated text smaller in parquet than in Arrow
@@ -28,7 +29,7 @@ def cache_folder(data: DataConfig) -> Path:
     return Path(datasets_config.HF_DATASETS_CACHE if data.cache_dir is None else data.cache_dir)
 
 
-def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Callable[[str], None]) -> ArrowStreams:
+def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Say) -> ArrowStreams:
     """Return parquet files as Arrow mapped from disk, copied where no copy is there.
 
     say: is told, before copying, how large the copy is and where it goes. Raises DataError where the disk has less
@@ -68,7 +69,7 @@ def uncompressed_bytes(files: Sequence[Path]) -> int:
     return sum(each.row_group(group).total_byte_size for each in metadata for group in range(each.num_row_groups))
 
 
-def _require_room(files: Sequence[Path], place: Path, data: DataConfig, *, say: Callable[[str], None]) -> None:
+def _require_room(files: Sequence[Path], place: Path, data: DataConfig, *, say: Say) -> None:
     needed = int(uncompressed_bytes(files) * SIZE_MARGIN)
     existing = next(parent for parent in place.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from ds_dpo.data.selection.formats import (
 from ds_dpo.data.selection.pair_index import ENTRY, PairIndex, make_index, open_index
 from ds_dpo.data.source import PairRecord, PairSource
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 
 # another number where the same settings would give another index, or other stored rows
 INDEX_VERSION, ROWS_VERSION = 1, 1
@@ -55,8 +56,6 @@ SETTINGS_OF_INDEX = (
     "aspect_buckets",
 )
 SETTINGS_OF_BUCKETS = ("resolution", "bucket_step", "max_aspect")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

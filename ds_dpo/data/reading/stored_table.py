@@ -15,6 +15,7 @@ import pyarrow as pa
 from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
 from ds_dpo.data.reading.rows import ArrowRows
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 
 FOLDER = "ds_dpo_rows"
 ROWS_OF_A_BATCH = 10_000
@@ -31,7 +32,7 @@ class Hasher(Protocol):
 MakeBatches = Callable[[Hasher], Iterator[pa.RecordBatch]]
 
 
-def open_stored(folder: Path, key: str, make: MakeBatches, *, say: Callable[[str], None]) -> ArrowRows:
+def open_stored(folder: Path, key: str, make: MakeBatches, *, say: Say) -> ArrowRows:
     """Return the rows that folder/key holds, memory-mapped, or make them and put them there.
 
     A torn file is made anew. Where the folder cannot be written, the rows stay in memory, which is said.

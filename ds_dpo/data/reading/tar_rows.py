@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ds_dpo.data.reading.stored_table import ROWS_OF_A_BATCH, Hasher, MakeBatche
 from ds_dpo.data.reading.text_rows import number_of_json, number_of_text, text_or_none
 from ds_dpo.data.selection.formats import FORMATS, KIND_OF_ROLE, asked_columns, choose_columns
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 
 SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/|)[^./]+)[.](?P<ending>[^/]+)")
 MAX_TEXT_BYTES = 2**20
@@ -44,7 +45,7 @@ class _Sample:
     members: Mapping[str, tuple[int, int, int]]
 
 
-def tar_batches(files: Sequence[Path], data: DataConfig, name: str, *, say: Callable[[str], None]) -> MakeBatches:
+def tar_batches(files: Sequence[Path], data: DataConfig, name: str, *, say: Say) -> MakeBatches:
     """Return what makes rows of all samples; columns are named as roles, as members may differ between samples.
 
     Making them raises DataError for a tar that is cut short, compressed or none, a member that is there twice, a sample

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_dpo.process.say import Say
+
 # row: of the dataset, unfiltered. first, second: number of the chosen and the rejected image in it.
 ENTRY = np.dtype([("row", "<i8"), ("first", "<u2"), ("second", "<u2"), ("target", "<f4"), ("weight", "<f4")])
 FOLDER = "ds_dpo_pair_index"
@@ -61,7 +63,7 @@ def make_index(
     return PairIndex(entries=entries, facts=facts)
 
 
-def open_index(folder: Path, key: str, build: Callable[[], PairIndex], *, say: Callable[[str], None]) -> PairIndex:
+def open_index(folder: Path, key: str, build: Callable[[], PairIndex], *, say: Say) -> PairIndex:
     """Return the index that folder/key holds, or build it and put it there.
 
     A torn one is built anew. Where the folder cannot be written, the index stays in memory, which is said.

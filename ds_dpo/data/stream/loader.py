@@ -9,7 +9,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,6 +22,7 @@ from ds_dpo.config.load import DataConfig
 from ds_dpo.data.source import BadRow, BadRowError
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 
 S = TypeVar("S")
 
@@ -159,11 +160,11 @@ class PairStream(Generic[S]):
         positions: _RankPositions,
         *,
         data: DataConfig,
-        report: Callable[[str], None],
+        say: Say,
     ) -> None:
-        """Join micro-batches with this rank's positions. report: is told of each bad row, in one line."""
+        """Join micro-batches with this rank's positions. say: takes one line for each bad row."""
         self._max_bad_rows = data.max_bad_rows
-        self._report = report
+        self._say = say
         self._bad_rows: list[BadRow] = []
         # batch_size None: an item is a whole micro-batch already
         self._loader: DataLoader[_Loaded[S]] = DataLoader(
@@ -204,7 +205,7 @@ class PairStream(Generic[S]):
             batch = next(loaded)
         for bad_row in batch.bad_rows:
             self._bad_rows.append(bad_row)
-            self._report(f"bad row replaced: {bad_row}")
+            self._say(f"bad row replaced: {bad_row}")
         if len(self._bad_rows) > self._max_bad_rows:
             raise DataError(self._too_many_bad_rows())
         if batch.error is not None:
@@ -230,12 +231,12 @@ def open_stream(
     rank: int,
     world_size: int,
     pairs_seen: int,
-    report: Callable[[str], None],
+    say: Say,
 ) -> PairStream[S]:
     """Return this rank's micro-batches from pairs_seen on, at once for any pairs_seen.
 
-    report: is told of each bad row, in one line. Its steps hold the same pairs with the same draws in the same order
-    for any world_size, micro_batch_pairs and data.workers.
+    say: takes one line for each bad row. The steps hold the same pairs with the same draws in the same order for any
+    world_size, micro_batch_pairs and data.workers.
     """
     assert pairs_per_step % (world_size * micro_batch_pairs) == 0, "the resolver refuses other batches"
     assert pairs_seen % pairs_per_step == 0, "a run keeps its pairs_per_step, and saves between steps"
@@ -247,7 +248,7 @@ def open_stream(
         world_size=world_size,
         pairs_seen=pairs_seen,
     )
-    return PairStream(_MicroBatches(pairs=pairs, order=order), positions, data=data, report=report)
+    return PairStream(_MicroBatches(pairs=pairs, order=order), positions, data=data, say=say)
 
 
 @contextmanager

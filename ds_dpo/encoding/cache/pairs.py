@@ -5,7 +5,7 @@ Legend: B pairs; C,H,W latent; L text tokens; D text width; P pooled width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ds_dpo.encoding.cache.record import (
 )
 from ds_dpo.encoding.cache.shard_file import BATCH_ROWS, opened_shard
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.process.say import Say
 
 
 class PairCache:
@@ -123,7 +124,7 @@ class PairCache:
                 )
 
 
-def open_cache(folder: str | Path, *, say: Callable[[str], None]) -> PairCache:
+def open_cache(folder: str | Path, *, say: Say) -> PairCache:
     """Open a finished cache, and say what it holds. Raises DataError where it is not whole."""
     cache = PairCache(Path(folder).expanduser())
     say(cache.description)

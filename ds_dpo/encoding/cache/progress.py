@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import timedelta
+
+from ds_dpo.process.say import Say
 
 SECONDS_BETWEEN_LINES = 15
 
@@ -12,7 +13,7 @@ SECONDS_BETWEEN_LINES = 15
 class Progress:
     """Counts what this rank has done, and says so every SECONDS_BETWEEN_LINES and at the end."""
 
-    def __init__(self, verb: str, unit: str, *, total: int, say: Callable[[str], None]) -> None:
+    def __init__(self, verb: str, unit: str, *, total: int, say: Say) -> None:
         self.done = 0
         self._verb, self._unit, self._total, self._say = verb, unit, total, say
         self._start = self._last_line = time.monotonic()

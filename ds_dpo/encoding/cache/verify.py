@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from ds_dpo.encoding.cache.scan import SIDES
 from ds_dpo.encoding.cache.shard_file import opened_shard, value_offsets
 from ds_dpo.encoding.cache.unit import CutVariants, Encoders
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 from ds_dpo.storage.manifest import hash_file
 
 NUM_PROBLEMS_LISTED = 20
@@ -27,7 +28,7 @@ ROWS_AT_ONCE = 2**16
 TOLERANCE = {"fp32": 1e-2, "bf16": 0.1, "fp16": 3e-2}
 
 
-def verify_files(cache: PairCache, *, place: RankEnvironment, say: Callable[[str], None]) -> None:
+def verify_files(cache: PairCache, *, place: RankEnvironment, say: Say) -> None:
     """Check every file against the record, and every row: the ranks share the shards, and all learn what was found.
 
     Raises DataError listing what is wrong.
@@ -148,7 +149,7 @@ def verify_pairs(
     encoders: Encoders,
     *,
     num_pairs: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Read so many pairs of the source, evenly spread, encode them again, and compare.
 

@@ -38,10 +38,10 @@ from ds_dpo.encoding.cache.record import CacheRecord, StoredImages, StoredText, 
 from ds_dpo.encoding.cache.scan import Buckets, Scan, read_scan, scan_unit
 from ds_dpo.encoding.cache.unit import Encoders, load_encoders, wanted_of_places, write_images, write_prompts
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 
 SHARE_OF_ARROW = 0.01  # of a shard's bytes, at most, is not its values
 T = TypeVar("T")
-Say = Callable[[str], None]
 
 
 def write_cache(

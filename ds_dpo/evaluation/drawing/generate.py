@@ -8,7 +8,7 @@ import math
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from ds_dpo.evaluation.drawing.prompt_file import Drawing, list_drawings
 from ds_dpo.evaluation.drawing.sampling import draw_images
 from ds_dpo.evaluation.drawing.single_file_model import SUFFIX
 from ds_dpo.evaluation.pages.picture import Group, Row, Tile, image_grid, replace_file, save_png, to_picture
+from ds_dpo.process.say import Say
 
-Say = Callable[[str], None]
 PICTURE_NAME, RECORD_NAME, IMAGES_NAME = "grid.png", "record.json", "images"
 UNTELLING = ("export", "model", "pytorch_lora_weights")  # last parts of paths that every run or LoRA has
 SHOWN_PIXELS = 160  # least side of an image in the picture, so that its prompt has room beside it

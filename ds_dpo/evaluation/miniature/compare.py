@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from ds_dpo.evaluation.pages.picture import replace_file, save_png
 from ds_dpo.miniature.pairs import SPLITS
 from ds_dpo.miniature.world import IMAGE_SIZE, TEST_PROMPTS
 from ds_dpo.models.sampler import DDIM_SETTINGS
+from ds_dpo.process.say import Say
 
-Say = Callable[[str], None]
 SUMMARY_NAME, PICTURE_NAME = "summary.json", "grid.png"
 FIRST_SEED = 1_000_000
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ds_dpo.config.load import RunConfig
 from ds_dpo.evaluation.pages.picture import replace_file, save_png, to_picture, validation_grid
+from ds_dpo.process.say import Say
 
 REFERENCE_FOLDER, DRAWN_WITH = "reference", "drawn_with.json"
 
@@ -25,7 +25,7 @@ class ValidationPages:
     its images are drawn once.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, *, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, config: RunConfig, *, say: Say) -> None:
         """Take what the images are drawn with; it says whose images these are when a run is resumed."""
         self._folder, self._say = folder, say
         self._prompts, self._seeds = config.validation.prompts, config.validation.seeds

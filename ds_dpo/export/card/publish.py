@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ds_dpo.errors import ConfigError, DsDpoError, ModelError
+from ds_dpo.process.say import Say
 
 COMMIT_MESSAGE = "Upload a model exported by ds_dpo"
 CURES = {
@@ -22,7 +23,7 @@ CURES = {
 }
 
 
-def push_folder(folder: Path, repo_id: str, *, private: bool = False, say: Callable[[str], None] = print) -> str:
+def push_folder(folder: Path, repo_id: str, *, private: bool = False, say: Say = print) -> str:
     """Upload every file of a folder to a model repository, made if it is not there, and return its address.
 
     The token is HF_TOKEN's or that of `hf auth login`, the hub HF_ENDPOINT's. private: make the repository so;

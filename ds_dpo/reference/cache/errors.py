@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ds_dpo.data.stream.loader import PairReader
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.encoding.cache.reading import OpenFiles, RowFile
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.record import (
     BAD,
     ERRORS_ROW,
@@ -112,7 +113,7 @@ class ReferenceErrors:
         return fits
 
 
-def open_reference_errors(folder: str | Path, *, say: Callable[[str], None]) -> ReferenceErrors:
+def open_reference_errors(folder: str | Path, *, say: Say) -> ReferenceErrors:
     """Open a finished cache, and say what it holds. Raises DataError where it is not whole."""
     errors = ReferenceErrors(Path(folder).expanduser())
     say(errors.description)

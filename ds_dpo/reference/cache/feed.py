@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from ds_dpo.config.load import RunConfig
@@ -10,11 +9,12 @@ from ds_dpo.distributed.collectives import is_main, raise_together
 from ds_dpo.encoding.cache.record import Precision
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.errors import DsDpoError
+from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.errors import PairsWithReferenceErrors, ReferenceErrors, open_reference_errors
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of
 
 
-def open_covering_errors(config: RunConfig, *, say: Callable[[str], None]) -> ReferenceErrors:
+def open_covering_errors(config: RunConfig, *, say: Say) -> ReferenceErrors:
     """Open reference.cache; every rank calls it.
 
     Raises on all ranks DataError where it is not whole, and ConfigError where it is not enough for the run.
@@ -30,7 +30,7 @@ def open_covering_errors(config: RunConfig, *, say: Callable[[str], None]) -> Re
     return errors
 
 
-def _open_covering(config: RunConfig, *, say: Callable[[str], None]) -> ReferenceErrors:
+def _open_covering(config: RunConfig, *, say: Say) -> ReferenceErrors:
     assert config.reference.cache is not None, "a rule of the configuration"
     errors = open_reference_errors(config.reference.cache, say=say)
     errors.require_covers(

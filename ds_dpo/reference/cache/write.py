@@ -26,6 +26,7 @@ from ds_dpo.encoding.cache.record import StoredFile, replace_file
 from ds_dpo.encoding.cache.tasks import run_tasks
 from ds_dpo.encoding.cache.write import on_main
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.places import Places, batches_of
 from ds_dpo.reference.cache.record import (
     BAD,
@@ -41,7 +42,6 @@ from ds_dpo.storage.manifest import hash_file
 
 # of a unit: what was computed, or found BAD, in the order of its places
 COMPUTED_ROW = np.dtype([("index", "<i8"), ("visit", "<i8"), ("chosen", "<f4"), ("rejected", "<f4")])
-Say = Callable[[str], None]
 # samples of the loader -> the reference's errors of chosen and rejected images, (B,) each
 Compute = Callable[[Any], tuple[Tensor, Tensor]]
 

@@ -22,6 +22,7 @@ from ds_dpo.batch import PreferenceBatch, split_pair, stack_pair
 from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.errors import CheckpointError
 from ds_dpo.objectives.pair_errors import PairErrors
+from ds_dpo.process.say import Say
 from ds_dpo.run_part import RunPart
 from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.storage.state_files import StateFile
@@ -75,7 +76,7 @@ class HeldOut(RunPart):
         is_due: Callable[[int], bool],
         record: Callable[[Evaluation], None],
         rewind: Callable[[int], None],
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         """Join the parts.
 

@@ -13,6 +13,7 @@ from ds_dpo.data.stream.loader import PairReader
 from ds_dpo.data.stream.order import place_of
 from ds_dpo.distributed.collectives import gather_objects, raise_together, rank, world_size
 from ds_dpo.errors import DataError
+from ds_dpo.process.say import Say
 
 VISIT = 0  # one draw of the VAE's posterior for each image, for good
 
@@ -36,7 +37,7 @@ def read_held_out(
     num_pairs: int,
     seed: int,
     max_bad_rows: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> HeldOutPairs:
     """Read and encode num_pairs pairs, or all where there are fewer; every rank must call it.
 

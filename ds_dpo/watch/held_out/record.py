@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ds_dpo.distributed.collectives import is_main
+from ds_dpo.process.say import Say
 from ds_dpo.run_folder.metrics import MetricsWriter, cut_metrics
 from ds_dpo.watch.held_out.evaluation import Evaluation
 from ds_dpo.watch.held_out.statistics import Estimate
@@ -21,7 +22,7 @@ DECILE_TAGS = ("accuracy", "margin", "chosen_difference")
 class HeldOutRecord:
     """Writes each evaluation of a run, on rank 0; elsewhere it does nothing."""
 
-    def __init__(self, path: Path, *, last_step: int, writer: MetricsWriter | None, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, last_step: int, writer: MetricsWriter | None, say: Say) -> None:
         """Go on after last_step, 0 for a new run; later lines of an earlier start are left out. writer: rank 0's."""
         self._path, self._writer, self._say = path, writer, say
         if is_main():

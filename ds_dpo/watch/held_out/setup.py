@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from ds_dpo.config.load import RunConfig
@@ -14,6 +12,7 @@ from ds_dpo.errors import ConfigError
 from ds_dpo.models.reference import Reference
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.objectives.losses import Objective, ReferenceNeed, sft
+from ds_dpo.process.say import Say
 from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.watch.held_out.evaluation import HeldOut
 from ds_dpo.watch.held_out.grid import NUM_DECILES, Grid
@@ -23,8 +22,6 @@ from ds_dpo.watch.watchdog import Rule, Watchdog, WindowReadings
 
 DEFAULT_RATE_FACTOR = 0.5
 DEFAULT_WINDOW_STEPS = 50
-
-Say = Callable[[str], None]
 
 
 def load_held_out(

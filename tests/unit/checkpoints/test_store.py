@@ -67,16 +67,16 @@ class FakeEngine:
 
 
 class Run:
-    """A checkpoints folder and what its store reports."""
+    """A checkpoints folder and what its store says."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.reported: list[str] = []
+        self.said: list[str] = []
         self.engine = FakeEngine()
 
     def store(self, *, identity: RunIdentity = IDENTITY) -> CheckpointStore:
         engine = cast(Engine, self.engine)
-        return CheckpointStore(self.folder, engine=engine, identity=identity, report=self.reported.append)
+        return CheckpointStore(self.folder, engine=engine, identity=identity, say=self.said.append)
 
     def writer(self, *, keep: int = 2, keep_every: int | None = None, memory: int = 2**30) -> CheckpointWriter:
         return CheckpointWriter(
@@ -84,7 +84,7 @@ class Run:
             engine=cast(Engine, self.engine),
             identity=IDENTITY,
             retention=Retention(newest=keep, every_steps=keep_every),
-            report=self.reported.append,
+            say=self.said.append,
             available_bytes=lambda: memory,
         )
 
@@ -138,7 +138,7 @@ def test_a_saved_checkpoint_is_complete_and_loads(run: Run) -> None:
     }
     assert json.loads((folder / "unet_config.json").read_text()) == {"in_channels": 4}
     assert run.loaded() == state
-    assert run.reported == []
+    assert run.said == []
 
 
 def test_where_nothing_was_saved_nothing_is_loaded(run: Run) -> None:
@@ -185,7 +185,7 @@ def test_a_kill_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
         assert verify_manifest(run.folder / (run.folder / "latest").read_text().strip())
         loaded = run.loaded()
         assert loaded is not None
-        assert not [line for line in run.reported if "passed over" in line]
+        assert not [line for line in run.said if "passed over" in line]
         found.append(loaded["step"])
         run.save(3, keep=1)
         assert run.names() == ["latest", "step_00000003"], "what the killed save left is gone"
@@ -237,8 +237,8 @@ def test_a_damaged_newest_is_passed_over_and_said(run: Run) -> None:
     run.save(1, 2)
     run.damage(2)
     assert run.loaded() == {"step": 1}
-    assert len(run.reported) == 1
-    assert "step_00000002/mp_rank_00_model_states.pt" in run.reported[0]
+    assert len(run.said) == 1
+    assert "step_00000002/mp_rank_00_model_states.pt" in run.said[0]
 
 
 def test_nothing_valid_is_an_error_that_names_each_reason(run: Run) -> None:
@@ -271,7 +271,7 @@ def test_shards_of_another_layout_are_read_tensor_by_tensor(run: Run, other: dic
     loaded = run.store(identity=replace(IDENTITY, **other)).load_newest()
     assert loaded is not None
     assert loaded.client_state == {"from another layout": {"step": 1}}
-    (line,) = run.reported
+    (line,) = run.said
     assert said in line
 
 
@@ -283,7 +283,7 @@ def test_one_of_a_version_that_told_no_layout_is_read_as_it_was(run: Run) -> Non
     path.write_text(json.dumps(told))
     run.engine.layout = "whatever"
     assert run.loaded() == {"step": 1}
-    assert run.reported == []
+    assert run.said == []
 
 
 def test_another_precision_is_refused(run: Run) -> None:
@@ -449,11 +449,11 @@ def test_without_memory_for_copies_training_waits(run: Run) -> None:
     writer = run.writer(memory=7)
     assert not writer.begin(step=1, contents=contents(1), in_background=True)
     assert writer.finish().copied_seconds is None
-    assert "has 6.52e-09 GiB of memory left and a copy of its ranks' state takes 7.45e-09 GiB" in run.reported[0]
+    assert "has 6.52e-09 GiB of memory left and a copy of its ranks' state takes 7.45e-09 GiB" in run.said[0]
     writer = run.writer(memory=8)
     assert writer.begin(step=2, contents=contents(2), in_background=True)
     writer.finish()
-    assert len(run.reported) == 1
+    assert len(run.said) == 1
     assert run.loaded() == {"step": 2}
 
 
@@ -486,7 +486,7 @@ def test_a_checkpoint_that_cannot_be_deleted_is_said_and_the_new_one_stands(
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", refuse)
         run.save(2, keep=1)
-    assert "step_00000001 should go and cannot be deleted" in run.reported[0]
+    assert "step_00000001 should go and cannot be deleted" in run.said[0]
     assert run.loaded() == {"step": 2}
     run.save(3, keep=1)
     assert run.names() == ["latest", "step_00000003"]

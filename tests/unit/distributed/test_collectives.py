@@ -212,9 +212,9 @@ def ranks_agree_on_a_checkpoint(rank: int, folder: Path) -> None:
     )
     identity = RunIdentity(world_size=2, stage=2, precision="fp32", fingerprint="f")
     writer = CheckpointWriter(
-        folder, engine=engine, identity=identity, retention=Retention(newest=2), report=lambda line: None
+        folder, engine=engine, identity=identity, retention=Retention(newest=2), say=lambda line: None
     )
-    store = CheckpointStore(folder, engine=engine, identity=identity, report=lambda line: None)
+    store = CheckpointStore(folder, engine=engine, identity=identity, say=lambda line: None)
 
     def save(step: int, *, in_background: bool = False) -> Path:
         writer.begin(step=step, contents=Contents(client_state={"step": step}), in_background=in_background)

@@ -32,7 +32,7 @@ def write(folder: Path, splits: dict[str, tuple[tuple[str, ...], int, int]]) -> 
         patch.setattr(pairs, "StableDiffusionXLPipeline", SimpleNamespace(from_pretrained=lambda path, dtype: pipeline))
         patch.setattr(pairs, "sample", sample)
         patch.setattr(pairs, "SPLITS", splits)
-        pairs.write_pairs(Path("model"), folder, report=lambda line: None)
+        pairs.write_pairs(Path("model"), folder, say=lambda line: None)
     return {split: parquet.read_table(folder / f"data/{split}-00000-of-00001.parquet") for split in splits}
 
 

@@ -40,7 +40,7 @@ class Run:
             engine=EngineStandIn(self.policy),
             watch=self.watch,
             every_steps=2,
-            report=self.lines.append,
+            say=self.lines.append,
         )
 
     def train(self, *steps: int) -> None:

@@ -38,7 +38,7 @@ NOISING = Noising(
 )
 
 
-def stream_of(source, *, rank=0, world=1, micro=8, pairs_seen=0, seed=3, report=None, **fields):
+def stream_of(source, *, rank=0, world=1, micro=8, pairs_seen=0, seed=3, say=None, **fields):
     data = config(**fields)
     pairs = OnlinePairs(source, data=data, seed=seed, latent_shape=lambda size: (4, 2, 2), noising=NOISING)
     return open_stream(
@@ -50,7 +50,7 @@ def stream_of(source, *, rank=0, world=1, micro=8, pairs_seen=0, seed=3, report=
         rank=rank,
         world_size=world,
         pairs_seen=pairs_seen,
-        report=report or (lambda line: None),
+        say=say or (lambda line: None),
     )
 
 
@@ -304,7 +304,7 @@ def test_a_replacement_brings_its_own_draws_and_others_keep_theirs():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_rows_are_counted_and_named_in_this_process(workers):
     lines = []
-    stream = stream_of(WITH_BAD, workers=workers, micro=4, report=lines.append)
+    stream = stream_of(WITH_BAD, workers=workers, micro=4, say=lines.append)
     assert stream.bad_rows == []
     for _ in islice(stream, 4):  # 16 positions: the whole first epoch
         pass

@@ -221,7 +221,7 @@ def test_the_loader_replaces_such_a_pair_and_yields_the_others(folder):
         rank=0,
         world_size=1,
         pairs_seen=0,
-        report=said.append,
+        say=said.append,
     )
     batches = iter(stream)
     ids = {int(next(batches).pair_ids) for _ in range(12)}

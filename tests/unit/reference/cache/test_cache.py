@@ -135,7 +135,7 @@ def trained(pairs: Any, *, steps: int, pairs_per_step: int = PAIRS_PER_STEP, max
         rank=0,
         world_size=1,
         pairs_seen=0,
-        report=lambda line: None,
+        say=lambda line: None,
     )
     batches = iter(stream)
     return [next(batches) for _ in range(steps * pairs_per_step)]
