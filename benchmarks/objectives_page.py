@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from objectives import CONTROL, MARGIN, PAGE, PAIRS_PER_STEP, SEARCH_SEED, SEEDS, SETTINGS, SHARES, STEPS, Setting
 
-from ds_dpo.evaluation.win_rate import Interval, mean_interval
+from ds_dpo.evaluation.win_rate import Interval, bootstrap_interval
 
 KEPT_SECTION = "## What it shows"
 Figures = dict[str, Any]
@@ -133,7 +133,7 @@ def pooled(runs: Sequence[Figures], rivals: Sequence[Figures], of: Callable[[np.
     """Return the mean over all runs' images of a function of the difference in reward, resampled by prompt."""
     differences = [np.subtract(own["reward"], rival["reward"]) for own, rival in zip(runs, rivals, strict=True)]
     prompts = [prompt for run in runs for prompt in run["prompts"]]
-    return mean_interval(of(np.concatenate(differences)), prompts)
+    return bootstrap_interval(of(np.concatenate(differences)), prompts)
 
 
 def gains(base: Figures, runs: Sequence[Figures]) -> list[float]:

@@ -28,11 +28,12 @@ from torch.nn.functional import softplus
 
 from ds_dpo.config.load import load_config
 from ds_dpo.data.stream.order import PairOrder
-from ds_dpo.encoding.cache.record import DTYPES, StoredFile
+from ds_dpo.encoding.cache.record import StoredFile
 from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.record import ERRORS_ROW, Coverage, ReferenceRecord, write_reference_record
 from ds_dpo.step.preference_step import squared_errors_of_pairs
@@ -59,7 +60,7 @@ def main() -> None:
 
 def measure_rounding(precision: str, *, num_pairs: int, device: torch.device, options: list[str]) -> None:
     config = load_config(["--config", "miniature", *options]).config
-    dtype = DTYPES[precision]
+    dtype = torch_dtype(precision)
     feed = open_feed(config, precision=precision, say=lambda line: None)  # type: ignore[arg-type]
     encode = build_encode(feed, load_encoders(config, dtype=dtype), family=config.model.family, device=device)
     order = PairOrder(feed.pairs.bucket_sizes, pairs_per_step=num_pairs, seed=config.seed)

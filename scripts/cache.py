@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ds_dpo.config.load import RunConfig, load_config
 from ds_dpo.errors import ConfigError, run_program
+from ds_dpo.precision import TORCH_NAMES
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -51,7 +52,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument(
         "--dtype",
-        choices=["fp32", "bf16", "fp16"],
+        choices=list(TORCH_NAMES),
         help="of what is stored of images; fp16 rounds a value by at most 1/2048 of itself, bf16 by 1/256, fp32 is "
         "exact and twice the size; text is stored as it is encoded; default: fp16",
     )

@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ds_dpo.errors import run_program
+from ds_dpo.precision import TORCH_NAMES
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ds_dpo.export.denoiser import DTYPES
     from ds_dpo.export.formats import FORMATS
     from ds_dpo.export.lora.file import NAMINGS
 
@@ -30,7 +30,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="folder to write, or a .safetensors file; an earlier export is replaced")
     parser.add_argument("--format", choices=list(FORMATS), default="unet", help="default: unet")
     parser.add_argument("--step", type=int, help="which checkpoint of the run; default: the newest whole one")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="default: fp16, rounded from fp32")
+    parser.add_argument("--dtype", choices=list(TORCH_NAMES), default="fp16", help="default: fp16, rounded from fp32")
     parser.add_argument("--base", metavar="MODEL", help="folder or hub id of the base; default: as the run says")
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights, where the run kept one")
     parser.add_argument("--keys", metavar="PREFIX", help="the UNet's parameters lie under this name, such as unet")

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ds_dpo.errors import run_program
+from ds_dpo.precision import TORCH_NAMES
 
 
 class AddModel(argparse.Action):
@@ -85,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--guidance", "--guidance_scale", "--guidance-scale", type=float, default=5.0, help="1: none; default: 5")
     add("--resolution", type=int, help="side of the images, pixels; default: the first model's own")
     add("--batch", type=int, help="images drawn at once; default: what fits 1024 x 1024 pixels")
-    add("--dtype", choices=["fp16", "bf16", "fp32"], help="default: fp16, on a CPU fp32")
+    add("--dtype", choices=list(TORCH_NAMES), help="default: fp16, on a CPU fp32")
     add("--device", default="auto", help="such as cuda or cpu; default: an accelerator where there is one")
     add("--scheduler", choices=["model", "ddim", "euler", "dpmpp"], default="model", help="default: the model's own")
     add("--vae", metavar="MODEL", help="in place of the models' own, such as madebyollin/sdxl-vae-fp16-fix")

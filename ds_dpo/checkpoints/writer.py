@@ -33,10 +33,8 @@ from ds_dpo.process.fault_points import reach
 from ds_dpo.process.host_memory import available_bytes
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
-from ds_dpo.storage.manifest import FileEntry, Manifest
+from ds_dpo.storage.manifest import UNET_CONFIG_NAME, FileEntry, Manifest
 from ds_dpo.storage.state_files import HostCopies, StateFile, num_bytes
-
-UNET_CONFIG = "unet_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +246,7 @@ class CheckpointWriter:
             return []
         module: Any = self._engine.module  # a diffusers model, whose config torch's Module does not know
         config = {name: value for name, value in module.config.items() if not name.startswith("_name")}
-        return [StateFile(name=UNET_CONFIG, state=json.dumps(config, indent=2, default=list), write=_write_text)]
+        return [StateFile(name=UNET_CONFIG_NAME, state=json.dumps(config, indent=2, default=list), write=_write_text)]
 
     def _complete(self, job: WritingJob, files: dict[str, FileEntry]) -> None:
         """Make the checkpoint exist: manifest, rename, `latest`; only then delete older ones."""

@@ -14,6 +14,7 @@ from ds_dpo.config.held_out import HeldOutConfig, WatchdogConfig
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS, ObjectiveConfig, TermsConfig
 from ds_dpo.config.optimization import AdapterConfig, NonFiniteConfig, OptimizerConfig, ScheduleConfig
 from ds_dpo.config.supervision import SupervisionConfig
+from ds_dpo.precision import Precision
 
 FAMILIES_WITHOUT_SIZES = ("sd15", "sd21")
 
@@ -40,7 +41,7 @@ class ModelConfig(Section):
     vae: str | None = identity_field(
         "another VAE: hub id, folder or .safetensors; none: the pipeline's own", default=None
     )
-    vae_dtype: Literal["fp32", "bf16", "fp16"] = identity_field("precision of image encoding", default="fp32")
+    vae_dtype: Precision = identity_field("precision of image encoding", default="fp32")
     attention: Literal["auto", "xformers", "sdpa"] = free_field(
         "attention kernels; auto: xformers where it works on this device, else PyTorch's SDPA", default="auto"
     )

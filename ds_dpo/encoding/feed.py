@@ -20,13 +20,13 @@ from ds_dpo.data.stream.prepare import OnlinePairs
 from ds_dpo.diffusion.noising import Noising, noising_of
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of
 from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache, open_cache
-from ds_dpo.encoding.cache.record import DTYPES, Precision
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.families.text import TextEncoder
 from ds_dpo.models.loading import latent_shape, load_text, load_vae, read_noise_schedule
 from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.process.say import Say
 
 Encode = Callable[[Any], PreferenceBatch]
@@ -165,7 +165,7 @@ def build_encode(feed: PairFeed, encoders: Encoders | None, *, family: str, devi
         stored = feed.cache.record.images
         return CachedEncoder(
             quantity=stored.quantity,
-            vae_dtype=DTYPES[stored.vae_dtype],
+            vae_dtype=torch_dtype(stored.vae_dtype),
             vae_config=stored.scaling,
             size_ids=size_ids,
             device=device,

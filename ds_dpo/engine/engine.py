@@ -28,7 +28,6 @@ with quiet_output():  # DeepSpeed probes compilers and drivers aloud when import
     import deepspeed
 
 _PIECE_ELEMENTS = 2**25  # 64 MiB in 16 bits
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:

@@ -8,15 +8,11 @@ from typing import Any
 
 from ds_dpo.config.load import DiffusionConfig, RunConfig
 from ds_dpo.engine.settings_file import deepspeed_config_path, ignored_options, precision_of_file, read_deepspeed_file
-from ds_dpo.engine.settings_schema import (
-    BATCH_KEYS,
-    GATHERING_OPTIONS_AT_ANY_STAGE,
-    GATHERING_OPTIONS_AT_STAGE_3,
-    Precision,
-)
+from ds_dpo.engine.settings_schema import BATCH_KEYS, GATHERING_OPTIONS_AT_ANY_STAGE, GATHERING_OPTIONS_AT_STAGE_3
 from ds_dpo.errors import ConfigError
 from ds_dpo.planning.objective_words import describe_objective
 from ds_dpo.planning.recipes import far_from_recipes
+from ds_dpo.precision import Precision
 
 OPTIMIZER_WORDS = {
     "adamw": "AdamW",

@@ -16,10 +16,10 @@ from ds_dpo.engine.settings_schema import (
     GATHERING_OPTIONS_AT_ANY_STAGE,
     REFUSED,
     DeepSpeedFile,
-    Precision,
     ZeroOptimization,
 )
 from ds_dpo.errors import ConfigError
+from ds_dpo.precision import Precision
 
 # beside the package, in a checkout and installed alike
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ds_dpo.precision import Precision
+
 Stage = Literal[1, 2, 3]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def _not_a_switch(value: Any) -> Any:

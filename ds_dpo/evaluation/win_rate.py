@@ -50,7 +50,7 @@ def win_rate(scores: ArrayLike, rival_scores: ArrayLike, prompts: Sequence[str],
     own, rival = _finite(scores, prompts), _finite(rival_scores, prompts)
     difference = own - rival
     outcome = np.where(difference == 0, 0.5, difference > 0)
-    interval = mean_interval(outcome, prompts)
+    interval = bootstrap_interval(outcome, prompts)
     return WinRate(
         rate=interval.mean,
         win_by_margin=float((difference > margin).mean()),
@@ -60,7 +60,7 @@ def win_rate(scores: ArrayLike, rival_scores: ArrayLike, prompts: Sequence[str],
     )
 
 
-def mean_interval(values: ArrayLike, prompts: Sequence[str], *, seed: int = 0) -> Interval:
+def bootstrap_interval(values: ArrayLike, prompts: Sequence[str], *, seed: int = 0) -> Interval:
     """The mean over images, and the percentile bootstrap interval of 10,000 resamples of the prompts.
 
     A resample draws as many prompts as there are, with replacement, each with all its images; the same seed gives

@@ -19,7 +19,6 @@ from ds_dpo.export.tensors.weights import Weights
 from ds_dpo.models.weights.unet_shapes import known_shapes
 from ds_dpo.zero_shards.reader import ZeroCheckpoint
 
-DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 CLASS_NAME = "UNet2DConditionModel"
 WEIGHTS_STEM = "diffusion_pytorch_model"
 SQUARE_THAT_FITS = 6e4**2  # fp16, the narrowest, goes to 65504

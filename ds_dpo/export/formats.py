@@ -15,7 +15,7 @@ from ds_dpo.config.load import resolve_asset
 from ds_dpo.errors import ConfigError
 from ds_dpo.export.base_weights import prediction_type_of, required_weights
 from ds_dpo.export.card.modelspec import describe_model
-from ds_dpo.export.denoiser import DTYPES, MAX_FILE_BYTES, check_parameters, expected_shapes, write_unet
+from ds_dpo.export.denoiser import MAX_FILE_BYTES, check_parameters, expected_shapes, write_unet
 from ds_dpo.export.destination import RECORD_KEY
 from ds_dpo.export.lora.adapter import Adapter, file_layers, is_untrained, read_part
 from ds_dpo.export.lora.file import (
@@ -34,6 +34,7 @@ from ds_dpo.export.source import BaseModel
 from ds_dpo.export.tensors.safetensors_stream import TensorSpec
 from ds_dpo.export.tensors.verification import Distance
 from ds_dpo.export.tensors.weights import Weights
+from ds_dpo.precision import torch_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class Plan:
 
 def weights_bytes(job: Job) -> int:
     """Size of the UNet's weights in the output's dtype."""
-    return DTYPES[job.request.dtype].itemsize * sum(place.numel for place in job.weights.parameters.values())
+    return torch_dtype(job.request.dtype).itemsize * sum(place.numel for place in job.weights.parameters.values())
 
 
 def _variant_argument(request: Request) -> str:
@@ -101,7 +102,7 @@ def plan_unet(job: Job) -> Plan:
     """A folder with the UNet alone, for UNet2DConditionModel.from_pretrained(subfolder="unet")."""
     request = job.request
     check_parameters(job.weights, expected_shapes(job.config))
-    arguments = f'subfolder="unet"{_variant_argument(request)}, torch_dtype={DTYPES[request.dtype]}'
+    arguments = f'subfolder="unet"{_variant_argument(request)}, torch_dtype={torch_dtype(request.dtype)}'
     usage = f'UNet2DConditionModel.from_pretrained("{request.out}", {arguments})'
     return Plan(partial(_write_unet, job), weights_bytes(job), usage)
 
@@ -114,7 +115,7 @@ def plan_pipeline(job: Job) -> Plan:
     pipeline = locate_pipeline(base)
     vae = request.vae or base.vae  # the run's own VAE made the latents that it was trained on
     copies = list_copies(pipeline, variant=base.variant, vae=locate_vae(resolve_asset(vae)) if vae else None)
-    arguments = f"torch_dtype={DTYPES[request.dtype]}{_variant_argument(request)}"
+    arguments = f"torch_dtype={torch_dtype(request.dtype)}{_variant_argument(request)}"
     plan = plan_unet(job)
     copied_bytes = sum(path.stat().st_size for path, _ in copies)
     usage = f'DiffusionPipeline.from_pretrained("{request.out}", {arguments})'
@@ -122,7 +123,7 @@ def plan_pipeline(job: Job) -> Plan:
 
 
 def _write_unet(job: Job, folder: Path, distance: Distance | None) -> Written:
-    request, dtype = job.request, DTYPES[job.request.dtype]
+    request, dtype = job.request, torch_dtype(job.request.dtype)
     gigabytes = request.max_shard_gb
     written = write_unet(
         job.weights,
@@ -151,7 +152,7 @@ def plan_single_file(job: Job) -> Plan:
             **describe_model(job.config, title=job.title, prediction_type=prediction_type_of(job.base)),
             RECORD_KEY: json.dumps(job.record),
         }
-        dtype = DTYPES[request.dtype]
+        dtype = torch_dtype(request.dtype)
         specs = write_single_file(path, job.weights, job.config, dtype=dtype, metadata=metadata, base=base)
         return Written([path], specs, others, _remarks_on(others))
 
@@ -205,7 +206,7 @@ def _plan_computed_lora(job: Job) -> Plan:
 
     def write(path: Path, distance: Distance | None) -> Written:
         assert distance is not None
-        change = ChangeLora(job.weights, base, distance, rank=rank, dtype=DTYPES[request.dtype])
+        change = ChangeLora(job.weights, base, distance, rank=rank, dtype=torch_dtype(request.dtype))
         layers = change.layers()
         specs = _write_lora(job, path, layers, change.produce, {})
         return Written([path], specs, remarks=change.describe(), details=_lora_details(layers))
@@ -240,7 +241,7 @@ def _write_lora(
     own = METADATA_OF_NAMING[request.lora_naming](layers, settings, job.config)
     spec = describe_model(job.config, title=job.title, prediction_type=prediction_type_of(job.base), is_lora=True)
     metadata = {**spec, **own, RECORD_KEY: json.dumps(job.record)}
-    dtype = DTYPES[request.dtype]
+    dtype = torch_dtype(request.dtype)
     return write_lora_file(path, layers, produce, naming=request.lora_naming, dtype=dtype, metadata=metadata)
 
 

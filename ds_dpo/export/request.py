@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.errors import ConfigError
+from ds_dpo.precision import Precision
 
 FILE_SUFFIX = ".safetensors"
 
@@ -22,7 +23,7 @@ class Request:
     source: Path
     out: Path
     step: int | None = None
-    dtype: str = "fp16"
+    dtype: Precision = "fp16"
     format: str = "unet"
     base: str | None = None
     vae: str | None = None

@@ -15,6 +15,7 @@ from ds_dpo.models.weights.files import read_json
 from ds_dpo.process.say import Say
 from ds_dpo.storage.manifest import (
     MANIFEST_NAME,
+    UNET_CONFIG_NAME,
     checkpoint_folders,
     newest_valid_checkpoint,
     step_folder_name,
@@ -22,8 +23,6 @@ from ds_dpo.storage.manifest import (
     verify_manifest,
 )
 from ds_dpo.zero_shards.files import is_tag_folder
-
-UNET_CONFIG_NAME = "unet_config.json"
 
 
 @dataclasses.dataclass(frozen=True)

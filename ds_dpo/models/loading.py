@@ -22,8 +22,7 @@ from ds_dpo.models.families.text import TextEncoder, TextTower
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
 from ds_dpo.models.weights.pretrained import Pipeline, open_pipeline, open_unet_init, open_vae
-
-_VAE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ds_dpo.precision import torch_dtype
 
 
 def load_unet(
@@ -62,7 +61,7 @@ def load_vae(model: ModelConfig) -> AutoencoderKL:
     """
     part = open_vae(model)
     _check_vae(model, part.config)
-    vae = part.load(dtype=_VAE_DTYPES[model.vae_dtype])
+    vae = part.load(dtype=torch_dtype(model.vae_dtype))
     assert isinstance(vae, AutoencoderKL)
     return vae.requires_grad_(False).eval()
 

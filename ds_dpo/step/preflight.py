@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ds_dpo.batch import PreferenceBatch
 from ds_dpo.distributed.collectives import gather_objects, is_main
-from ds_dpo.encoding.cache.record import Precision
 from ds_dpo.encoding.feed import Encode
 from ds_dpo.errors import PreflightError
+from ds_dpo.precision import Precision
 from ds_dpo.process.say import Say
 from ds_dpo.step.preference_step import PreferenceStep
 

@@ -16,6 +16,7 @@ from ds_dpo.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
+UNET_CONFIG_NAME = "unet_config.json"
 STEP_FOLDER = re.compile(r"step_(\d+)")
 
 

@@ -28,7 +28,6 @@ from ds_dpo.distributed.collectives import (
     node_turns,
     raise_together,
 )
-from ds_dpo.encoding.cache.record import Precision
 from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
 from ds_dpo.engine.engine import Engine, build_engine, pick_device, silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed, describe
@@ -43,6 +42,7 @@ from ds_dpo.models.start import checkpoint_start, pin_start
 from ds_dpo.models.training_schedule import training_sampler, training_schedule
 from ds_dpo.objectives.losses import OBJECTIVES
 from ds_dpo.objectives.statistics import ObjectiveStatistic
+from ds_dpo.precision import Precision
 from ds_dpo.reference.cache.feed import open_covering_errors, with_reference_errors
 from ds_dpo.reference.refresh import ReferenceRefresh
 from ds_dpo.reference.residency import ReferenceWatch

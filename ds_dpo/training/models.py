@@ -10,7 +10,6 @@ from diffusers import UNet2DConditionModel
 from ds_dpo.config.load import RunConfig
 from ds_dpo.distributed.collectives import RankEnvironment, is_main, node_turns
 from ds_dpo.encoding.feed import Encoders, load_encoders
-from ds_dpo.engine.engine import DTYPES
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
@@ -20,6 +19,7 @@ from ds_dpo.models.reference import HeldReference
 from ds_dpo.models.start import checkpoint_start
 from ds_dpo.models.weights.pretrained import fetch_models, open_unet_init
 from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
+from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
 from ds_dpo.reference.residency import RESIDENCIES
 from ds_dpo.run_folder.log import RunLog
@@ -53,7 +53,7 @@ def load_models(
 
     Raises ModelError or ConfigError on all ranks together where a model cannot be had or does not fit.
     """
-    model, dtype = config.model, DTYPES[resolved.precision]
+    model, dtype = config.model, torch_dtype(resolved.precision)
     earlier = checkpoint_start(model)
     residency = RESIDENCIES[config.reference.residency]  # None: nothing is held, its errors are in a cache
     with node_turns(place):

@@ -20,6 +20,7 @@ from zero_layouts_worker import (
     launch,
 )
 
+from ds_dpo.precision import torch_dtype
 from ds_dpo.storage.manifest import Manifest, hash_file, step_folder_name, write_manifest
 
 STEPS = 2
@@ -46,7 +47,6 @@ CASES: dict[str, dict] = {
     "lora_zero3_bf16": {"stage": 3, "precision": "bf16", "lora": {"r": 4, "lora_alpha": 8}},
 }
 UNIVERSAL = ("zero2_fp32", "zero3_fp32_two_groups")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def unet_inputs(config: Mapping, dtype: torch.dtype, *, seed: int) -> dict:
@@ -85,14 +85,14 @@ def train_and_save(rank: int, out: Path, miniature: str, case: str) -> None:
     optimizer = kind(groups, lr=3e-2 if lora else 1e-4)
     engine, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=deepspeed_settings(**description))
     for step in range(STEPS):
-        inputs = unet_inputs(config, DTYPES[precision], seed=step * WORLD_SIZE + rank)
+        inputs = unet_inputs(config, torch_dtype(precision), seed=step * WORLD_SIZE + rank)
         engine.backward(engine(**inputs).sample.float().square().mean())
         engine.step()
     folder = out / case / "checkpoints" / step_folder_name(STEPS)
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     engine.eval()
     with torch.no_grad():
-        prediction = engine(**unet_inputs(config, DTYPES[precision], seed=99)).sample
+        prediction = engine(**unet_inputs(config, torch_dtype(precision), seed=99)).sample
     parameters = dict(engine.module.named_parameters())
     with deepspeed.zero.GatheredParameters(list(parameters.values())):
         weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}

@@ -64,11 +64,12 @@ def settings(stage: int, precision: str, top: dict) -> dict:
 
 def build(stage: int, precision: str, top: dict):
     from ds_dpo.config.load import OptimizerConfig, ScheduleConfig
-    from ds_dpo.engine.engine import DTYPES, build_engine
+    from ds_dpo.engine.engine import build_engine
+    from ds_dpo.precision import torch_dtype
 
     torch.manual_seed(0)
     # even sizes: ZeRO-3 leaves the padding of odd ones as it finds the memory
-    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).to(DTYPES[precision])
+    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).to(torch_dtype(precision))
     engine = build_engine(
         module,
         settings=settings(stage, precision, top),

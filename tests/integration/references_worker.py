@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from zero_layouts_worker import launch
 
+from ds_dpo.precision import torch_dtype
+
 CASES = [(1, "bf16"), (2, "fp32_cpu"), (2, "bf16"), (3, "fp32_cpu"), (3, "bf16")]
 REFRESHED = [(1, "bf16"), (2, "fp32_cpu"), (3, "bf16")]
 
@@ -28,7 +30,7 @@ def inputs_of(rank: int, dtype: torch.dtype):
 
 def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
     from ds_dpo.config.load import load_config
-    from ds_dpo.engine.engine import DTYPES, build_engine
+    from ds_dpo.engine.engine import build_engine
     from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.errors import ReferenceChangedError
     from ds_dpo.models.denoiser.predict import predict
@@ -41,7 +43,7 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
     resolved = resolve_deepspeed(config, world_size=2)
     # nothing is small enough to stay whole, neither of the policy nor of the reference
     resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    dtype, device = DTYPES[resolved.precision], torch.device("cpu")
+    dtype, device = torch_dtype(resolved.precision), torch.device("cpu")
     unet = load_unet(config.model, dtype=dtype)
     plain = FrozenCopy(unet, dtype=dtype, device=device)
     residency = RESIDENCIES["zero3"]
@@ -92,7 +94,7 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
 def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     """Train a policy's adapter, recomputing activations, and let the policy without it be the reference."""
     from ds_dpo.config.load import AdapterConfig, load_config
-    from ds_dpo.engine.engine import DTYPES, build_engine
+    from ds_dpo.engine.engine import build_engine
     from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.models.denoiser.adapters import add_adapter
     from ds_dpo.models.denoiser.predict import predict
@@ -106,7 +108,7 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     resolved = resolve_deepspeed(config, world_size=2)
     if stage == 3:
         resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    dtype = DTYPES[resolved.precision]
+    dtype = torch_dtype(resolved.precision)
     unet = load_unet(config.model, dtype=dtype)
     plain, reference = FrozenCopy(unet, dtype=dtype, device="cpu"), PolicyWithoutAdapter(unet)
     add_adapter(unet, AdapterConfig(type="lora", rank=2, dropout=0.5), seed=0)

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 import ds_dpo
 from ds_dpo.export.consolidate import consolidate as consolidate_here
 from ds_dpo.export.request import Request
+from ds_dpo.precision import torch_dtype
 
 sys.path.insert(0, str(Path(__file__).parent))
-from export_worker import CASES, DTYPES, UNIVERSAL, unet_inputs
+from export_worker import CASES, UNIVERSAL, unet_inputs
 
 pytestmark = pytest.mark.launch
 HERE = Path(__file__).parent
@@ -55,9 +56,9 @@ def test_unet_is_that_of_the_engine(runs, tmp_path, case):
     consolidate_here(Request(source=runs / case, out=tmp_path / "out", dtype=precision), say=said.append)
     for words in (f"step 2, ZeRO stage {stage}, 2 ranks", "manifest verified", 'subfolder="unet"'):
         assert words in "\n".join(said)
-    unet = load_unet(tmp_path / "out", DTYPES[precision])
+    unet = load_unet(tmp_path / "out", torch_dtype(precision))
     require_weights_and_prediction(unet, runs / f"{case}.pt", case)
-    base = load_unet(MINIATURE, DTYPES[precision]).state_dict()
+    base = load_unet(MINIATURE, torch_dtype(precision)).state_dict()
     is_moved = {name: not torch.equal(weight, base[name]) for name, weight in unet.state_dict().items()}
     assert any(is_moved.values())
     if "frozen" in CASES[case]:
@@ -88,7 +89,7 @@ def require_weights_and_prediction(unet, live, case):
         assert any(torch.equal(tensor, weight) for tensor in held), name
     context = torch.autocast("cpu", torch.bfloat16) if "autocast" in case else contextlib.nullcontext()
     with torch.no_grad(), context:
-        prediction = unet(**unet_inputs(unet.config, DTYPES[CASES[case]["precision"]], seed=99)).sample
+        prediction = unet(**unet_inputs(unet.config, torch_dtype(CASES[case]["precision"]), seed=99)).sample
     # ZeRO-3 replaces torch's linear by one that rounds before it adds the bias: a 16-bit step or two
     step = {"fp32": 0, "bf16": 2**-7, "fp16": 2**-10}[precision] if CASES[case]["stage"] == 3 else 0
     assert (prediction - live["prediction"]).abs().max() <= max(1e-6, step * prediction.abs().max())

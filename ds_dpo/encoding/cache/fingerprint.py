@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ds_dpo.config.fields import FIELDS
 from ds_dpo.config.load import DataConfig, RunConfig
-from ds_dpo.encoding.cache.record import Precision
 from ds_dpo.errors import CheckpointError, ConfigError, ModelError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import tokenizer_of
 from ds_dpo.models.weights.parts import Part
 from ds_dpo.models.weights.pretrained import open_pipeline, open_vae
+from ds_dpo.precision import Precision
 from ds_dpo.storage.manifest import hash_file
 
 # fields of data that act when a cached pair is read; every other one that makes a run the run it is, is compared

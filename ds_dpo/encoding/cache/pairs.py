@@ -21,7 +21,6 @@ from ds_dpo.diffusion.noising import Noising
 from ds_dpo.encoding.cache.reading import OpenFiles, RowFile
 from ds_dpo.encoding.cache.record import (
     BAD_PAIRS,
-    DTYPES,
     EMPTY_PROMPT_ROW,
     IMAGE_ROW,
     IMAGES,
@@ -34,6 +33,7 @@ from ds_dpo.encoding.cache.record import (
 )
 from ds_dpo.encoding.cache.shard_file import BATCH_ROWS, opened_shard
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.precision import torch_dtype
 from ds_dpo.process.say import Say
 
 
@@ -93,13 +93,13 @@ class PairCache:
             self.record.image_shards[row["shard"]],
             int(row["mirrored" if is_mirrored else "moments"]),
             shape=stored.shape(self.record.bucket_shapes[row["bucket"]]),
-            dtype=DTYPES[stored.dtype],
+            dtype=torch_dtype(stored.dtype),
         )
 
     def prompt(self, row: Any) -> tuple[Tensor, Tensor | None]:
         """Return text states (L, D), and pooled text (P,) or None, of a PROMPT_ROW."""
         text, shard = self.record.text, self.record.prompt_shards[row["shard"]]
-        dtype = DTYPES[text.dtype]
+        dtype = torch_dtype(text.dtype)
         states = self._files.tensor(shard, int(row["text_states"]), shape=text.states_shape, dtype=dtype)
         if text.pooled_width is None:
             return states, None

@@ -13,19 +13,12 @@ from typing import Any, Protocol
 
 from ds_dpo.config.load import RunConfig
 from ds_dpo.data.source import PairSource
-from ds_dpo.encoding.cache.record import (
-    IMAGE_SHARDS,
-    PROMPT_SHARDS,
-    RECORD_NAME,
-    Precision,
-    Quantity,
-    StoredImages,
-    replace_file,
-)
+from ds_dpo.encoding.cache.record import IMAGE_SHARDS, PROMPT_SHARDS, RECORD_NAME, Quantity, StoredImages, replace_file
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.models.loading import latent_shape
 from ds_dpo.models.vae import SCALING_FIELDS
 from ds_dpo.models.weights.pretrained import open_vae
+from ds_dpo.precision import Precision
 from ds_dpo.run_folder.folder import flatten
 
 LOCK_NAME = ".lock"

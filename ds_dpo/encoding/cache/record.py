@@ -19,10 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ds_dpo.errors import DataError
+from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.storage.manifest import FileEntry, sync_folder
 
 FORMAT_VERSION = 1
@@ -59,9 +59,7 @@ IMAGE_ROW = np.dtype(
 )
 PROMPT_ROW = np.dtype([("text_states", "<i8"), ("pooled", "<i8"), ("shard", "<i8")])
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Quantity = Literal["moments", "mean"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Part(BaseModel):
@@ -89,7 +87,7 @@ class StoredImages(_Part):
 
     def num_bytes(self, pixels: tuple[int, int]) -> int:
         """Return the bytes of one variant of an image."""
-        return int(np.prod(self.shape(pixels))) * DTYPES[self.dtype].itemsize
+        return int(np.prod(self.shape(pixels))) * torch_dtype(self.dtype).itemsize
 
 
 class StoredText(_Part):
@@ -101,7 +99,7 @@ class StoredText(_Part):
 
     def num_bytes(self) -> int:
         """Return the bytes of one prompt."""
-        return (int(np.prod(self.states_shape)) + (self.pooled_width or 0)) * DTYPES[self.dtype].itemsize
+        return (int(np.prod(self.states_shape)) + (self.pooled_width or 0)) * torch_dtype(self.dtype).itemsize
 
 
 class StoredFile(_Part):

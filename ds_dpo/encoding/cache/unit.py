@@ -22,7 +22,7 @@ from ds_dpo.config.load import ModelConfig
 from ds_dpo.data.images import cut_image, decode_rgb
 from ds_dpo.data.source import BadRowError, PairRecord, PairSource
 from ds_dpo.distributed.collectives import RankEnvironment, node_turns
-from ds_dpo.encoding.cache.record import DTYPES, Precision, StoredImages, StoredText
+from ds_dpo.encoding.cache.record import StoredImages, StoredText
 from ds_dpo.encoding.cache.scan import SIDES, Buckets, key_of_image, key_of_prompt
 from ds_dpo.encoding.cache.shard_file import IMAGE_SCHEMA, PROMPT_SCHEMA, new_shard
 from ds_dpo.encoding.cache.tasks import run_tasks
@@ -30,6 +30,7 @@ from ds_dpo.errors import DataError
 from ds_dpo.models.families.text import TextEncoder
 from ds_dpo.models.loading import load_text, load_vae
 from ds_dpo.models.vae import OVERFLOW_ADVICE, PIXELS_AT_ONCE, encode_moments
+from ds_dpo.precision import Precision, precision_of_dtype, torch_dtype
 from ds_dpo.storage.manifest import FileEntry
 
 PROMPTS_AT_ONCE = 64
@@ -114,7 +115,7 @@ class Encoders:
         return StoredText(
             states_shape=(encoded.text_states.shape[1], encoded.text_states.shape[2]),
             pooled_width=None if encoded.pooled is None else encoded.pooled.shape[-1],
-            dtype=_name_of(encoded.text_states.dtype),
+            dtype=precision_of_dtype(encoded.text_states.dtype),
         )
 
     def encode_variants(self, images: Sequence[CutVariants]) -> list[Tensor]:
@@ -126,7 +127,7 @@ class Encoders:
         moments = encode_moments(self.vae, pixels, images_at_once=self.images_at_once)
         if self.images.quantity == "mean":
             moments = moments[:, : self.images.channels]
-        stored = moments.to(DTYPES[self.images.dtype]).cpu()
+        stored = moments.to(torch_dtype(self.images.dtype)).cpu()
         per_image = stored.chunk(len(images))
         bad = [image.uid for image, values in zip(images, per_image, strict=True) if not values.isfinite().all()]
         if bad:
@@ -155,7 +156,7 @@ def load_encoders(
 ) -> Encoders:
     """Load the VAE and the text encoders onto the device, a node's ranks one after another; every rank must call."""
     with node_turns(place):
-        vae, text = load_vae(model).to(device), load_text(model, dtype=DTYPES[text_dtype]).to(device)
+        vae, text = load_vae(model).to(device), load_text(model, dtype=torch_dtype(text_dtype)).to(device)
     return Encoders(vae=vae, text=text, device=device, images=images, images_at_once=images_at_once)
 
 
@@ -245,10 +246,6 @@ def bytes_of(values: Tensor) -> bytes:
     """Return a CPU tensor's values as they lie in memory, row by row."""
     content: bytes = values.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     return content
-
-
-def _name_of(dtype: torch.dtype) -> Any:
-    return next(name for name, other in DTYPES.items() if other == dtype)
 
 
 def wanted_of_places(

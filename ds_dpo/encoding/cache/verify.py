@@ -13,11 +13,12 @@ from ds_dpo.data.images import cut_image, decode_rgb
 from ds_dpo.data.source import PairSource
 from ds_dpo.distributed.collectives import RankEnvironment, gather_objects
 from ds_dpo.encoding.cache.pairs import PairCache
-from ds_dpo.encoding.cache.record import DTYPES, EMPTY_PROMPT_ROW, IMAGES, PAIRS, PROMPTS
+from ds_dpo.encoding.cache.record import EMPTY_PROMPT_ROW, IMAGES, PAIRS, PROMPTS
 from ds_dpo.encoding.cache.scan import SIDES
 from ds_dpo.encoding.cache.shard_file import opened_shard, value_offsets
 from ds_dpo.encoding.cache.unit import CutVariants, Encoders
 from ds_dpo.errors import DataError
+from ds_dpo.precision import torch_dtype
 from ds_dpo.process.say import Say
 from ds_dpo.storage.manifest import hash_file
 
@@ -68,7 +69,7 @@ def _shard_checks(cache: PairCache) -> Iterator[tuple[str, _ShardRows]]:
         sizes = per_bucket[rows["bucket"]]
         columns = {column: rows[column] for column in ("moments", "mirrored")}
         yield name, _ShardRows(columns=columns, num_bytes=dict.fromkeys(columns, sizes), dtype=_dtype(cache, "images"))
-    item = DTYPES[record.text.dtype].itemsize
+    item = torch_dtype(record.text.dtype).itemsize
     states_bytes, pooled_bytes = int(np.prod(record.text.states_shape)) * item, (record.text.pooled_width or 0) * item
     for shard, name in enumerate(record.prompt_shards):
         rows = prompts[prompts["shard"] == shard]
@@ -81,7 +82,7 @@ def _shard_checks(cache: PairCache) -> Iterator[tuple[str, _ShardRows]]:
 
 
 def _dtype(cache: PairCache, part: str) -> torch.dtype:
-    return DTYPES[getattr(cache.record, part).dtype]
+    return torch_dtype(getattr(cache.record, part).dtype)
 
 
 def _file_problems(cache: PairCache, name: str, rows: _ShardRows | None) -> Iterator[str]:

@@ -26,6 +26,7 @@ from ds_dpo.evaluation.drawing.prompt_file import Drawing, list_drawings
 from ds_dpo.evaluation.drawing.sampling import draw_images
 from ds_dpo.evaluation.drawing.single_file_model import SUFFIX
 from ds_dpo.evaluation.pages.picture import Group, Row, Tile, image_grid, replace_file, save_png, to_picture
+from ds_dpo.precision import Precision
 from ds_dpo.process.say import Say
 
 PICTURE_NAME, RECORD_NAME, IMAGES_NAME = "grid.png", "record.json", "images"
@@ -50,7 +51,7 @@ class Request:
     guidance: float = 5.0
     resolution: int | None = None
     batch: int | None = None
-    dtype: str | None = None
+    dtype: Precision | None = None
     device: str = "auto"
     scheduler: str = "model"
     base: str | None = None

@@ -39,9 +39,9 @@ from ds_dpo.models.loading import load_vae
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.files import VAE_STEM
 from ds_dpo.models.weights.pretrained import open_vae
+from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.process.quiet import quiet_output
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SAMPLERS: dict[str, Callable[[Mapping[str, Any]], Any] | None] = {
     "model": None,
     "ddim": ddim_from,
@@ -87,7 +87,7 @@ class FoundModel:
 class Loading:
     """How models are loaded. vae: in place of their own. sampler: a name of SAMPLERS."""
 
-    dtype: str
+    dtype: Precision
     device: torch.device
     variant: str | None = None
     vae: str | None = None
@@ -171,7 +171,7 @@ def load_model(found: FoundModel, loading: Loading) -> DiffusionPipeline:
     load: Callable[..., DiffusionPipeline] = load_pipeline if isinstance(source, ModelFolder) else load_single_file
     pipeline = load(
         source,
-        dtype=DTYPES[loading.dtype],
+        dtype=torch_dtype(loading.dtype),
         variant=loading.variant,
         vae=_load_vae(source, loading),
         sampler=SAMPLERS[loading.sampler],
@@ -187,7 +187,7 @@ def load_model(found: FoundModel, loading: Loading) -> DiffusionPipeline:
 def _load_vae(source: ModelFolder | SingleFile, loading: Loading) -> AutoencoderKL:
     if isinstance(source, SingleFile) and source.is_whole and loading.vae is None:
         vae = load_own_vae(source, dtype=torch.float32)
-        return vae.to(DTYPES[_vae_dtype(vae.config, loading)])
+        return vae.to(torch_dtype(_vae_dtype(vae.config, loading)))
     if source.rest is None:
         raise ModelError(f"--vae {loading.vae} for {source.name}: name the pipeline that it is of with --base MODEL")
     variant = variant_of(source.rest / "vae", VAE_STEM, asked=loading.variant)
@@ -196,7 +196,7 @@ def _load_vae(source: ModelFolder | SingleFile, loading: Loading) -> Autoencoder
     return load_vae(wanted.model_copy(update={"vae_dtype": dtype}))
 
 
-def _vae_dtype(config: Mapping[str, Any], loading: Loading) -> str:
+def _vae_dtype(config: Mapping[str, Any], loading: Loading) -> Precision:
     is_fragile = config.get("force_upcast", True)  # diffusers takes a missing value for true
     return "fp32" if loading.dtype == "fp16" and is_fragile else loading.dtype
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds_dpo.evaluation.win_rate import mean_interval, win_rate
+from ds_dpo.evaluation.win_rate import bootstrap_interval, win_rate
 from ds_dpo.miniature.reward import MAX_REWARD, Measurement, measure
 
 BASE, SFT, TUNED = "base", "sft", "tuned"
@@ -85,7 +85,7 @@ def summarize(judged: Mapping[str, Judged]) -> dict[str, Any]:
 
 def _figures(judged: Judged) -> dict[str, Any]:
     found = vars(judged.found)
-    reward = mean_interval(judged.found.reward.numpy(), judged.prompts)
+    reward = bootstrap_interval(judged.found.reward.numpy(), judged.prompts)
     return {
         "reward": reward.mean,
         "reward_low": reward.low,
@@ -98,7 +98,7 @@ def _figures(judged: Judged) -> dict[str, Any]:
 def _compare(judged: Judged, rival: Judged) -> dict[str, float]:
     own, other = judged.found.reward.double().numpy(), rival.found.reward.double().numpy()
     wins = asdict(win_rate(own, other, judged.prompts, margin=MARGIN))
-    gain = mean_interval(own - other, judged.prompts)
+    gain = bootstrap_interval(own - other, judged.prompts)
     return {
         "win_rate": wins["rate"],
         "win_rate_low": wins["low"],

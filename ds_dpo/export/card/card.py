@@ -13,6 +13,7 @@ import yaml
 from ds_dpo.config.load import ASSET_PREFIX
 from ds_dpo.errors import ConfigError
 from ds_dpo.export.card.usage import usage
+from ds_dpo.precision import Precision
 from ds_dpo.run_folder.folder import RunFolder, flatten, precision_of
 
 CARD_NAME = "README.md"
@@ -93,7 +94,7 @@ class CardFacts:
     repo_id: str | None = None
     file_name: str | None = None
     holds_unet_only: bool = False
-    dtype: str | None = None
+    dtype: Precision | None = None
     is_ema: bool = False
     base: str | None = None
     family: str | None = None

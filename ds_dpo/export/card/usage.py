@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ds_dpo.config.load import ASSET_PREFIX
+from ds_dpo.precision import TORCH_NAMES, Precision
 
 PROMPT = "a pelican riding a bicycle along a pier, golden hour"
-TORCH_DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}
 PIPELINES = {
     "sdxl": "StableDiffusionXLPipeline",
     "sdxl_refiner": "StableDiffusionXLImg2ImgPipeline",
@@ -27,7 +27,7 @@ class Exported(Protocol):
     @property
     def family(self) -> str | None: ...
     @property
-    def dtype(self) -> str | None: ...
+    def dtype(self) -> Precision | None: ...
     @property
     def repo_id(self) -> str | None: ...
     @property
@@ -114,7 +114,7 @@ def _file_address(exported: Exported, name: str) -> str:
 
 
 def _dtype(exported: Exported) -> str:
-    return TORCH_DTYPES[exported.dtype or "fp16"]
+    return f"torch.{TORCH_NAMES[exported.dtype or 'fp16']}"
 
 
 def _base(name: str) -> str:

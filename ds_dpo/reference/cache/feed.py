@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from ds_dpo.config.load import RunConfig
 from ds_dpo.distributed.collectives import is_main, raise_together
-from ds_dpo.encoding.cache.record import Precision
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.errors import DsDpoError
+from ds_dpo.precision import Precision
 from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.errors import PairsWithReferenceErrors, ReferenceErrors, open_reference_errors
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of

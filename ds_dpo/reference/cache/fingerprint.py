@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ds_dpo.config.fields import FIELDS
 from ds_dpo.config.load import RunConfig
 from ds_dpo.encoding.cache.fingerprint import data_fields, encoder_parts
-from ds_dpo.encoding.cache.record import Precision
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.models.denoiser.attention import AttentionChoice
 from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.precision import Precision
 
 # they weigh errors where a step compares them, and leave the errors themselves alone
 ACT_ON_COMPARING = {"error_weighting", "snr_gamma"}

@@ -21,7 +21,6 @@ from ds_dpo.distributed.collectives import (
     read_environment,
 )
 from ds_dpo.encoding.cache.program import LONGEST_WAIT
-from ds_dpo.encoding.cache.record import DTYPES, Precision
 from ds_dpo.encoding.cache.write import on_main
 from ds_dpo.encoding.feed import PairFeed, build_encode, load_encoders, open_feed
 from ds_dpo.engine.engine import pick_device, silence_deepspeed, start_communication
@@ -32,6 +31,7 @@ from ds_dpo.models.start import checkpoint_start, pin_start
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.models.weights.pretrained import fetch_models
 from ds_dpo.objectives.losses import OBJECTIVES
+from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.reference.cache.errors import ReferenceErrors, open_reference_errors
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of, start_of_policy
 from ds_dpo.reference.cache.places import places_of
@@ -86,7 +86,7 @@ def run(options: ReferenceOptions, *, verify: int | None) -> None:
     with node_turns(place):  # the node's first rank downloads and counts, the others find its files
         fetch_models(config.model)
         feed = open_feed(config, precision=precision, say=log.line)
-    reference = _load_reference(config.model, place, dtype=DTYPES[precision], device=device, log=log)
+    reference = _load_reference(config.model, place, dtype=torch_dtype(precision), device=device, log=log)
     ranks = _Ranks(options=options, feed=feed, reference=reference, place=place, device=device, log=log)
     if verify is None:
         ranks.make()
@@ -172,7 +172,7 @@ class _Ranks:
     def _compute(self) -> Compute:
         config = self.options.config
         with node_turns(self.place):
-            dtype = DTYPES[self.options.precision]
+            dtype = torch_dtype(self.options.precision)
             encoders = load_encoders(config, dtype=dtype) if self.feed.needs_encoders else None
             encode = build_encode(self.feed, encoders, family=config.model.family, device=self.device)
         schedule, unet = training_schedule(config.model, config.diffusion).to(self.device), self.reference.unet

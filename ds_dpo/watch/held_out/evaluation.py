@@ -28,7 +28,7 @@ from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.storage.state_files import StateFile
 from ds_dpo.watch.held_out.grid import NUM_DECILES, Grid
 from ds_dpo.watch.held_out.pairs import HeldOutPairs
-from ds_dpo.watch.held_out.statistics import Estimate, GridErrors, Summary, by_pair, mean_interval, summarize
+from ds_dpo.watch.held_out.statistics import Estimate, GridErrors, Summary, by_pair, normal_interval, summarize
 from ds_dpo.watch.watchdog import Reading
 
 START_FILE = "held_out_start.npy"
@@ -172,7 +172,7 @@ class HeldOut(RunPart):
             num_pairs=len(self._pairs.pair_ids),
             summary=summarize(grid_errors, beta=self._beta),
             start_chosen_error=float(grid_errors.start_chosen.mean()),
-            chosen_change=None if before is None else mean_interval(self._chosen_before - before),
+            chosen_change=None if before is None else normal_interval(self._chosen_before - before),
             start_step=self._start_step,
             timesteps=tuple((each[0], each[-1]) for each in map(self._grid.decile_range, range(NUM_DECILES))),
             seconds=time.perf_counter() - began,

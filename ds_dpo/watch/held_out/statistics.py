@@ -109,11 +109,11 @@ def _quantities(errors: GridErrors, beta: float | None) -> dict[str, Values]:
 
 
 def _estimate(name: str, of_pairs: Values) -> Estimate:
-    interval: Callable[[Values], Estimate] = share_interval if name == "accuracy" else mean_interval
+    interval: Callable[[Values], Estimate] = share_interval if name == "accuracy" else normal_interval
     return interval(of_pairs)
 
 
-def mean_interval(of_pairs: Values) -> Estimate:
+def normal_interval(of_pairs: Values) -> Estimate:
     """Return the mean of (P,) values, P at least 2, and its normal interval: 1.96 standard errors to both sides."""
     mean = float(of_pairs.mean())
     half = Z_95 * float(of_pairs.std(ddof=1)) / math.sqrt(len(of_pairs))

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from ds_dpo.evaluation.win_rate import mean_interval, win_rate
+from ds_dpo.evaluation.win_rate import bootstrap_interval, win_rate
 
 
 def test_wins_count_one_ties_a_half_and_the_margin_both_ways() -> None:
@@ -43,16 +43,16 @@ def test_many_images_of_few_prompts_are_no_certainty() -> None:
 
 def test_a_prompt_counts_with_all_its_images() -> None:
     # a: one image of 1; b: three of 0. Resamples: aa 1 (1/4), ab and ba 1/4 (1/2), bb 0 (1/4)
-    found = mean_interval([1, 0, 0, 0], ["a", "b", "b", "b"])
+    found = bootstrap_interval([1, 0, 0, 0], ["a", "b", "b", "b"])
     assert (found.mean, found.low, found.high) == (0.25, 0, 1)
     # c and d as well: of the 256 resamples only aaaa gives 1, so the upper end lies below it
-    assert mean_interval([1, 0, 0, 0, 0, 0], ["a", "b", "b", "b", "c", "d"]).high < 1
+    assert bootstrap_interval([1, 0, 0, 0, 0, 0], ["a", "b", "b", "b", "c", "d"]).high < 1
 
 
 def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
     generator = np.random.default_rng(3)
     values = (generator.normal(size=(24, 1)) + 0.5 * generator.normal(size=(24, 8))).round(3)
-    found = mean_interval(values.ravel(), [f"p{place}" for place in range(24) for _ in range(8)])
+    found = bootstrap_interval(values.ravel(), [f"p{place}" for place in range(24) for _ in range(8)])
 
     dice, rows, means = random.Random(4), values.tolist(), []
     for _ in range(10_000):
@@ -70,10 +70,10 @@ def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
 def test_the_order_of_images_does_not_matter_and_the_seed_decides() -> None:
     values, prompts = [0.1, 0.9, 0.4, 0.3, 0.7, 0.2], ["a", "a", "b", "b", "c", "c"]
     order = [5, 3, 1, 0, 2, 4]
-    shuffled = mean_interval([values[place] for place in order], [prompts[place] for place in order])
-    found = mean_interval(values, prompts)
+    shuffled = bootstrap_interval([values[place] for place in order], [prompts[place] for place in order])
+    found = bootstrap_interval(values, prompts)
     assert (shuffled.low, shuffled.high) == pytest.approx((found.low, found.high))
-    assert mean_interval(values, prompts) == found
+    assert bootstrap_interval(values, prompts) == found
 
 
 @pytest.mark.parametrize(

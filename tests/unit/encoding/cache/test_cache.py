@@ -30,7 +30,6 @@ from ds_dpo.encoding.cache import write as write_module
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of, remembered_sha256
 from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache
 from ds_dpo.encoding.cache.plan import Request, locked
-from ds_dpo.encoding.cache.record import DTYPES
 from ds_dpo.encoding.cache.scan import find_distinct, key_of_image
 from ds_dpo.encoding.cache.shard_file import read_columns
 from ds_dpo.encoding.cache.unit import load_encoders
@@ -42,6 +41,7 @@ from ds_dpo.models import loading
 from ds_dpo.models.families.table import sdxl_size_ids
 from ds_dpo.models.loading import latent_shape, load_text, load_vae
 from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.precision import torch_dtype
 
 PLACE = read_environment({})
 CPU = torch.device("cpu")
@@ -174,7 +174,7 @@ def cached(cache: PairCache, run: RunConfig) -> tuple[CachedPairs, CachedEncoder
     images = cache.record.images
     encoder = CachedEncoder(
         quantity=images.quantity,
-        vae_dtype=DTYPES[images.vae_dtype],
+        vae_dtype=torch_dtype(images.vae_dtype),
         vae_config=images.scaling,
         size_ids=sdxl_size_ids,
         device="cpu",

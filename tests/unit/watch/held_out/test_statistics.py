@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from ds_dpo.watch.held_out.statistics import GridErrors, mean_interval, share_interval, summarize
+from ds_dpo.watch.held_out.statistics import GridErrors, normal_interval, share_interval, summarize
 
 
 def two_pairs() -> GridErrors:
@@ -50,8 +50,8 @@ def test_what_needs_a_beta_is_left_out_without_one() -> None:
     assert not {"loss", "gradient_factor"} & summarize(two_pairs(), beta=None).overall.keys()
 
 
-def test_mean_interval_is_the_normal_one() -> None:
-    found = mean_interval(np.array([1.0, 2.0, 4.0, 9.0]))
+def test_normal_interval_is_1_96_standard_errors_to_both_sides() -> None:
+    found = normal_interval(np.array([1.0, 2.0, 4.0, 9.0]))
     # deviations -3, -2, 0, 5: variance 38 / 3
     half = NormalDist().inv_cdf(0.975) * math.sqrt(38 / 3 / 4)
     assert (found.mean, found.low, found.high) == pytest.approx((4, 4 - half, 4 + half))
