@@ -1,4 +1,4 @@
-"""The section that says when things are due."""
+"""The section that says when a run logs, saves and draws images."""
 
 from __future__ import annotations
 
@@ -8,26 +8,36 @@ from ds_dpo.config.base import Section, free_field
 
 
 class CadenceConfig(Section):
-    """When things are due, in optimizer steps unless they say minutes; all are due at the end too."""
+    """When a run logs, saves and draws images. All of them also happen at the end of the run."""
 
-    log_every_steps: int = free_field("steps between lines shown; metrics.jsonl has each", default=10, ge=1)
-    save_every_steps: int | None = free_field("steps between checkpoints; none: by time alone", default=200, ge=1)
-    save_every_minutes: float | None = free_field(
-        "minutes from one checkpoint to the next, whatever their reason; none: by steps alone", default=None, gt=0
+    log_every_steps: int = free_field(
+        "Print a line every N optimizer steps; metrics.jsonl has a line for every step.", default=10, ge=1
     )
-    keep_checkpoints: int = free_field("newest checkpoints that stay on disk", default=2, ge=1)
+    save_every_steps: int | None = free_field(
+        "Save a checkpoint every N optimizer steps (off if unset). The last step is always saved.", default=200, ge=1
+    )
+    save_every_minutes: float | None = free_field(
+        "Also save a checkpoint X minutes after the previous one, whatever caused that one (off if unset).",
+        default=None,
+        gt=0,
+    )
+    keep_checkpoints: int = free_field("Keep the newest N checkpoints and delete older ones.", default=2, ge=1)
     keep_every_steps: int | None = free_field(
-        "multiples of it are saved, and stay on disk for ever; none: no step is", default=None, ge=1
+        "Also save every N steps, and never delete those checkpoints (off if unset).", default=None, ge=1
     )
     save_in_background: bool = free_field(
-        "train on while a checkpoint is written, from a copy in host memory of what is saved", default=True
+        "Continue training while a checkpoint is written from a copy in host memory.", default=True
     )
-    sample_every_steps: int | None = free_field("steps between validation images; none: never", default=None, ge=1)
+    sample_every_steps: int | None = free_field(
+        "Draw validation images before the first step, every N optimizer steps, and at the end (off if unset).",
+        default=None,
+        ge=1,
+    )
 
     @model_validator(mode="after")
     def something_is_saved_on_the_way(self) -> CadenceConfig:
         if self.save_every_steps is None and self.save_every_minutes is None and self.keep_every_steps is None:
             raise ValueError(
-                "save_every_steps none would save nothing before the end: give save_every_minutes, such as 30, too"
+                "cadence.save_every_steps none saves nothing before the end; set cadence.save_every_minutes, such as 30"
             )
         return self

@@ -1,9 +1,9 @@
 """The command line: one option for each field, under its flat and its dotted name.
 
-tyro 1.0 and pydantic-settings 2.16 were tried on this schema. With tyro the objective is a positional subcommand, and
---objective.beta is refused without it; pydantic-settings suggests nothing for a mistyped name, cannot change the
-objective over a preset, and its help shows the schema's defaults instead of the preset's. In both the last of two
-contradicting values wins silently. argparse over the table of fields does all of it in less code.
+tyro 1.0 and pydantic-settings 2.16 were tried on this schema. tyro makes the objective a positional subcommand and
+refuses --objective.beta without it. pydantic-settings suggests nothing for a mistyped name, cannot change the objective
+of a preset, and its help shows the schema's defaults instead of the preset's. With both, the last of two contradicting
+values wins silently. argparse over the table of fields solves all of this in less code.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from ds_dpo.errors import ConfigError
 
 DEFAULT_CONFIG = "sdxl_pickapic"
 PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help")
-MAX_CHOICES_WIDTH = 70  # argparse breaks no such word over lines
+MAX_CHOICES_WIDTH = 70  # argparse does not break a list of choices over lines
 SECTION_TITLES = {
     "": "common options",
-    "model": "model: what is trained",
-    "adapter": "adapter: low-rank layers beside a frozen UNet",
+    "model": "model: the model to train",
+    "adapter": "adapter: low-rank layers beside a frozen denoiser",
     "data": "data: preference pairs",
-    "diffusion": "diffusion: timesteps, noise, and how errors count",
+    "diffusion": "diffusion: timesteps, noise, and weights of errors",
     "objective": "objective: the loss",
-    "terms": "terms: what is added to the loss",
-    "reference": "reference: the frozen copy",
-    "batch": "batch",
-    "optimizer": "optimizer: AdamW, Lion, and both in 8 bit",
+    "terms": "terms: terms added to the loss",
+    "reference": "reference: the frozen copy of the model",
+    "batch": "batch: pairs per step and per rank",
+    "optimizer": "optimizer: AdamW and Lion, also in 8 bit",
     "ema": "ema: a moving average of the weights",
-    "schedule": "schedule: learning rate over steps",
-    "cadence": "cadence: when things are due",
-    "validation": "validation: images drawn as training goes on",
-    "held_out": "held_out: pairs judged as training goes on, and never trained on",
-    "watchdog": "watchdog: what is done when training drives the preferred images away",
+    "schedule": "schedule: learning rate over optimizer steps",
+    "cadence": "cadence: when to log, save and draw images",
+    "validation": "validation: images drawn during training",
+    "held_out": "held_out: pairs that are evaluated during training and never trained on",
+    "watchdog": "watchdog: what to do when training makes preferred images much worse",
     "non_finite": "non_finite: when losses or gradients that are not finite end the run",
     "supervision": "supervision: hangs, lost launchers, and how long ranks wait",
 }
@@ -44,7 +44,7 @@ SECTION_TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """What was asked: program options, and fields by dotted name, as text or lists of text."""
+    """The options that were given: the program's, and the fields' by dotted name, as text or lists of text."""
 
     config: str
     dry_run: bool
@@ -53,17 +53,22 @@ class CommandLine:
 
 
 def config_name(argv: Sequence[str]) -> str:
-    """Return what --config names, before all else is read: --help shows that configuration's values."""
+    """Return the value of --config.
+
+    It is read before all other options, because --help shows the values of that configuration.
+    """
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[])
     found, _ = parser.parse_known_args(_canonical(argv, strict=False))
     if len(set(found.config)) > 1:
-        raise ConfigError(f"--config is given twice: {' and '.join(found.config)}; a file may name a `base` instead")
+        raise ConfigError(
+            f"--config is given twice: {' and '.join(found.config)}; a file can build on another one with `base`"
+        )
     return found.config[0] if found.config else DEFAULT_CONFIG
 
 
 def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> CommandLine:
-    """Read all options; --help prints and exits with 0. shown: values that --help gives as present ones.
+    """Read all options; --help prints the help and exits with status 0. shown: values that --help puts in brackets.
 
     Raises ConfigError for an unknown option, a missing value, or a field given twice with different values.
     """
@@ -77,14 +82,14 @@ def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> Comm
             raise ConfigError(f"{path} is set twice with different values: {' and '.join(map(_shown, given))}")
         values[path] = _with_none(FIELDS[path], given[0])
     if namespace.world_size is not None and not namespace.dry_run:
-        _option_path("world_size")  # says what to give instead
+        _option_path("world_size")  # raises, and names the option to use
     return CommandLine(
         config=config_name(argv), dry_run=namespace.dry_run, world_size=namespace.world_size, values=values
     )
 
 
 def same_value(first: Any, second: Any) -> bool:
-    """True where both mean the same: 1e-5 and 0.00001, 'true' and True."""
+    """Return whether both values mean the same, such as 1e-5 and 0.00001, or 'true' and True."""
     return _comparable(first) == _comparable(second)
 
 
@@ -109,7 +114,7 @@ def _with_none(spec: FieldSpec, value: Any) -> Any:
 
 
 def _canonical(argv: Sequence[str], *, strict: bool) -> list[str]:
-    """Spell each option by its dotted name; `strict` refuses unknown ones."""
+    """Return argv with each option under its dotted name. strict: refuse unknown options."""
     spelled = []
     for argument in argv:
         if not argument.startswith("--") or argument == "--":
@@ -118,7 +123,7 @@ def _canonical(argv: Sequence[str], *, strict: bool) -> list[str]:
         name, equals, value = argument[2:].partition("=")
         plain = name.replace("-", "_")
         if plain not in PROGRAM_OPTIONS:
-            plain = _option_path(name) if strict else f"{plain}."  # a dot at the end is no option's name
+            plain = _option_path(name) if strict else f"{plain}."  # no option's name ends with a dot
         spelled.append(f"--{plain}{equals}{value}")
     return spelled
 
@@ -131,7 +136,7 @@ def _option_path(name: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises ConfigError where it would exit."""
+    """An argparse parser that raises ConfigError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"command line: {message}")
@@ -142,17 +147,18 @@ def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
         prog="train.py",
         usage="deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]",
         description="Align a text-to-image diffusion model to preferences with Diffusion-DPO on DeepSpeed. "
-        "In brackets: the value in the chosen configuration. *: a change makes it another run, which needs another "
-        "output_dir. Names take - or _; --name=value and --name value are the same. After `also`: other names.",
+        "Brackets show the value in the chosen configuration. A star (*) marks an option that makes another run, with "
+        "another output_dir, when it changes. Names may use - or _; --name=value and --name value are the same. The "
+        "value none unsets an option.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
     )
     groups = {section: parser.add_argument_group(title) for section, title in SECTION_TITLES.items()}
     common = groups[""]
-    common.add_argument("--config", metavar="NAME_OR_FILE", help=f"preset or YAML file [{DEFAULT_CONFIG}]")
-    common.add_argument("--dry_run", action="store_true", help="print the resolved configuration and end")
-    common.add_argument("--world_size", type=int, metavar="RANKS", help="ranks that --dry_run reckons with")
-    common.add_argument("--local_rank", help="set by some launchers; ignored")
+    common.add_argument("--config", metavar="NAME_OR_FILE", help=f"Preset or YAML file. [{DEFAULT_CONFIG}]")
+    common.add_argument("--dry_run", action="store_true", help="Print the resolved configuration and exit.")
+    common.add_argument("--world_size", type=int, metavar="N", help="With --dry_run: assume N ranks.")
+    common.add_argument("--local_rank", help="Set by some launchers and ignored.")
     for spec in FIELDS.values():
         flat = [name for name, path in FLAT_NAMES.items() if path == spec.path]
         group = common if flat else groups[spec.section]
@@ -182,20 +188,20 @@ def _metavar(spec: FieldSpec) -> str:
 
 def _help(spec: FieldSpec, shown: Mapping[str, Any]) -> str:
     mark = " *" if spec.is_identity else ""
-    choices = f"; one of {', '.join(spec.choices)}" if _metavar(spec) == "NAME" else ""
+    choices = f" One of {', '.join(spec.choices)}." if _metavar(spec) == "NAME" else ""
     value = shown.get(spec.path, spec.default)
     if isinstance(value, list) and len(value) > 2:
-        value = f"{len(value)} of them"
+        value = f"{len(value)} values"
     present = f" [{_shown(value)}]" if value is not None else ""
     aliases = [f"--{alias}" for alias, path in ALIASES.items() if path == spec.path]
-    also = f"; also {', '.join(aliases)}" if aliases else ""
+    also = f" (also {', '.join(aliases)})" if aliases else ""
     return (spec.description + _objectives_with(spec) + choices + present + mark + also).replace("%", "%%")
 
 
 def _objectives_with(spec: FieldSpec) -> str:
-    """Return which objectives have an option of theirs; '' of any other field."""
+    """Return which objectives have an option of the objective section, and '' for any other field."""
     section, _, name = spec.path.rpartition(".")
     if section != "objective" or name == "type":
         return ""
     having = [kind for kind, fields in OBJECTIVE_SECTIONS.items() if name in fields.model_fields]
-    return f" ({', '.join(having)})"
+    return f" For {', '.join(having)}."

@@ -1,4 +1,4 @@
-"""The run configuration's section on preference pairs."""
+"""The section on preference pairs."""
 
 from __future__ import annotations
 
@@ -10,73 +10,109 @@ from ds_dpo.config.base import Section, free_field, identity_field
 
 
 class DataConfig(Section):
-    """Preference pairs: where they are, which of them count, and how their images are cut."""
+    """Preference pairs: where they come from, which of them are used, and how their images are cut."""
 
-    dataset: str = identity_field("hub id, local folder or file, or ds_dpo://assets/...")
-    name: str | None = identity_field("configuration (subset) of a hub dataset; none: its only one", default=None)
-    revision: str | None = identity_field("commit or branch of a hub dataset; none: its default branch", default=None)
-    split: str = identity_field("split of the dataset", default="train")
-    cache_dir: str | None = free_field("where `datasets` keeps its files; none: its own default", default=None)
+    dataset: str = identity_field("Preference pairs: hub id, local folder or file, or ds_dpo://assets/...")
+    name: str | None = identity_field("Configuration (subset) of a hub dataset (its only one if unset).", default=None)
+    revision: str | None = identity_field(
+        "Commit or branch of a hub dataset (its default branch if unset).", default=None
+    )
+    split: str = identity_field("Split of the dataset.", default="train")
+    cache_dir: str | None = free_field(
+        "Folder in which the `datasets` library keeps its files (the library's default if unset).", default=None
+    )
     format: Literal["pickapic", "chosen_rejected", "ranked", "manifest", "webdataset"] = identity_field(
-        "how a row tells its pairs; docs/data.md describes each", default="pickapic"
+        "How a row states its pairs; docs/data.md describes each format.", default="pickapic"
     )
     columns: list[str] = identity_field(
-        "role=column for each column that is not named as the format expects, such as prompt=text", default=[]
+        "ROLE=COLUMN for each column whose name is not the one that the format expects, such as prompt=text.",
+        default=[],
     )
     image_root: str | None = free_field(
-        "folder that the image paths of a manifest start from; none: the manifest's own", default=None
+        "Folder that the image paths in a dataset start from (the dataset's own folder if unset).", default=None
     )
     cache: str | None = free_field(
-        "folder of scripts/cache.py with these pairs encoded; none: images and prompts are encoded as they come",
+        "Folder of encoded pairs made by scripts/cache.py. If unset, images and prompts are encoded during training.",
         default=None,
     )
     ties: Literal["drop", "soft", "error"] = identity_field(
-        "pairs that nobody won: left out, trained towards equality (target 0.5), or refused", default="drop"
+        "What to do with pairs without a winner. drop: leave them out. soft: train towards equality (target 0.5). "
+        "error: refuse the dataset.",
+        default="drop",
     )
     confidence: Literal["ignore", "target", "weight"] = identity_field(
-        "what a pair's confidence, where there is one, is used for: nothing, its target probability, its weight",
+        "How to use a pair's confidence, if it has one. ignore: not at all. target: as the probability that the "
+        "preferred image wins. weight: as the weight of the pair's loss.",
         default="ignore",
     )
     min_confidence: float | None = identity_field(
-        "leave out pairs of less confidence; pairs without one stay; none: keep all", default=None, ge=0, le=1
+        "Leave out pairs whose confidence is lower; pairs without a confidence stay (off if unset).",
+        default=None,
+        ge=0,
+        le=1,
     )
     models: list[str] = identity_field(
-        "keep pairs whose images both come from a model with one of these in its name (the paper's subset: dreamlike)",
+        "Keep only pairs whose images both come from models with one of these strings in their names, such as "
+        "dreamlike for the paper's subset (no strings: keep all pairs).",
         default=[],
     )
     has_label: Literal["ignore", "require"] = identity_field(
-        "require: keep only rows that say has_label", default="ignore"
+        "With require: keep only rows whose has_label is true.", default="ignore"
     )
     max_pairs_per_prompt: int | None = identity_field(
-        "keep the first so many pairs of a prompt; none: all", default=None, ge=1
+        "Keep only the first N pairs of each prompt (all if unset).", default=None, ge=1
     )
-    max_rows: int | None = identity_field("read the first so many rows only; none: all", default=None, ge=1)
+    max_rows: int | None = identity_field("Read only the first N rows (all if unset).", default=None, ge=1)
     expected_pairs: int | None = free_field(
-        "pairs that should be left; another number is warned of; none: not checked", default=None, ge=1
+        "Number of pairs expected after filtering; a different number prints a warning (not checked if unset).",
+        default=None,
+        ge=1,
     )
-    resolution: int = identity_field("side of the square training images, pixels", default=1024, ge=16, multiple_of=8)
+    resolution: int = identity_field(
+        "Side of the square training images in pixels.", default=1024, ge=16, multiple_of=8
+    )
     aspect_buckets: bool = identity_field(
-        "train at several aspect ratios of about resolution x resolution pixels; all pairs of a step share one",
+        "Train at several aspect ratios, each with about resolution x resolution pixels. All pairs of a step have the "
+        "same size.",
         default=False,
     )
-    bucket_step: int = identity_field("sides of buckets are multiples of this, pixels", default=64, ge=8, multiple_of=8)
-    max_aspect: float = identity_field("longer side of the most extreme bucket over its shorter one", default=2.0, ge=1)
-    crop: Literal["center", "random"] = identity_field("one crop for both images of a pair", default="center")
+    bucket_step: int = identity_field(
+        "With aspect_buckets: the sides of each size are multiples of N pixels.", default=64, ge=8, multiple_of=8
+    )
+    max_aspect: float = identity_field(
+        "With aspect_buckets: largest ratio of the longer to the shorter side.", default=2.0, ge=1
+    )
+    crop: Literal["center", "random"] = identity_field(
+        "Part of an image that is kept; it is the same for both images of a pair.", default="center"
+    )
     flip: Literal["off", "shared", "independent"] = identity_field(
-        "mirror half of the pairs (shared) or half of the images (independent, as the authors' code)", default="off"
+        "Mirror images with probability 1/2. shared: both images of a pair or neither. independent: each image by "
+        "itself, as in the authors' code.",
+        default="off",
     )
     size_conditioning: Literal["fixed", "true"] = identity_field(
-        "sizes told to SDXL: always the training size (fixed, as the authors) or the file's own (true)", default="fixed"
+        "Sizes on which SDXL is conditioned. fixed: always the training size, as in the authors' code. true: each "
+        "image's own size and crop.",
+        default="fixed",
     )
-    prompt_dropout: float = identity_field("share of pairs whose prompt becomes ''", default=0.0, ge=0, le=1)
+    prompt_dropout: float = identity_field(
+        "Probability with which a pair's prompt is replaced by the empty prompt.", default=0.0, ge=0, le=1
+    )
     max_bad_rows: int = free_field(
-        "unreadable rows that are named and replaced, over the run, before it is an error", default=100, ge=0
+        "Unreadable rows are reported and replaced; more than N of them since the start end the run.",
+        default=100,
+        ge=0,
     )
-    workers: int = free_field("loader processes of a rank; 0: in the training process", default=4, ge=0)
-    prefetch: int = free_field("micro-batches that each loader process has ready", default=2, ge=1)
+    workers: int = free_field(
+        "Number of loader processes of each rank (0: load in the training process).", default=4, ge=0
+    )
+    prefetch: int = free_field("Number of micro-batches that each loader process prepares ahead.", default=2, ge=1)
 
     @model_validator(mode="after")
     def a_cache_holds_one_crop(self) -> DataConfig:
         if self.cache is not None and self.crop == "random":
-            raise ValueError("data.cache holds each image cut once: data.crop random does not fit; take center")
+            raise ValueError(
+                "data.crop random does not work with data.cache, which holds one crop of each image; set data.crop to "
+                "center"
+            )
         return self

@@ -1,4 +1,4 @@
-"""What a run is told to show of itself on pairs that it does not train on."""
+"""The sections on held-out pairs and on the watchdog that reads them."""
 
 from __future__ import annotations
 
@@ -10,52 +10,68 @@ from ds_dpo.config.base import Section, free_field
 
 
 class HeldOutConfig(Section):
-    """Pairs that training never sees, judged again and again at the same timesteps with the same noise."""
+    """Pairs that are not trained on; each evaluation uses the same timesteps and the same noise."""
 
     every_steps: int | None = free_field(
-        "optimizer steps between evaluations, also before the first step and at the end; none: never",
+        "Evaluate the held-out pairs before the first step, every N optimizer steps, and at the end (off if unset).",
         default=None,
         ge=1,
     )
-    dataset: str | None = free_field("hub id, folder or file of the pairs; none: data.dataset", default=None)
-    name: str | None = free_field("its configuration (subset); none: data.name where dataset is none", default=None)
-    split: str | None = free_field("its split, such as validation_unique; none: data.split", default=None)
+    dataset: str | None = free_field(
+        "Hub id, folder or file of the held-out pairs (data.dataset if unset).", default=None
+    )
+    name: str | None = free_field(
+        "Configuration (subset) of the held-out dataset. If unset: data.name where held_out.dataset is unset too, "
+        "else the dataset's only one.",
+        default=None,
+    )
+    split: str | None = free_field(
+        "Split of the held-out pairs, such as validation_unique (data.split if unset).", default=None
+    )
     num_pairs: int = free_field(
-        "take so many pairs, chosen by the seed; fewer where there are fewer", default=128, ge=2
+        "Number of held-out pairs, chosen by held_out.seed; all of them if the dataset has fewer.", default=128, ge=2
     )
     draws_per_decile: int = free_field(
-        "timesteps, each with noise of its own, at which a pair is judged in each tenth of the timesteps",
+        "Evaluate each held-out pair at N timesteps in each tenth of the schedule, each with its own noise.",
         default=1,
         ge=1,
     )
-    seed: int = free_field("of the choice of pairs, their timesteps and noise", default=0, ge=0, lt=2**63)
+    seed: int = free_field(
+        "Seed that chooses the held-out pairs, their timesteps and their noise.", default=0, ge=0, lt=2**63
+    )
 
 
 class WatchdogConfig(Section):
-    """What is done when the preferred images' error runs away from the reference's, the known collapse."""
+    """What happens when the policy's error on preferred images rises far above the reference's: the known collapse."""
 
     action: Literal["off", "warn", "lower_rate", "roll_back", "stop"] | None = free_field(
-        "what is done; roll_back also lowers the rate; none: warn where held_out is on, else off", default=None
+        "What to do when preferred images get much worse than under the reference. lower_rate: multiply the learning "
+        "rate by rate_factor. roll_back: return to an earlier checkpoint and lower the rate. stop: save and end. If "
+        "unset: warn where held_out is on, else off.",
+        default=None,
     )
     max_rise: float = free_field(
-        "how far the policy's error of preferred images may stand above the reference's, as a share of it",
+        "Limit of (policy error / reference error) - 1 on preferred images; 0.25 allows 25 % above the reference.",
         default=0.25,
         gt=0,
     )
-    patience: int = free_field("readings in a row above it before something is done", default=3, ge=1)
+    patience: int = free_field("The watchdog acts after N readings in a row above watchdog.max_rise.", default=3, ge=1)
     window_steps: int | None = free_field(
-        "steps of training metrics that make a reading where held_out is off; none: 50", default=None, ge=1
+        "Average N training steps into one watchdog reading where held_out is off (50 if unset).", default=None, ge=1
     )
     rate_factor: float | None = free_field(
-        "what lower_rate and roll_back multiply the learning rate by, for good; none: 0.5", default=None, gt=0, lt=1
+        "Factor by which lower_rate and roll_back multiply the learning rate for the rest of the run (0.5 if unset).",
+        default=None,
+        gt=0,
+        lt=1,
     )
-    max_interventions: int = free_field("how often something is done; after that it only warns", default=2, ge=1)
+    max_interventions: int = free_field("The watchdog acts at most N times and then only warns.", default=2, ge=1)
 
     @model_validator(mode="after")
     def only_two_actions_lower_the_rate(self) -> WatchdogConfig:
         if self.rate_factor is not None and self.action not in ("lower_rate", "roll_back"):
             raise ValueError(
-                f"watchdog.action {self.action or 'none'} ignores rate_factor {self.rate_factor}; take lower_rate or "
-                "roll_back, or rate_factor none"
+                f"watchdog.action {self.action or 'none'} ignores watchdog.rate_factor {self.rate_factor}; set action "
+                "to lower_rate or roll_back, or rate_factor to none"
             )
         return self

@@ -1,4 +1,4 @@
-"""What ends a run that nobody looks after any more, or that stands still."""
+"""The section on what ends a run that hangs or has lost its launcher."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ from ds_dpo.config.base import Section, free_field
 
 
 class SupervisionConfig(Section):
-    """How long ranks wait for a step, for one another and for their launcher before they leave."""
+    """How long ranks wait for a step, for each other and for their launcher before they exit."""
 
     hang_factor: float = free_field(
-        "a step that takes so many times the median of the last ones is a hang: all ranks write their stacks and leave",
+        "A step that takes more than X times the median of the last 50 steps is a hang: all ranks write their stacks "
+        "to files and exit.",
         default=10.0,
         ge=2,
     )
     hang_floor_seconds: float = free_field(
-        "but nothing shorter than this is; the first step, which may compile and tune, has three times as long",
+        "A step shorter than this is never a hang. The first two steps, which may compile kernels, get three times "
+        "this.",
         default=600.0,
         gt=0,
     )
     lease_seconds: float = free_field(
-        "ranks leave once scripts/launch.py has not renewed its lease for so long", default=15.0, ge=6
+        "Ranks exit when scripts/launch.py has not renewed its lease for this long.", default=15.0, ge=6
     )
     meeting_seconds: float | None = free_field(
-        "how long ranks wait for one another before anything is loaded; none: 15 over several hosts, and 600 below "
-        "scripts/launch.py, which has asked the hosts, below srun and torchrun, and on one host",
+        "Seconds that ranks wait for each other before anything is loaded. If unset: 600 on one host and under srun, "
+        "torchrun and scripts/launch.py, else 15.",
         default=None,
         gt=0,
     )
     collective_timeout_minutes: float = free_field(
-        "how long a rank waits for others in a collective: longer than rank 0 draws, downloads and counts alone",
+        "Minutes that a rank waits for the others in a collective, and that a save or other work between steps may "
+        "take. It must exceed the time in which rank 0 downloads, counts pairs or draws images alone.",
         default=60.0,
         gt=0,
     )
