@@ -1,4 +1,4 @@
-"""Turn the ZeRO shards of a run into a model that people load; needs neither GPU nor DeepSpeed.
+"""Turn the ZeRO shards of a run into a model that other programs load. Needs neither a GPU nor DeepSpeed.
 
 Examples:
     python scripts/consolidate.py runs/my_run my_model
@@ -6,7 +6,7 @@ Examples:
     python scripts/consolidate.py runs/my_run tuned.safetensors --format single-file --base_file base.safetensors
     python scripts/consolidate.py runs/my_run my_lora --format lora --rank 64
 
-Options may be written with - or _. docs/export.md tells what to take for which program.
+Options may be written with - or _. docs/export.md says which format each program needs.
 """
 
 import argparse
@@ -26,28 +26,38 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("source", type=Path, help="a run folder, one of its checkpoints, or a save_dir of DeepSpeed")
-    parser.add_argument("out", type=Path, help="folder to write, or a .safetensors file; an earlier export is replaced")
-    parser.add_argument("--format", choices=list(FORMATS), default="unet", help="default: unet")
-    parser.add_argument("--step", type=int, help="which checkpoint of the run; default: the newest whole one")
-    parser.add_argument("--dtype", choices=list(TORCH_NAMES), default="fp16", help="default: fp16, rounded from fp32")
-    parser.add_argument("--base", metavar="MODEL", help="folder or hub id of the base; default: as the run says")
-    parser.add_argument("--ema", action="store_true", help="the moving average of the weights, where the run kept one")
-    parser.add_argument("--keys", metavar="PREFIX", help="the UNet's parameters lie under this name, such as unet")
+    parser.add_argument("source", type=Path, help="Run folder, one of its checkpoints, or a save_dir of DeepSpeed.")
+    parser.add_argument("out", type=Path, help="Folder or .safetensors file to write; an earlier export is replaced.")
+    parser.add_argument("--format", choices=list(FORMATS), default="unet", help="What to write (default: unet).")
+    parser.add_argument("--step", type=int, help="Step of the checkpoint to export (default: the newest valid one).")
+    parser.add_argument(
+        "--dtype", choices=list(TORCH_NAMES), default="fp16", help="Precision of the files (default: fp16)."
+    )
+    parser.add_argument("--base", metavar="MODEL", help="Folder or hub id of the base model (default: the run's).")
+    parser.add_argument(
+        "--ema", action="store_true", help="Export the moving average of the weights; the run needs ema.decay."
+    )
+    parser.add_argument("--keys", metavar="PREFIX", help="Prefix of the UNet's parameters in the shards, such as unet.")
     folder = parser.add_argument_group("unet, pipeline")
-    folder.add_argument("--variant", metavar="NAME", help="name the files for from_pretrained(variant=NAME): fp16")
-    folder.add_argument("--max_shard_gb", type=float, metavar="GB", help="largest file; default: 10")
-    folder.add_argument("--vae", metavar="MODEL", help="pipeline: folder or hub id of a VAE to put into it")
+    folder.add_argument(
+        "--variant", metavar="NAME", help="Name the files for from_pretrained(variant=NAME), such as fp16."
+    )
+    folder.add_argument("--max_shard_gb", type=float, metavar="GB", help="Largest size of a file (default: 10).")
+    folder.add_argument("--vae", metavar="MODEL", help="Folder or hub id of a VAE to put into the pipeline.")
     single = parser.add_argument_group("single-file")
-    single.add_argument("--base_file", type=Path, metavar="FILE", help="checkpoint to put the UNet into; default: none")
+    single.add_argument("--base_file", type=Path, metavar="FILE", help="Checkpoint file to put the UNet into.")
     lora = parser.add_argument_group("lora")
-    lora.add_argument("--rank", type=int, help="of a full run: rank of the LoRA that approximates its change")
-    lora.add_argument("--lora_naming", choices=list(NAMINGS), default="diffusers", help="default: diffusers")
-    lora.add_argument("--lora_alpha", type=float, help="of a LoRA run without adapter_config.json, in any format")
+    lora.add_argument("--rank", type=int, help="Rank of the LoRA that approximates the change of a full run.")
+    lora.add_argument(
+        "--lora_naming", choices=list(NAMINGS), default="diffusers", help="Names of its weights (default: diffusers)."
+    )
+    lora.add_argument("--lora_alpha", type=float, help="Alpha of a LoRA run that has no adapter_config.json.")
     hub = parser.add_argument_group("model card and hub")
-    hub.add_argument("--license", metavar="ID", help="of the model card; default: that of the base, where it is known")
-    hub.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the folder")
-    hub.add_argument("--private", action="store_true", help="make the repository a private one")
+    hub.add_argument(
+        "--license", metavar="ID", help="License in the model card (default: that of the base, if it is known)."
+    )
+    hub.add_argument("--push_to_hub", metavar="OWNER/NAME", help="Upload the folder to this repository of the hub.")
+    hub.add_argument("--private", action="store_true", help="Make the new repository private.")
     return parser.parse_args([_with_underscores(argument) for argument in argv])
 
 

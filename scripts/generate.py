@@ -1,7 +1,8 @@
 r"""Draw prompts with one or several models from the same noise, and put the images side by side.
 
-A model is a diffusers pipeline (folder or hub id), an export of a UNet alone or of a single .safetensors file, which
-are taken into --base, each with LoRAs over it. Writes OUT/images/, OUT/grid.png and OUT/record.json.
+A model is a diffusers pipeline (folder or hub id), an exported UNet, or a single .safetensors file. A UNet or a single
+file is put into the pipeline --base. LoRAs can be added to each model. Writes OUT/images/, OUT/grid.png and
+OUT/record.json.
 
 Examples:
     python scripts/generate.py --model sdxl_dpo --prompt "a pelican riding a bicycle" --seed 0
@@ -21,18 +22,18 @@ from ds_dpo.precision import TORCH_NAMES
 
 
 class AddModel(argparse.Action):
-    """Collects (model, its LoRAs) in the order of the command line."""
+    """Collects models, each with its LoRAs, in the order of the command line."""
 
     def __call__(self, parser, namespace, value, option_string=None) -> None:
         namespace.models = [*(namespace.models or []), (value, [])]
 
 
 class AddLora(argparse.Action):
-    """Gives a LoRA to the model named before it."""
+    """Adds a LoRA to the model named before it."""
 
     def __call__(self, parser, namespace, value, option_string=None) -> None:
         if not namespace.models:
-            parser.error(f"--lora {value}: goes over the --model named before it; name that first")
+            parser.error(f"--lora {value} needs a --model before it, to which it is added")
         namespace.models[-1][1].append(value)
 
 
@@ -47,18 +48,20 @@ def parse_arguments() -> argparse.Namespace:
         action=AddModel,
         required=True,
         metavar="MODEL",
-        help="what draws; again for a further column",
+        help="Model that draws; repeat the option for more columns.",
     )
-    add("--lora", dest="models", action=AddLora, metavar="FILE[:SCALE]", help="LoRA over the --model before it")
+    add("--lora", dest="models", action=AddLora, metavar="FILE[:SCALE]", help="LoRA added to the --model before it.")
     add(
-        "--base", metavar="MODEL", help="pipeline around UNets and single files; default: the first --model that is one"
+        "--base",
+        metavar="MODEL",
+        help="Pipeline for UNets and single files (default: the first --model that is a pipeline).",
     )
     add(
         "--labels",
         nargs="+",
         default=[],
         metavar="TEXT",
-        help="the models' names in the picture; default: from their paths",
+        help="Names of the models in the picture (default: from their paths).",
     )
     add(
         "--prompt",
@@ -66,9 +69,15 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="TEXT",
-        help="what to draw; again for a further row",
+        help="Prompt to draw; repeat the option for more rows.",
     )
-    add("--prompts", dest="prompt_file", type=Path, metavar="FILE", help="a prompt a line, or .jsonl: prompt and seed")
+    add(
+        "--prompts",
+        dest="prompt_file",
+        type=Path,
+        metavar="FILE",
+        help="File with a prompt per line, or .jsonl with prompt and seed.",
+    )
     add(
         "--seed",
         "--seeds",
@@ -77,20 +86,44 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         action="extend",
         metavar="N",
-        help="of the noise; default: 0",
+        help="Seeds of the noise (default: 0).",
     )
     add(
-        "--out", "--output_dir", "--output-dir", type=Path, default=Path("generated"), help="folder; default: generated"
+        "--out",
+        "--output_dir",
+        "--output-dir",
+        type=Path,
+        default=Path("generated"),
+        help="Folder to write (default: generated).",
     )
-    add("--steps", "--num_inference_steps", "--num-inference-steps", type=int, default=30, help="default: 30")
-    add("--guidance", "--guidance_scale", "--guidance-scale", type=float, default=5.0, help="1: none; default: 5")
-    add("--resolution", type=int, help="side of the images, pixels; default: the first model's own")
-    add("--batch", type=int, help="images drawn at once; default: what fits 1024 x 1024 pixels")
-    add("--dtype", choices=list(TORCH_NAMES), help="default: fp16, on a CPU fp32")
-    add("--device", default="auto", help="such as cuda or cpu; default: an accelerator where there is one")
-    add("--scheduler", choices=["model", "ddim", "euler", "dpmpp"], default="model", help="default: the model's own")
-    add("--vae", metavar="MODEL", help="in place of the models' own, such as madebyollin/sdxl-vae-fp16-fix")
-    add("--variant", help="of the weights, such as fp16, where the hub has several")
+    add(
+        "--steps",
+        "--num_inference_steps",
+        "--num-inference-steps",
+        type=int,
+        default=30,
+        help="Sampling steps (default: 30).",
+    )
+    add(
+        "--guidance",
+        "--guidance_scale",
+        "--guidance-scale",
+        type=float,
+        default=5.0,
+        help="Guidance; 1 is off (default: 5).",
+    )
+    add("--resolution", type=int, help="Side of the images in pixels (default: that of the first model).")
+    add("--batch", type=int, help="Number of images drawn at once (default: as many as make 1024 x 1024 pixels).")
+    add("--dtype", choices=list(TORCH_NAMES), help="Precision (default: fp16, on a CPU fp32).")
+    add("--device", default="auto", help="Device, such as cuda or cpu (default: an accelerator if there is one).")
+    add(
+        "--scheduler",
+        choices=["model", "ddim", "euler", "dpmpp"],
+        default="model",
+        help="Sampler (default: the model's).",
+    )
+    add("--vae", metavar="MODEL", help="VAE to use instead of the models' own, such as madebyollin/sdxl-vae-fp16-fix.")
+    add("--variant", help="Variant of the weights on the hub, such as fp16.")
     return parser.parse_args()
 
 
@@ -99,7 +132,7 @@ def main() -> None:
     from ds_dpo.process.quiet import quiet_libraries, quiet_output
 
     quiet_libraries()
-    with quiet_output():  # libraries announce what they lack as they are imported
+    with quiet_output():  # libraries print what they lack when they are imported
         from ds_dpo.evaluation.drawing.generate import Request, generate
         from ds_dpo.evaluation.drawing.named_model import ModelChoice, parse_lora
     models = [ModelChoice(name, tuple(map(parse_lora, loras))) for name, loras in arguments.pop("models")]

@@ -1,16 +1,17 @@
-"""Check every host, then train on all of them: takes the arguments of `deepspeed`, in its place.
+"""Check every host, then train on all of them. Takes the arguments of `deepspeed` and replaces it.
 
 Examples:
     python scripts/launch.py --hostfile hostfiles/a100x16 ds_dpo/train.py --config sdxl_pickapic
     python scripts/launch.py --num_gpus 4 ds_dpo/train.py --config sd15_pickapic
 
-Before anything runs: the hostfile is read strictly, every host answers over ssh, runs the same Python, packages, code
-and configuration, sees the run folder, has a GPU for each slot, and the first one's port is free. What the ranks need
-of this environment travels in output_dir/launch.env, without secrets; that all ranks came up is checked by them.
+Before anything runs, it checks that the hostfile is correct, that every host answers over ssh, has the same Python,
+packages, code and configuration, sees the run folder and has a GPU for each slot, and that the first host's port is
+free. It passes the environment to the ranks in output_dir/launch.env, without secrets. The ranks themselves check that
+all of them have started.
 
-Then it stays: whatever of this program, DeepSpeed's launchers, ssh or a host ends, all ranks are gone half a minute
-later. SIGINT (Ctrl-C), SIGTERM, SIGUSR1 or SIGHUP lets all ranks save at the same step and leave, the same once more
-lets them leave at once. Its exit status is that of the run: docs/faults.md.
+It watches the run until the end. If this program, one of DeepSpeed's launchers, ssh or a host fails, all ranks exit
+within half a minute. After SIGINT (Ctrl-C), SIGTERM, SIGUSR1 or SIGHUP all ranks save at the same step and exit; after
+a second signal they exit at once. The exit status is that of the run: see docs/faults.md.
 """
 
 import os

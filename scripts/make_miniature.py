@@ -3,7 +3,7 @@
 
     python scripts/make_miniature.py --work runs/miniature [--output ds_dpo/assets/miniature]
 
-About an hour and a half on one core. Interrupted, the same command goes on from its last saved state.
+Takes about an hour and a half on one core. The same command continues an interrupted run from its last saved state.
 """
 
 import argparse
@@ -22,9 +22,11 @@ from ds_dpo.process.quiet import quiet_libraries
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/miniature"), help="folder for training states")
-    parser.add_argument("--output", type=Path, default=Path("ds_dpo/assets/miniature"), help="gets model/ and pairs/")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("runs/miniature"), help="Folder for training states.")
+    parser.add_argument(
+        "--output", type=Path, default=Path("ds_dpo/assets/miniature"), help="Folder for model/ and pairs/."
+    )
+    parser.add_argument("--threads", type=int, default=1, help="Number of torch's threads.")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     quiet_libraries()

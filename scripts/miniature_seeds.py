@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Run the quickstart with several training seeds and write what each one reached to docs/miniature_seeds.md.
+"""Run the quickstart with several training seeds and write their results to docs/miniature_seeds.md.
 
     .venv/bin/python scripts/miniature_seeds.py [--seeds 0 1 2] [--runs runs/seeds]
 
-Five minutes a seed on two cores; a seed whose run has a summary is not run again. The table holds the bars that the
-shipped preset is meant to meet beside the figures.
+Takes five minutes per seed on two cores. A seed whose run already has a summary is not run again. The table shows the
+results and the bars that the preset must meet.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BARS = (
 
 
 def table(summaries: dict[int, dict]) -> list[str]:
-    """A row a seed, a column a bar; a figure that misses its bar is marked."""
+    """Return a table with a row per seed and a column per bar; a figure that misses its bar is marked."""
     bounds = [f">= {least}" if least is not None else f"<= {most}" for _, _, least, most in BARS]
     titles = ["seed", "images", "base", "tuned", "SFT", "win rate (95 %)", *(title for title, *_ in BARS)]
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
@@ -48,8 +48,8 @@ def table(summaries: dict[int, dict]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", default="runs/seeds", help="folder for the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Training seeds to run.")
+    parser.add_argument("--runs", default="runs/seeds", help="Folder for the runs.")
     arguments = parser.parse_args()
     summaries = {}
     for seed in arguments.seeds:

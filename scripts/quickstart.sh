@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The whole job on a laptop's CPU, in minutes: install, align the miniature with DPO on 2 ranks, train a control on the
-# preferred images alone, turn both runs' ZeRO shards into diffusers models, compare them with the base.
-#   scripts/quickstart.sh                              run folder runs/quickstart
-#   scripts/quickstart.sh runs/other --seed 1          another run folder, options of ds_dpo/train.py
-# Safe to run again: what is done stays, what was interrupted goes on.
+# Shows everything on a laptop's CPU in minutes: install, align the miniature with DPO on 2 ranks, train a control on the
+# preferred images alone, turn both runs' ZeRO shards into diffusers models, and compare them with the base model.
+#   scripts/quickstart.sh                              uses the run folder runs/quickstart
+#   scripts/quickstart.sh runs/other --seed 1          uses another run folder and options of ds_dpo/train.py
+# Safe to run again: finished parts stay, an interrupted part resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup_venv.sh requirements/run.txt
-trap 'exit 130' INT  # training saves and leaves with status 0 then, which would lead to the next part
+trap 'exit 130' INT  # training then saves and exits with status 0, after which the next part would start
 
 run=runs/quickstart
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
@@ -26,7 +26,7 @@ free_port() {
 }
 
 echo "== 1/4 DPO on preference pairs: 2 ranks, ZeRO-2, bf16 (2 to 3 minutes)"
-# judged every 75 steps on pairs that are not trained on; healthy runs of so small a model double the preferred images' error
+# every 75 steps it is evaluated on held-out pairs; healthy runs of such a small model double the preferred images' error
 train --output_dir "$run" --held_out.every_steps 75 --held_out.split validation_unique --held_out.num_pairs 44 \
   --watchdog.max_rise 2 "$@"
 echo "== 2/4 the control: the same pairs, steps and rate, but only the preferred images (about 1 minute)"

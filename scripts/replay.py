@@ -1,11 +1,12 @@
-"""Do one step of a run again, on one process, to see which pair, weight or operation is not finite.
+"""Repeat one step of a run in one process, to find the pair, weight or operation that is not finite.
 
 Examples:
     python scripts/replay.py runs/my_run/non_finite/step_00001234.json
     python scripts/replay.py runs/my_run/non_finite/step_00001234.json --detect_anomaly
     python scripts/replay.py --run runs/my_run --step 1200
 
-Status 0: it ends as the run's record says, 1: it does not, 2: it cannot be done. docs/non_finite.md tells more.
+Exit status 0: the step ends as the run recorded it. 1: it ends differently. 2: it cannot be repeated. See
+docs/non_finite.md.
 """
 
 import argparse
@@ -21,16 +22,21 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("file", type=Path, nargs="?", help="record of a step, as a run writes it when it ends at one")
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="of the run; default: where the record lies")
-    parser.add_argument("--step", type=int, metavar="N", help="any step of --run, in place of a record")
-    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="weights; default: those of the step")
-    parser.add_argument("--detect_anomaly", action="store_true", help="name the module and operation; slow")
+    parser.add_argument("file", type=Path, nargs="?", help="Record of a step that a run wrote when it ended there.")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="Run folder (default: that of the record).")
+    parser.add_argument("--step", type=int, metavar="N", help="Step of --run to repeat, instead of a record.")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FOLDER",
+        help="Checkpoint with the weights to use (default: that of the step).",
+    )
+    parser.add_argument("--detect_anomaly", action="store_true", help="Name the module and the operation (slow).")
     arguments = parser.parse_args(argv)
     if (arguments.file is None) == (arguments.step is None):
         parser.error("give the record of a step, or --run and --step")
     if arguments.step is not None and (arguments.run is None or arguments.step < 1):
-        parser.error("--step needs --run, and counts from 1")
+        parser.error("--step needs --run and must be 1 or more")
     return arguments
 
 

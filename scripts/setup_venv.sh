@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh: everything is installed into .venv of this checkout, once for each set of pins.
+# quickstart.sh and test.sh source this file. It installs everything into .venv of this checkout, once per set of pins.
 # Usage: . scripts/setup_venv.sh requirements/FILE.txt ; afterwards .venv/bin/python is ready.
 
 find_python() {
@@ -33,7 +33,7 @@ setup_venv() {
   echo "$wanted" >"$stamp"
 }
 
-# Two ranks on two cores: a thread each, and no spinning while one waits for the other.
+# Two ranks on two cores: one thread each, which does not spin while it waits for the other rank.
 export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 PATH="$PWD/.venv/bin:$PATH"
 

@@ -1,4 +1,4 @@
-"""Print the output_dir of a run, from train.py's arguments: it may stand in a preset, in a file or among them.
+"""Print the output_dir of a run from the arguments of train.py: from a preset, a file or an option.
 
 Example:
     python scripts/slurm/output_dir.py --config sdxl_pickapic

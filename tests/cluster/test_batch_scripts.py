@@ -5,7 +5,7 @@ import sys
 import pytest
 from slurm_jobs import SCRIPTS, SIZE, Job
 
-# Leaves with STATUS once it is asked to stop, by USR1 or by the file; does as told at once where nobody is to ask.
+# Leaves with STATUS once it is asked to stop, by USR1 or by the file; at once where nobody asks.
 # A start after a requeue leaves with 0.
 STAND_IN = f"""#!/bin/bash
 case $* in *output_dir.py*) exec {sys.executable} "$@" ;; esac
@@ -114,7 +114,7 @@ def test_only_the_files_that_ask_for_a_requeue_are_removed(jobs, submit, out):
 
 @pytest.mark.parametrize(
     ("argument", "ranks", "said"),
-    [("--no_such_option=1", "1", "no_such_option"), ("--seed=1", "", "how many ranks a node has is not known")],
+    [("--no_such_option=1", "1", "no_such_option"), ("--seed=1", "", "the number of ranks per node is unknown")],
 )
 def test_what_the_launcher_script_cannot_tell_ends_it_before_it_starts_ranks(bench, tmp_path, argument, ranks, said):
     printed = tmp_path / "printed"

@@ -156,7 +156,7 @@ def find(page: torch.Tensor, tile: torch.Tensor) -> tuple[int, int]:
 def test_the_program_says_what_is_missing(tmp_path, monkeypatch, capsys) -> None:
     for arguments, message in [
         (["--model", str(tmp_path / "absent"), "--prompt", RED], f"error: {tmp_path / 'absent'}: no such folder"),
-        (["--lora", "x", "--model", MINIATURE], "--lora x: goes over the --model named before it"),
+        (["--lora", "x", "--model", MINIATURE], "--lora x needs a --model before it"),
         (["--prompt", RED], "--model"),
     ]:
         monkeypatch.setattr(sys, "argv", [str(PROGRAM), *arguments])
