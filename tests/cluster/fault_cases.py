@@ -70,7 +70,7 @@ def cases() -> dict[str, Case]:
 
 
 def kills() -> Iterator[Case]:
-    """SIGKILL of each rank at a random time, twenty times and more: while loading, in steps, while saving."""
+    """SIGKILL to each rank at a random time, more than twenty times: while loading, in steps, while saving."""
     draw = random.Random(SEED)
     plan = [
         *[("two", rank, phase) for rank in (0, 1) for phase in ("steps", "steps", "steps", "steps", "load", "save")],
@@ -97,7 +97,7 @@ def random_moment(phase: str, draw: random.Random) -> tuple[Move, ...]:
 
 
 def points() -> Iterator[Case]:
-    """SIGKILL at each named place of the protocol."""
+    """SIGKILL at each named point of the save and load protocols."""
     both = ("save.begin", "save.copied", "save.write", "save.written", "save.hashed", "save.agreed")
     for name in (*both, "load.begin", "load.verified", "load.read"):
         for rank in (0, 1):
@@ -121,7 +121,7 @@ def at_point(faults: str, **further: Any) -> Case:
 
 
 def hosts() -> Iterator[Case]:
-    """Hosts and the processes between them end."""
+    """A host is switched off, or a process between launcher and ranks is killed."""
     training, early = Steps(4, share=0.5), Steps(1)
     ends: dict[str, tuple[Move, ...]] = {
         "launch.py killed": (training, Signal("launch.py")),
@@ -146,7 +146,7 @@ def hosts() -> Iterator[Case]:
 
 
 def signals() -> Iterator[Case]:
-    """Asked to stop: saved, status 0; asked twice: at once."""
+    """The run is asked to stop: it saves and exits with status 0. Asked twice, it leaves at once."""
     term, usr1, interrupt = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
     asks: dict[str, tuple[Move, ...]] = {
         "SIGTERM to launch.py": (Steps(4, share=0.4), Signal("launch.py", term)),
@@ -194,7 +194,7 @@ def signals() -> Iterator[Case]:
 
 
 def disk() -> Iterator[Case]:
-    """A disk that refuses: training goes on, earlier checkpoints stay, the next save is taken."""
+    """The disk refuses a save: training goes on, earlier checkpoints stay, and the next save works."""
     shouted = Says("SAVING FAILED")
     later = (shouted, Says(r"saved \S*step_\d+"))
     refusals = (
@@ -254,7 +254,7 @@ def disk() -> Iterator[Case]:
 
 
 def checkpoints() -> Iterator[Case]:
-    """Checkpoints that are not what they were: passed over, and refused where none is left."""
+    """Checkpoints are damaged: a start skips them, and refuses if none is left."""
     ends = (
         (Steps(4, share=0.3), Signal("rank 1")),
         (Steps(1), Signal("rank 0")),
@@ -295,7 +295,7 @@ DAMAGES: dict[str, int | None] = {
 
 
 def network() -> Iterator[Case]:
-    """Hosts that do not answer, and ranks that stand still."""
+    """A host does not answer, or a rank hangs."""
     cut = Cut("n2")
     is_silent: dict[str, Any] = {
         "group": "network",

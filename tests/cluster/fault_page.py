@@ -15,18 +15,20 @@ Row = Mapping[str, Any]
 INTRODUCTION = """\
 # What happens when things fail: the fault matrix
 
-`tests/cluster/fault_matrix.py`, started as root on two cores: the miniature in fp32 over two hosts of the bench
-(tests/cluster/bench), one or two ranks each, every start by `scripts/launch.py`. A run suffers case after case, and
-each start goes on from what the case before has left. A case passes where
+`tests/cluster/fault_matrix.py`, started as root on two cores, trains the miniature in fp32 over two hosts of the bench
+(tests/cluster/bench), with one or two ranks each. Every start is by `scripts/launch.py`. A run goes through case
+after case, and each start goes on from what the case before has left. A case passes if all of these hold:
 
-- every process on every host is gone within the stated time after the last thing that was done to it,
-- the exit status is the documented one (docs/faults.md), and not 0 unless the run was asked to stop and saved,
-- the next start goes on from the newest checkpoint of which every byte is there, which the script finds out itself,
-- nothing that was saved before, or that the launch says to have saved, is missing after it,
-- and the curve (loss, learning rate, pairs seen, gradient norm, margin, accuracy, beta) is bit-equal to that of a run
-  to which nothing happened.
+- Every process on every host is gone within the stated time after the last event of the case.
+- The exit status is the documented one (docs/faults.md). It is 0 only if the run was asked to stop and has saved.
+- The next start goes on from the newest checkpoint of which every byte is there. The script finds that checkpoint
+  independently.
+- Nothing is missing that was saved before, or that the launch reports as saved.
+- The curve (loss, learning rate, pairs seen, gradient norm, margin, accuracy, beta) is bit-equal to that of a run to
+  which nothing happened.
 
-What these hosts cannot show: the disk that they share is this machine's own, so that a lost network leaves it in reach.
+These hosts share a disk of one machine, so a host that has lost its network still reaches it. On a real cluster it
+would lose the disk too.
 """
 
 
@@ -74,9 +76,9 @@ def page(cases: Mapping[str, Case], results: Mapping[str, Row], *, notes: str = 
     commits = Counter(row["commit"] for row in rows).most_common()
     lines = [
         INTRODUCTION,
-        f"{total['cases']} of {len(cases)} cases were played, {total['passed']} passed, "
-        f"{total['orphans']} orphans; the slowest end took "
-        f"{total['slowest_seconds']} s. Played on {' and '.join(sorted({row['date'] for row in rows}))} with "
+        f"{total['cases']} of {len(cases)} cases were played and {total['passed']} passed, with {total['orphans']} "
+        f"processes left behind; the slowest end took {total['slowest_seconds']} s. They were played on "
+        f"{' and '.join(sorted({row['date'] for row in rows}))} with "
         f"{', '.join(f'{commit} ({number} cases)' for commit, number in commits)}.",
         "",
     ]
