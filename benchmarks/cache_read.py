@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 from ds_dpo.batch import CachedSamples
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.stream.draws import PairDraws, draw_pair
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.diffusion.noising import Noising

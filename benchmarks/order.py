@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.stream.draws import draw_pair
 from ds_dpo.data.stream.loader import open_stream
 from ds_dpo.data.stream.order import PairOrder

@@ -80,7 +80,7 @@ def measure(folder: Path) -> dict[str, float]:
 def start(folder: Path) -> None:
     """Open the pairs of a folder and take the first micro-batch, as training does."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from ds_dpo.config.load import DataConfig
+    from ds_dpo.config.data import DataConfig
     from ds_dpo.data.reading.open_source import open_source
     from ds_dpo.data.stream.loader import open_stream
     from ds_dpo.data.stream.prepare import OnlinePairs

@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ds_dpo.config.load import RunConfig, load_config
+from ds_dpo.config.load import load_config
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError, run_program
 from ds_dpo.precision import TORCH_NAMES
 

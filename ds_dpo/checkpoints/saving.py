@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents, Saved
-from ds_dpo.config.load import CadenceConfig
+from ds_dpo.config.cadence import CadenceConfig
 from ds_dpo.distributed.collectives import is_main
 from ds_dpo.errors import CheckpointError
 from ds_dpo.process.say import Say

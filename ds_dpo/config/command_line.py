@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ds_dpo.config.fields import ALIASES, FIELDS, FLAT_NAMES, FieldSpec, field_path
+from ds_dpo.config.fields import FIELDS, FieldSpec, field_path
+from ds_dpo.config.names import ALIASES, FLAT_NAMES
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.errors import ConfigError
 

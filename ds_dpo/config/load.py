@@ -5,58 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from ds_dpo.config.asset_paths import PACKAGE
 from ds_dpo.config.command_line import config_name, parse_command_line, same_value
-from ds_dpo.config.data import DataConfig
-from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.config.fields import FIELDS, SECTIONS, did_you_mean, field_path
-from ds_dpo.config.objectives import DpoConfig, ObjectiveConfig, SftConfig, TermsConfig
-from ds_dpo.config.optimization import DECAYING_SCHEDULES, AdapterConfig, OptimizerConfig, ScheduleConfig
-from ds_dpo.config.run import (
-    BatchConfig,
-    CadenceConfig,
-    ModelConfig,
-    ReferenceConfig,
-    RunConfig,
-    ValidationConfig,
-)
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
 
-__all__ = [
-    "AdapterConfig",
-    "BatchConfig",
-    "CadenceConfig",
-    "Change",
-    "DataConfig",
-    "DiffusionConfig",
-    "DpoConfig",
-    "LoadedConfig",
-    "ModelConfig",
-    "ObjectiveConfig",
-    "OptimizerConfig",
-    "ReferenceConfig",
-    "RunConfig",
-    "ScheduleConfig",
-    "SftConfig",
-    "TermsConfig",
-    "ValidationConfig",
-    "compare_identity",
-    "config_from_yaml",
-    "config_to_yaml",
-    "identity",
-    "load_config",
-    "preset_names",
-    "resolve_asset",
-]
-
-PACKAGE = Path(__file__).resolve().parents[1]
 PRESETS = PACKAGE / "presets"
-ASSET_PREFIX = "ds_dpo://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +55,6 @@ def config_to_yaml(config: RunConfig) -> str:
 def config_from_yaml(path: Path | str) -> RunConfig:
     """Read a configuration file, such as a run folder's config.yaml. Raises ConfigError."""
     return build_config(_read_file(Path(path), below=()))
-
-
-def resolve_asset(path: str) -> str:
-    """Return the file path of a ds_dpo:// name, which lies inside the installed package; others unchanged."""
-    if not path.startswith(ASSET_PREFIX):
-        return path
-    inside = PurePosixPath(path.removeprefix(ASSET_PREFIX))
-    if inside.is_absolute() or ".." in inside.parts:
-        raise ConfigError(f"{path} leads out of the package; such as {ASSET_PREFIX}assets/miniature/model would fit")
-    return str(PACKAGE / inside)
 
 
 # ---- layers: flat dicts of dotted names ----
@@ -214,50 +165,6 @@ def _problem(error: Any, values: Mapping[str, Any]) -> str:
     if error["type"] == "value_error" and path not in FIELDS:
         return message  # a rule between fields names them itself
     return f"{path} = {error['input']}: {message}"
-
-
-# ---- identity ----
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One identity field that differs."""
-
-    name: str
-    old: object
-    new: object
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.old} -> {self.new}"
-
-
-def identity(config: RunConfig, precision: str) -> dict[str, object]:
-    """Return what makes this run the run it is, by dotted name, `precision` (fp32, bf16, fp16) among it.
-
-    schedule.decay_steps is the resolved number where the schedule decays, so that a longer run of a constant
-    schedule is the same run, and a longer one of a linear schedule is another unless decay_steps is fixed.
-    """
-    nested = config.model_dump(mode="json")
-    flat: dict[str, object] = {}
-    for path, spec in FIELDS.items():
-        section, _, name = path.rpartition(".")
-        holder = nested[section] if section else nested
-        if spec.is_identity and name in holder:
-            flat[path] = holder[name]
-    if config.schedule.name in DECAYING_SCHEDULES:
-        flat["schedule.decay_steps"] = config.schedule.decay_steps or config.max_train_steps
-    flat["precision"] = precision
-    return flat
-
-
-def compare_identity(old: Mapping[str, object], new: Mapping[str, object]) -> list[Change]:
-    """Return the fields in which two identities differ, in the order of the newer one."""
-    names = [*new, *(name for name in old if name not in new)]
-    return [
-        Change(name=name, old=old.get(name, "(not set)"), new=new.get(name, "(not set)"))
-        for name in names
-        if old.get(name, "(not set)") != new.get(name, "(not set)")
-    ]
 
 
 # ---- YAML ----

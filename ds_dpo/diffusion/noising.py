@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ds_dpo.config.load import DiffusionConfig
+from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.diffusion.noise_schedule import NoiseSchedule
 from ds_dpo.diffusion.timesteps import TimestepDistribution, timestep_distribution
 from ds_dpo.errors import ConfigError

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ds_dpo.config.load import DiffusionConfig
+from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.errors import ConfigError
 
 SMALLEST_SHARE = 1e-6  # of a distribution's draws that a range may keep: less is a mistake, and loses digits

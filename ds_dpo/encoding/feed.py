@@ -12,7 +12,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from ds_dpo.batch import PreferenceBatch
-from ds_dpo.config.load import DataConfig, RunConfig, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.data import DataConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.data.reading.open_source import open_source
 from ds_dpo.data.reading.split_files import find_split
 from ds_dpo.data.stream.loader import PairReader

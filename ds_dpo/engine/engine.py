@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ds_dpo.config.load import OptimizerConfig, ScheduleConfig
+from ds_dpo.config.optimization import OptimizerConfig, ScheduleConfig
 from ds_dpo.distributed.collectives import is_main, world_size
 from ds_dpo.engine.elastic import read_into
 from ds_dpo.engine.layout import engine_layout, layout_digest, master_groups

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from ds_dpo.config.load import ScheduleConfig
-from ds_dpo.config.optimization import SCHEDULE_FIELDS
+from ds_dpo.config.optimization import SCHEDULE_FIELDS, ScheduleConfig
 
 # what diffusers calls the fields
 _ARGUMENTS = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_dpo.config.load import OptimizerConfig
+from ds_dpo.config.optimization import OptimizerConfig
 from ds_dpo.errors import ConfigError
 
 Build = Callable[[Sequence[nn.Parameter], OptimizerConfig, bool], torch.optim.Optimizer]

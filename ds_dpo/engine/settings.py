@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ds_dpo.config.load import DiffusionConfig, RunConfig
+from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings_file import deepspeed_config_path, ignored_options, precision_of_file, read_deepspeed_file
 from ds_dpo.engine.settings_schema import BATCH_KEYS, GATHERING_OPTIONS_AT_ANY_STAGE, GATHERING_OPTIONS_AT_STAGE_3
 from ds_dpo.errors import ConfigError

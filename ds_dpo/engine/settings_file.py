@@ -9,8 +9,8 @@ from typing import Any, get_args
 import hjson
 from pydantic import BaseModel, ValidationError
 
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.fields import did_you_mean
-from ds_dpo.config.load import resolve_asset
 from ds_dpo.engine.settings_schema import (
     AUTO_KEYS,
     GATHERING_OPTIONS_AT_ANY_STAGE,

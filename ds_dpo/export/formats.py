@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ds_dpo.config.load import resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import ConfigError
 from ds_dpo.export.base_weights import prediction_type_of, required_weights
 from ds_dpo.export.card.modelspec import describe_model

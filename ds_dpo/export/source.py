@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ds_dpo.config.load import resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.process.say import Say

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch.distributed import DistError, TCPStore
 
-from ds_dpo.config.load import RunConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import RankEnvironment, is_initialized
 from ds_dpo.errors import ConfigError, LaunchError
 from ds_dpo.launch.checks import differences

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ds_dpo.config.load import RunConfig, load_config
+from ds_dpo.config.load import load_config
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
 from ds_dpo.launch.arguments import LaunchCommand, parse_launch
 from ds_dpo.launch.checks import is_this_machine, require_sound_hosts

@@ -19,7 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.config.load import RunConfig, config_to_yaml, load_config
+from ds_dpo.config.load import config_to_yaml, load_config
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import DsDpoError
 from ds_dpo.launch.shared_folder import read_token
 

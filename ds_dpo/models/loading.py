@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
 from ds_dpo.errors import ModelError
 from ds_dpo.models.families.table import FAMILIES, family_of_unet

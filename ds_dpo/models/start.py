@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ds_dpo.config.load import ModelConfig, RunConfig
+from ds_dpo.config.models import ModelConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import CheckpointError
 from ds_dpo.storage.manifest import newest_valid_checkpoint
 from ds_dpo.zero_shards.files import is_tag_folder

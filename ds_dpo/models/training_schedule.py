@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from diffusers import DDIMScheduler
 
-from ds_dpo.config.load import DiffusionConfig, ModelConfig
+from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.diffusion.noise_schedule import NoiseSchedule
 from ds_dpo.errors import ConfigError
 from ds_dpo.models.loading import drawing_scheduler, read_noise_schedule

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ds_dpo.config.load import RunConfig
 from ds_dpo.config.objectives import (
     AutomaticBetaFields,
     DmpoConfig,
@@ -20,6 +19,7 @@ from ds_dpo.config.objectives import (
     SftConfig,
     TermsConfig,
 )
+from ds_dpo.config.run import RunConfig
 
 DIFFERENCE = (
     "difference = (policy - reference) error of the chosen image minus that of the rejected; an error is a mean of "

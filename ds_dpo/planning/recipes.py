@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ds_dpo.config.load import ASSET_PREFIX, RunConfig
+from ds_dpo.config.asset_paths import ASSET_PREFIX
+from ds_dpo.config.run import RunConfig
 
 FAR = 10.0  # a value this many times from every recipe's is told
 Trained = Literal["full", "lora"]

@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.config.load import RunConfig, compare_identity, config_from_yaml, config_to_yaml, identity
+from ds_dpo.config.identity import compare_identity, identity
+from ds_dpo.config.load import config_from_yaml, config_to_yaml
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "safetensors", "xformers", "ds_dpo")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from ds_dpo.config.load import RunConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import EXIT_STATUS_OF_ERROR, DsDpoError
 from ds_dpo.process.departure import (
     EXIT_STATUS_OF_FAILURE,

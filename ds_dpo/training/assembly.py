@@ -18,7 +18,8 @@ from ds_dpo.checkpoints.folder import Retention, RunIdentity
 from ds_dpo.checkpoints.saving import Saving
 from ds_dpo.checkpoints.store import CheckpointStore, LoadedCheckpoint
 from ds_dpo.checkpoints.writer import CheckpointWriter
-from ds_dpo.config.load import RunConfig, identity
+from ds_dpo.config.identity import identity
+from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import PairStream, open_stream
 from ds_dpo.distributed.collectives import (
     RankEnvironment,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import UNet2DConditionModel
 
-from ds_dpo.config.load import RunConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import RankEnvironment, is_main, node_turns
 from ds_dpo.encoding.feed import Encoders, load_encoders
 from ds_dpo.engine.settings import ResolvedDeepSpeed

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_dpo.config.load import RunConfig, config_from_yaml
+from ds_dpo.config.load import config_from_yaml
+from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import read_position
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.distributed.collectives import read_environment

@@ -15,7 +15,7 @@ from ds_dpo.batch import PreferenceBatch
 from ds_dpo.checkpoints.saving import Saving
 from ds_dpo.checkpoints.store import CheckpointStore
 from ds_dpo.checkpoints.writer import Contents
-from ds_dpo.config.load import CadenceConfig
+from ds_dpo.config.cadence import CadenceConfig
 from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError, CollapseError, DataError

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ds_dpo.checkpoints.writer import RunIdentity
-from ds_dpo.config.load import RunConfig
+from ds_dpo.checkpoints.folder import RunIdentity
+from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.engine.engine import Engine

@@ -63,7 +63,7 @@ def settings(stage: int, precision: str, top: dict) -> dict:
 
 
 def build(stage: int, precision: str, top: dict):
-    from ds_dpo.config.load import OptimizerConfig, ScheduleConfig
+    from ds_dpo.config.optimization import OptimizerConfig, ScheduleConfig
     from ds_dpo.engine.engine import build_engine
     from ds_dpo.precision import torch_dtype
 

@@ -93,7 +93,8 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
 
 def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     """Train a policy's adapter, recomputing activations, and let the policy without it be the reference."""
-    from ds_dpo.config.load import AdapterConfig, load_config
+    from ds_dpo.config.load import load_config
+    from ds_dpo.config.optimization import AdapterConfig
     from ds_dpo.engine.engine import build_engine
     from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.models.denoiser.adapters import add_adapter

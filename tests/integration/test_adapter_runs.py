@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-from ds_dpo.config.load import load_config, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.load import load_config
 from ds_dpo.engine.settings_file import DS_CONFIGS
 from ds_dpo.export.consolidate import consolidate
 from ds_dpo.export.request import Request

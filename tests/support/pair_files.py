@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.keyed_hash import id_of
 from ds_dpo.data.source import BadRowError, PairRecord
 

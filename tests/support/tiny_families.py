@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ds_dpo.config.load import resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.models.weights.ldm_keys import ldm_names
 from ds_dpo.models.weights.ldm_parts import Stored, clip_places, open_clip_places, vae_places
 

@@ -14,7 +14,7 @@ from datasets import config as datasets_config
 from datasets.exceptions import DatasetsError
 from datasets.naming import filenames_for_dataset_split
 
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say

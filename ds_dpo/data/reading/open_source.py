@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.buckets import bucket_shapes, choose_bucket
 from ds_dpo.data.images import read_size
 from ds_dpo.data.reading.arrow_copy import cache_folder, open_as_arrow

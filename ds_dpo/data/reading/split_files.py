@@ -14,7 +14,8 @@ import yaml
 from datasets import Dataset, DatasetDict, load_from_disk
 from huggingface_hub import snapshot_download
 
-from ds_dpo.config.load import DataConfig, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.selection.formats import FORMATS, FileKind
 from ds_dpo.errors import DataError
 

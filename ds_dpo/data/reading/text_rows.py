@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.reading.stored_table import ROWS_OF_A_BATCH, Hasher, MakeBatches
 from ds_dpo.data.selection.formats import KIND_OF_ROLE, Columns, find_columns
 from ds_dpo.errors import DataError

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.selection.candidates import Candidates, as_numbers, codes_of, model_numbers
 from ds_dpo.data.selection.formats import Columns
 from ds_dpo.errors import DataError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.statistics.statistics import DataStatistics, ImageStatistics, SizeCount
 from ds_dpo.data.statistics.tally import Quantiles
 

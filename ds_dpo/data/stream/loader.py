@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.source import BadRow, BadRowError
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.errors import DataError

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ds_dpo.batch import PairSamples
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.images import CutImage, cut_image, decode_rgb
 from ds_dpo.data.source import BadRowError, PairRecord, PairSource, RawImage
 from ds_dpo.data.stream.draws import PairDraws, draw_pair

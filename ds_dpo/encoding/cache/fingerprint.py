@@ -9,8 +9,9 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ds_dpo.config.data import DataConfig
 from ds_dpo.config.fields import FIELDS
-from ds_dpo.config.load import DataConfig, RunConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import CheckpointError, ConfigError, ModelError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import tokenizer_of

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ds_dpo.batch import CachedSamples
-from ds_dpo.config.load import DataConfig
+from ds_dpo.config.data import DataConfig
 from ds_dpo.data.source import BadRowError
 from ds_dpo.data.stream.draws import PairDraws, draw_pair
 from ds_dpo.data.stream.prepare import join_samples, time_ids

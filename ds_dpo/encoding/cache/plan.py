@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ds_dpo.config.load import RunConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.data.source import PairSource
 from ds_dpo.encoding.cache.record import IMAGE_SHARDS, PROMPT_SHARDS, RECORD_NAME, Quantity, StoredImages, replace_file
 from ds_dpo.errors import ConfigError, DataError

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.data.images import cut_image, decode_rgb
 from ds_dpo.data.source import BadRowError, PairRecord, PairSource
 from ds_dpo.distributed.collectives import RankEnvironment, node_turns

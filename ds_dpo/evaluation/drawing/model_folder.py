@@ -19,7 +19,7 @@ from diffusers import (
 )
 from safetensors import SafetensorError
 
-from ds_dpo.config.load import resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import ModelError
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.files import TEXT_STEM, UNET_STEM, read_json

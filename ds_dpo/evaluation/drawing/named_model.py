@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from diffusers.utils import is_peft_available
 
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ConfigError, ModelError
 from ds_dpo.evaluation.drawing.model_folder import (
     INDEX_NAME,

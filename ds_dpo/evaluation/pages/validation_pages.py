@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ds_dpo.config.load import RunConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.evaluation.pages.picture import replace_file, save_png, to_picture, validation_grid
 from ds_dpo.process.say import Say
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ds_dpo.config.load import ASSET_PREFIX
+from ds_dpo.config.asset_paths import ASSET_PREFIX
 from ds_dpo.errors import ConfigError
 from ds_dpo.export.card.usage import usage
 from ds_dpo.precision import Precision

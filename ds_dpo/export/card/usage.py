@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Protocol
 
-from ds_dpo.config.load import ASSET_PREFIX
+from ds_dpo.config.asset_paths import ASSET_PREFIX
 from ds_dpo.precision import TORCH_NAMES, Precision
 
 PROMPT = "a pelican riding a bicycle along a pier, golden hour"
@@ -102,7 +102,7 @@ def _python(imports: str, load: list[str], exported: Exported) -> str:
     ]
     start = ["import torch", f"from diffusers import {imports}"]
     if any("resolve_asset(" in line for line in load):
-        start.append("from ds_dpo.config.load import resolve_asset")
+        start.append("from ds_dpo.config.asset_paths import resolve_asset")
     return "\n".join(["```python", *start, "", *load, *draw, "```"])
 
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ds_dpo.config.load import AdapterConfig
+from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.run_part import RunPart
 from ds_dpo.storage.state_files import StateFile

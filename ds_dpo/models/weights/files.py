@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ds_dpo.config.load import ModelConfig, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.models.weights.hub import fetch_folder
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.models.families.table import TEXT_ENCODERS
 from ds_dpo.models.weights.derived_configs import derived_vae_config

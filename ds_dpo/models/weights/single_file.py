@@ -16,7 +16,7 @@ from typing import Any
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
-from ds_dpo.config.load import ASSET_PREFIX, resolve_asset
+from ds_dpo.config.asset_paths import ASSET_PREFIX, resolve_asset
 from ds_dpo.errors import ModelError
 from ds_dpo.models.families.table import FAMILIES, TEXT_ENCODERS
 from ds_dpo.models.weights.derived_configs import (

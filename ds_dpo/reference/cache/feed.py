@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ds_dpo.config.load import RunConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import is_main, raise_together
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.errors import DsDpoError

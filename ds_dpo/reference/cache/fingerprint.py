@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ds_dpo.config.fields import FIELDS
-from ds_dpo.config.load import RunConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.encoding.cache.fingerprint import data_fields, encoder_parts
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.models.denoiser.attention import AttentionChoice

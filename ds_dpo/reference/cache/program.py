@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ds_dpo.config.load import ModelConfig, RunConfig
+from ds_dpo.config.models import ModelConfig
+from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import (
     RankEnvironment,
     export_environment,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ds_dpo.config.load import RunConfig
+from ds_dpo.config.objectives import ReferenceNeed
+from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import RankEnvironment, node_turns
 from ds_dpo.encoding.feed import Encoders, PairFeed, build_encode, open_held_out
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import ConfigError
 from ds_dpo.models.reference import Reference
 from ds_dpo.models.training_schedule import training_schedule
-from ds_dpo.objectives.losses import Objective, ReferenceNeed, sft
+from ds_dpo.objectives.losses import Objective, sft
 from ds_dpo.process.say import Say
 from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.watch.held_out.evaluation import HeldOut

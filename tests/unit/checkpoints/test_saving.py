@@ -8,7 +8,7 @@ import pytest
 
 from ds_dpo.checkpoints.saving import Saving
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents, Saved
-from ds_dpo.config.load import CadenceConfig
+from ds_dpo.config.cadence import CadenceConfig
 from ds_dpo.errors import CheckpointError
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ds_dpo.config.fields import ALIASES, FIELDS
+from ds_dpo.config.fields import FIELDS
 from ds_dpo.config.load import load_config
+from ds_dpo.config.names import ALIASES
 from ds_dpo.errors import ConfigError
 
 

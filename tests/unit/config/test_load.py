@@ -7,17 +7,12 @@ from pathlib import Path
 import pytest
 from repository import PACKAGE
 
-from ds_dpo.config.fields import ALIASES, EXPLAINED, FIELDS, FLAT_NAMES
-from ds_dpo.config.load import (
-    DpoConfig,
-    compare_identity,
-    config_from_yaml,
-    config_to_yaml,
-    identity,
-    load_config,
-    preset_names,
-    resolve_asset,
-)
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.fields import FIELDS
+from ds_dpo.config.identity import compare_identity, identity
+from ds_dpo.config.load import config_from_yaml, config_to_yaml, load_config, preset_names
+from ds_dpo.config.names import ALIASES, EXPLAINED, FLAT_NAMES
+from ds_dpo.config.objectives import DpoConfig
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ds_dpo.config.load import DiffusionConfig
+from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.diffusion.noise_schedule import NoiseSchedule
 from ds_dpo.diffusion.noising import Noising, noising_of
 from ds_dpo.errors import ConfigError

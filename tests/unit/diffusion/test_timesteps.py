@@ -5,7 +5,7 @@ from math import erf, sqrt
 import numpy as np
 import pytest
 
-from ds_dpo.config.load import DiffusionConfig
+from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.diffusion.timesteps import TimestepDistribution, timestep_distribution
 from ds_dpo.errors import ConfigError
 

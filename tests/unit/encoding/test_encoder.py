@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ds_dpo.batch import CachedSamples, PairSamples
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import DataError
 from ds_dpo.models.families.table import refiner_size_ids, sdxl_size_ids

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ds_dpo.config.load import OptimizerConfig, ScheduleConfig, load_config
-from ds_dpo.config.optimization import OPTIMIZER_FIELDS, SCHEDULE_FIELDS
+from ds_dpo.config.load import load_config
+from ds_dpo.config.optimization import OPTIMIZER_FIELDS, SCHEDULE_FIELDS, OptimizerConfig, ScheduleConfig
 from ds_dpo.engine.learning_rate import build_schedule
 from ds_dpo.engine.optimizers import OPTIMIZERS, build_optimizer
 from ds_dpo.errors import ConfigError

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from unet_shapes import TINY_SDXL, tiny_unet
 from zero_checkpoint import save_run, save_zero2
 
-from ds_dpo.config.load import resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import CheckpointError, DsDpoError, ModelError
 from ds_dpo.export.consolidate import consolidate
 from ds_dpo.export.request import FORMAT_OPTIONS, Request

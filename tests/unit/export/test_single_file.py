@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from unet_shapes import TINY_SD15, TINY_SDXL, tiny_unet
 from zero_checkpoint import save_zero2
 
-from ds_dpo.config.load import resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import ModelError
 from ds_dpo.export.card.modelspec import describe_model
 from ds_dpo.export.single_file import read_base_file, single_file_shapes, write_single_file

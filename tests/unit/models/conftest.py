@@ -10,7 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from ds_dpo.config.load import ModelConfig, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.miniature.models import make_scheduler, make_text_parts, make_vae
 
 MINIATURE = "ds_dpo://assets/miniature/model"

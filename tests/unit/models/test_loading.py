@@ -17,7 +17,8 @@ from diffusers import (
 )
 from safetensors.torch import load_file, save_file
 
-from ds_dpo.config.load import ModelConfig, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.models.loading import (
     describe_model,

@@ -7,7 +7,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
-from ds_dpo.config.load import AdapterConfig, ModelConfig
+from ds_dpo.config.models import ModelConfig
+from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.models.denoiser.adapters import add_adapter
 from ds_dpo.models.denoiser.predict import predict
 from ds_dpo.models.loading import load_unet

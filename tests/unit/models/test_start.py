@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from tiny_families import shipped, written
 from torch import Tensor
 
-from ds_dpo.config.load import ModelConfig, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.models.loading import file_weights, load_unet, load_vae, peak_host_gib
 from ds_dpo.models.weights.files import FileWeights

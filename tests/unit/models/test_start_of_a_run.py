@@ -9,7 +9,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from zero_checkpoint import save_run
 
-from ds_dpo.config.load import RunConfig, load_config, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.load import load_config
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import CheckpointError
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.start import checkpoint_start, pin_start

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ds_dpo.config.load import DiffusionConfig, ModelConfig
+from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ConfigError
 from ds_dpo.models.loading import drawing_scheduler, read_noise_schedule
 from ds_dpo.models.training_schedule import training_sampler, training_schedule

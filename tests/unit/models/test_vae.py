@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.miniature.models import make_vae
 from ds_dpo.models import vae as vae_module
 from ds_dpo.models.loading import load_vae

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.reference.block_offload import NUM_SLOTS, BlockOffload

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_dpo.config.load import RunConfig, config_from_yaml, load_config
+from ds_dpo.config.load import config_from_yaml, load_config
+from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
 from ds_dpo.run_folder.folder import RunFolder, precision_of
 

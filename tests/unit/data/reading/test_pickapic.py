@@ -93,7 +93,7 @@ def test_every_layout_gives_the_same_pairs(layout, tmp_path):
 
 def test_the_miniature_s_name_is_found_in_the_package(tmp_path, monkeypatch):
     write(tmp_path / "assets" / "pairs" / "train.parquet")
-    monkeypatch.setattr("ds_dpo.config.load.PACKAGE", tmp_path)
+    monkeypatch.setattr("ds_dpo.config.asset_paths.PACKAGE", tmp_path)
     assert len(opened(tmp_path, "ds_dpo://assets/pairs")) == 3
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ds_dpo.config.load import DiffusionConfig
+from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.data.stream.draws import draw_pair
 from ds_dpo.diffusion.noising import Noising
 from ds_dpo.diffusion.timesteps import timestep_distribution

@@ -16,7 +16,7 @@ from datasets import Dataset
 from pair_files import ListedPairs, config, file_of, picture, row
 from repository import SUPPORT
 
-from ds_dpo.config.load import DiffusionConfig
+from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.data.keyed_hash import id_of
 from ds_dpo.data.reading.open_source import open_source
 from ds_dpo.data.stream.loader import MAX_REPLACEMENTS, _Loaded, open_stream

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ds_dpo.batch import PreferenceBatch
-from ds_dpo.config.load import RunConfig, load_config
+from ds_dpo.config.load import load_config
+from ds_dpo.config.run import RunConfig
 from ds_dpo.data.keyed_hash import id_of
 from ds_dpo.data.source import BadRowError, PairRecord
 from ds_dpo.data.stream.prepare import OnlinePairs
@@ -523,7 +524,7 @@ def test_the_fingerprint_follows_what_the_stored_values_follow(option: str, valu
 def test_the_fingerprint_follows_the_models_content_and_not_its_place(tmp_path: Path) -> None:
     import shutil
 
-    from ds_dpo.config.load import resolve_asset
+    from ds_dpo.config.asset_paths import resolve_asset
 
     folder = tmp_path / "model"
     shutil.copytree(resolve_asset(config().model.pretrained), folder, copy_function=shutil.copyfile)

@@ -21,7 +21,7 @@ from repository import ROOT
 from safetensors.torch import load_file, save_file
 from whole_file import small_sdxl, write_whole_file
 
-from ds_dpo.config.load import resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import ConfigError, ModelError
 from ds_dpo.evaluation.drawing.generate import Request, generate, short_labels
 from ds_dpo.evaluation.drawing.named_model import Lora, ModelChoice, parse_lora

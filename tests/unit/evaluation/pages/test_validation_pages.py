@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ds_dpo.config.load import RunConfig, load_config
+from ds_dpo.config.load import load_config
+from ds_dpo.config.run import RunConfig
 from ds_dpo.evaluation.pages.validation_pages import ValidationPages
 
 RED, GREEN, BLUE = (torch.eye(3)[number][:, None, None].expand(3, 32, 32) for number in range(3))

@@ -9,7 +9,8 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ds_dpo.config.load import ASSET_PREFIX, load_config, resolve_asset
+from ds_dpo.config.asset_paths import ASSET_PREFIX, resolve_asset
+from ds_dpo.config.load import load_config
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.errors import ConfigError
 from ds_dpo.export.card.card import (

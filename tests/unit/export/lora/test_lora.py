@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from unet_shapes import TINY_SD15, TINY_SDXL, tiny_unet
 from zero_checkpoint import save_zero2
 
-from ds_dpo.config.load import resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.export.denoiser import expected_shapes
 from ds_dpo.export.lora.adapter import file_layers, find_adapter, is_untrained, merge_adapter, read_part

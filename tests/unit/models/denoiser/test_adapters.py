@@ -7,7 +7,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from ds_dpo.batch import Conditioning
-from ds_dpo.config.load import AdapterConfig, load_config
+from ds_dpo.config.load import load_config
+from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.models.denoiser.adapters import AdapterPart, adapters_disabled, add_adapter
 from ds_dpo.models.denoiser.predict import predict

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnP
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.models.denoiser.attention import AttentionChoice, choose_attention, set_attention
 from ds_dpo.models.loading import load_unet

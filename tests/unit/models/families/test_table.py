@@ -18,7 +18,7 @@ from tiny_families import SMALL_UNETS, shipped
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ds_dpo.batch import PreferenceBatch
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.miniature.models import make_tokenizer, make_vae
 from ds_dpo.models.families.table import FAMILIES, family_of_unet, refiner_size_ids

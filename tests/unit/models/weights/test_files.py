@@ -8,7 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub.utils import filter_repo_objects
 
-from ds_dpo.config.load import ModelConfig, resolve_asset
+from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.models.loading import file_weights, load_unet
 from ds_dpo.models.weights import files as files_module

@@ -17,7 +17,7 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file, save_file
 from tiny_families import CONFIGS, FAMILY, SMALL_UNETS, TEXTS, TinyModel, shipped, tiny_model
 
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.export.base_weights import prediction_type_of, weights_at_hand
 from ds_dpo.export.pipeline import locate_pipeline

@@ -1,0 +1,51 @@
+"""What makes a run the run it is: the identity fields of its configuration, and how those of two runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ds_dpo.config.fields import FIELDS
+from ds_dpo.config.optimization import DECAYING_SCHEDULES
+from ds_dpo.config.run import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One identity field that differs."""
+
+    name: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old} -> {self.new}"
+
+
+def identity(config: RunConfig, precision: str) -> dict[str, object]:
+    """Return what makes this run the run it is, by dotted name, `precision` (fp32, bf16, fp16) among it.
+
+    schedule.decay_steps is the resolved number where the schedule decays, so that a longer run of a constant
+    schedule is the same run, and a longer one of a linear schedule is another unless decay_steps is fixed.
+    """
+    nested = config.model_dump(mode="json")
+    flat: dict[str, object] = {}
+    for path, spec in FIELDS.items():
+        section, _, name = path.rpartition(".")
+        holder = nested[section] if section else nested
+        if spec.is_identity and name in holder:
+            flat[path] = holder[name]
+    if config.schedule.name in DECAYING_SCHEDULES:
+        flat["schedule.decay_steps"] = config.schedule.decay_steps or config.max_train_steps
+    flat["precision"] = precision
+    return flat
+
+
+def compare_identity(old: Mapping[str, object], new: Mapping[str, object]) -> list[Change]:
+    """Return the fields in which two identities differ, in the order of the newer one."""
+    names = [*new, *(name for name in old if name not in new)]
+    return [
+        Change(name=name, old=old.get(name, "(not set)"), new=new.get(name, "(not set)"))
+        for name in names
+        if old.get(name, "(not set)") != new.get(name, "(not set)")
+    ]
