@@ -1,1 +1,1 @@
-"""A launch: hosts asked before anything runs, processes watched until they are gone, ranks that meet."""
+"""A launch: check all hosts before anything runs, watch all processes until they end, let the ranks meet."""

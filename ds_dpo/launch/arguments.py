@@ -1,4 +1,4 @@
-"""The command line of `deepspeed`, taken apart: its own options, the program, and the program's arguments."""
+"""Split the command line of `deepspeed` into its own options, the program, and the program's arguments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SWITCHES = (
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchCommand:
-    """launcher_arguments: `deepspeed`'s own, as given; program_arguments: those of the program."""
+    """launcher_arguments: the options of `deepspeed` itself, as given. program_arguments: those of the program."""
 
     launcher_arguments: tuple[str, ...]
     program: str
@@ -59,9 +59,11 @@ def parse_launch(argv: Sequence[str]) -> LaunchCommand:
     """
     namespace = _parser().parse_args(list(argv))
     if namespace.program is None:
-        raise ConfigError("no program to launch; such as `scripts/launch.py --hostfile FILE ds_dpo/train.py` would fit")
+        raise ConfigError("no program to launch; give one, as in `scripts/launch.py --hostfile FILE ds_dpo/train.py`")
     if namespace.no_ssh and namespace.node_rank is None:
-        raise ConfigError("--no_ssh starts the ranks of one host alone; its place, such as --node_rank 0, would fit")
+        raise ConfigError(
+            "--no_ssh starts the ranks of this host only and needs the host's number, such as --node_rank 0"
+        )
     own = len(argv) - len(namespace.program_arguments) - 1
     return LaunchCommand(
         launcher_arguments=tuple(argv[:own]),
@@ -82,8 +84,8 @@ def parse_launch(argv: Sequence[str]) -> LaunchCommand:
 
 def _count(option: str, value: int) -> int | None:
     if value < -1 or value == 0:
-        raise ConfigError(f"{option} {value}: at least 1 would fit")
-    return None if value == -1 else value  # DeepSpeed's own default
+        raise ConfigError(f"{option} {value} must be at least 1")
+    return None if value == -1 else value  # -1 is DeepSpeed's default
 
 
 def _parser() -> _Parser:
@@ -108,4 +110,4 @@ def _parser() -> _Parser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; the options before the program are those of `deepspeed --help`")
+        raise ConfigError(f"{message}; before the program, give options of `deepspeed --help`")

@@ -1,4 +1,4 @@
-"""What must hold of the hosts before a launch, each as a pure function of what they said."""
+"""The checks of all hosts before a launch, as pure functions of the hosts' reports."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ds_dpo.launch.report import ALIKE, Report
 
 
 def require_sound_hosts(answers: Sequence[Answer], *, token: str, output_dir: str, needs_gpus: bool) -> None:
-    """Raise ConfigError naming each host and what is wrong with it; all of it at once.
+    """Raise one ConfigError that names each host and everything that is wrong with it.
 
-    token: what every host must have read in output_dir. needs_gpus: a host must have a GPU for each of its slots.
+    token: the text that every host must have read in output_dir. needs_gpus: each slot of a host needs a GPU.
     """
     problems = [
         f"{answer.host.name} (line {answer.host.line}): {answer.problem}" for answer in answers if answer.problem
     ]
-    told = [(answer.host, answer.report) for answer in answers if answer.report is not None]
-    for host, report in told:
+    reports = [(answer.host, answer.report) for answer in answers if answer.report is not None]
+    for host, report in reports:
         problems += [f"{host.name}: {problem}" for problem in _problems(host, report, token, output_dir, needs_gpus)]
-    problems += differences([(host.name, report.versions) for host, report in told])
+    problems += differences([(host.name, report.versions) for host, report in reports])
     if problems:
         raise ConfigError("\n  ".join(["the hosts are not ready:", *problems]))
 
@@ -31,34 +31,34 @@ def _problems(host: Host, report: Report, token: str, output_dir: str, needs_gpu
     if report.error is not None:
         yield report.error
     if report.token != token:
-        yield f"does not see what this machine wrote into {output_dir}; output_dir must lie on a disk of all hosts"
+        yield f"cannot read what this machine wrote into {output_dir}; output_dir must be on a disk shared by all hosts"
     if report.listen_error is not None:
-        yield f"the port that ranks meet at cannot be had ({report.listen_error}); give another --master_port"
+        yield f"cannot listen at the port where ranks meet ({report.listen_error}); give another --master_port"
     if needs_gpus and report.num_gpus is not None and report.num_gpus < host.slots:
-        yield f"slots={host.slots}, but it has {report.num_gpus} GPUs"
+        yield f"slots={host.slots}, but the host has {report.num_gpus} GPUs"
     for name, found in report.versions.items():
         if found == "not installed":
             yield f"{name} is not installed in the Python that this machine uses"
 
 
-def differences(told: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
-    """Name the hosts that differ from the first one in a version, in the code or in the configuration.
+def differences(hosts: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """Return a line for each host that differs from the first one in a version, the code or the configuration.
 
-    told: each host's name and versions, by the names in ALIKE.
+    hosts: name and versions of each host; the versions have the names in ALIKE.
     """
-    if not told:
+    if not hosts:
         return []
-    first_name, first = told[0]
+    first_name, first = hosts[0]
     return [
         f"{host} has {name} {versions[name]}, {first_name} {first[name]}; all ranks must run the same"
-        for host, versions in told[1:]
+        for host, versions in hosts[1:]
         for name in ALIKE
         if versions[name] != first[name]
     ]
 
 
 def is_this_machine(name: str) -> bool:
-    """Tell whether a host's name leads to an address of this machine: only those can be listened at."""
+    """Return whether a host's name resolves to an address of this machine, at which it can listen."""
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
     except OSError:

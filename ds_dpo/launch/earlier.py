@@ -1,4 +1,4 @@
-"""Earlier launches of the same run folder: one that lives is left alone, what one that died left behind is ended."""
+"""Earlier launches in the same run folder: a live one is refused, and ranks left by a dead one are ended."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ds_dpo.errors import ConfigError
 from ds_dpo.supervision.lease import RENEW_SECONDS, end_lease, leases, read_notice, remove_lease
 from ds_dpo.supervision.lease_watch import LOOK_SECONDS
 
-# a launcher that lives renews its lease in this time, and an NFS client shows it
+# a live launcher renews its lease in this time, and an NFS client sees it
 PATIENCE_SECONDS = 2.5 * RENEW_SECONDS
 
 
 def end_earlier_launches(run_folder: Path, *, wait: Callable[[float], None] = time.sleep) -> list[str]:
-    """Tell ranks that a dead launcher left in a run folder to leave, and wait for it; returns remarks.
+    """End the ranks that a dead launcher left in a run folder, and wait until they exit. Returns remarks.
 
-    Raises ConfigError where another launch is training there.
+    Raises ConfigError if another launch is training there.
     """
     remarks: list[str] = []
     for path in leases(run_folder):
@@ -29,14 +29,14 @@ def end_earlier_launches(run_folder: Path, *, wait: Callable[[float], None] = ti
         later = read_notice(path)
         if later is not None and later.count != notice.count:
             raise ConfigError(
-                f"output_dir {run_folder} is in use: the launcher on {later.launcher.replace(' ', ', process ')}, "
-                f"trains there; `touch {run_folder / 'STOP'}` lets it save and leave"
+                f"output_dir {run_folder} is in use by the launcher on {later.launcher.replace(' ', ', process ')}; "
+                f"`touch {run_folder / 'STOP'}` makes it save and exit"
             )
         if later is not None:
             end_lease(path)
             remarks.append(
-                f"the launcher before this one ({later.launcher.replace(' ', ', process ')}) ended without its ranks; "
-                "those that are left leave now"
+                f"the previous launcher ({later.launcher.replace(' ', ', process ')}) ended before its ranks; the "
+                "remaining ranks exit now"
             )
             wait(3 * LOOK_SECONDS)
     return remarks

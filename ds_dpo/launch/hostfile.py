@@ -1,7 +1,7 @@
-"""Hostfiles, read more strictly than `deepspeed` does: which hosts with how many ranks a launch will have.
+"""Read a hostfile, more strictly than `deepspeed` does: the hosts of a launch and their numbers of ranks.
 
-DeepSpeed only warns of a file that is not there and trains on this machine, runs nothing where all slots are 0, and
-takes fewer hosts than asked for without a word.
+If the file is missing, DeepSpeed only prints a warning and trains on this machine. If all slots are 0 it runs nothing,
+and it silently uses fewer hosts than were asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+?)\s*(?:\s#.*)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """A host by the name that ssh reaches it under; slots: its ranks; line: of the hostfile, counted from 1."""
+    """name: the one that ssh uses. slots: number of ranks. line: line of the hostfile, counted from 1."""
 
     name: str
     slots: int
@@ -26,32 +26,32 @@ class Host:
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """Return the hosts of a file, in its order. Raises ConfigError naming the file and the line that does not fit."""
+    """Return the hosts of a file, in its order. Raises ConfigError that names the file and the wrong line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(
-            f"--hostfile {path} cannot be read ({reason}); `deepspeed` would train on this machine alone"
+            f"--hostfile {path} cannot be read ({reason}); `deepspeed` would silently train on this machine alone"
         ) from error
     hosts: list[Host] = []
     for number, text in enumerate(lines, start=1):
         if text.strip() and not text.lstrip().startswith("#"):
             hosts.append(_read_line(path, number, text.strip(), known=hosts))
     if not hosts:
-        raise ConfigError(f"{path} names no host; a line such as `gpu-node-0 slots=8` would fit")
+        raise ConfigError(f"{path} names no host; add a line such as `gpu-node-0 slots=8`")
     return hosts
 
 
 def _read_line(path: Path, number: int, text: str, *, known: Sequence[Host]) -> Host:
     match = LINE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{path}, line {number}: {text!r} does not fit; such as `gpu-node-0 slots=8` would")
+        raise ConfigError(f"{path}, line {number}: {text!r} is not of the form `gpu-node-0 slots=8`")
     if not match["slots"].isdecimal() or int(match["slots"]) < 1:
-        raise ConfigError(f"{path}, line {number}: slots={match['slots']}; a number of ranks of at least 1 would fit")
+        raise ConfigError(f"{path}, line {number}: slots={match['slots']} must be a number of at least 1")
     earlier = next((host for host in known if host.name == match["name"]), None)
     if earlier is not None:
-        raise ConfigError(f"{path}, line {number}: {match['name']} is there already, in line {earlier.line}")
+        raise ConfigError(f"{path}, line {number}: {match['name']} is already in line {earlier.line}")
     return Host(name=match["name"], slots=int(match["slots"]), line=number)
 
 
@@ -63,15 +63,15 @@ def select_hosts(
     num_nodes: int | None = None,
     num_accelerators: int | None = None,
 ) -> list[Host]:
-    """Return the hosts and ranks that `deepspeed` would take with these options.
+    """Return the hosts and ranks that `deepspeed` would use with these options.
 
-    include, exclude: NAME[:SLOT,SLOT...], several joined by @, of which one may be given.
-    Raises ConfigError naming the option and what there is.
+    include, exclude: NAME[:SLOT,SLOT...], several of them joined by @; only one of the two may be given.
+    Raises ConfigError that names the option and what the hostfile has.
     """
     if include and exclude:
-        raise ConfigError("--include and --exclude cannot both be given; `deepspeed` takes one of them")
+        raise ConfigError("--include and --exclude cannot both be given; leave out one of them")
     if (include or exclude) and (num_nodes is not None or num_accelerators is not None):
-        raise ConfigError("--num_nodes and --num_gpus cannot be given with --include or --exclude")
+        raise ConfigError("--num_nodes and --num_gpus cannot be combined with --include or --exclude")
     by_name = {host.name: host for host in hosts}
     if include:
         named = _read_selection("--include", include, by_name)
@@ -90,11 +90,11 @@ def _read_selection(option: str, text: str, by_name: dict[str, Host]) -> dict[st
     for part in text.split("@"):
         name, colon, slots_text = part.partition(":")
         if name not in by_name:
-            raise ConfigError(f"{option} {text}: no host {name!r} in the hostfile; it has {', '.join(by_name)}")
+            raise ConfigError(f"{option} {text}: host {name!r} is not in the hostfile, which has {', '.join(by_name)}")
         slots = slots_text.split(",") if colon else [str(slot) for slot in range(by_name[name].slots)]
         for slot in slots:
             if not slot.isdecimal() or int(slot) >= by_name[name].slots:
-                raise ConfigError(f"{option} {text}: no slot {slot!r} on {name}, which has {by_name[name].slots}")
+                raise ConfigError(f"{option} {text}: {name} has no slot {slot!r}, only 0 to {by_name[name].slots - 1}")
         named[name] = {int(slot) for slot in slots}
     return named
 
@@ -106,7 +106,7 @@ def _without(by_name: dict[str, Host], excluded: dict[str, set[int]]) -> list[Ho
 
 def _first(hosts: Sequence[Host], num_nodes: int | None, num_accelerators: int | None) -> list[Host]:
     if num_nodes is not None and not 1 <= num_nodes <= len(hosts):
-        raise ConfigError(f"--num_nodes {num_nodes}: the hostfile has {len(hosts)}")
+        raise ConfigError(f"--num_nodes {num_nodes}: the hostfile has {len(hosts)} hosts")
     chosen = list(hosts[:num_nodes])
     if num_accelerators is None:
         return chosen

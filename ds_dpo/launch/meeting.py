@@ -1,7 +1,7 @@
-"""Before anything is loaded, all ranks meet: are all of them there, alike, and in one run folder?
+"""Before anything is loaded, all ranks meet and check that all have come, are alike, and see one run folder.
 
-scripts/launch.py asks hosts the same before a launch. Ranks ask it of one another however they were started, so that a
-host that never comes is named after seconds, and not waited for.
+scripts/launch.py checks the same on the hosts before a launch. The ranks check it however they were started, so that a
+missing host is named after seconds.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from ds_dpo.launch.shared_folder import read_token, token_in
 from ds_dpo.process.launchers import hosts_of_ranks
 from ds_dpo.supervision.lease import LEASE_VARIABLE
 
-# hosts were asked already, or are waited for by what starts the ranks; nodes of a job may take long to be made ready
+# here the hosts were already checked, or the program that starts ranks waits for them: nodes of a job may start slowly
 PATIENT_STARTS = (LEASE_VARIABLE, "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RUN_ID")
 PATIENT_SECONDS = 600.0
 USUAL_SECONDS = 15.0
 LOOK_SECONDS = 0.1
-FAREWELL_SECONDS = 5.0  # until all who came have heard the verdict
+FAREWELL_SECONDS = 5.0  # until all ranks have read the verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attendee:
-    """What a rank says of itself. token: what it reads in the run folder."""
+    """What a rank reports about itself. token: the text that it read in the run folder."""
 
     hostname: str
     versions: dict[str, str]
@@ -48,12 +48,12 @@ class Attendee:
 
 @contextmanager
 def meeting(config: RunConfig, place: RankEnvironment, environ: Mapping[str, str]) -> Iterator[None]:
-    """Let all ranks meet at MASTER_ADDR:MASTER_PORT; what they met through stays for the body, to be joined there.
+    """Let all ranks meet at MASTER_ADDR:MASTER_PORT. The store stays open for the body, which joins it.
 
-    Raises LaunchError on every rank, naming the ranks that do not come, and each host that is not like the first one or
-    does not see the run folder.
+    Raises LaunchError on every rank. It names the ranks that did not come, and each host that differs from the first
+    one or does not see the run folder.
     """
-    if place.world_size == 1 or is_initialized():  # in one process group, they have met
+    if place.world_size == 1 or is_initialized():  # ranks of one process group have already met
         yield
         return
     seconds = config.supervision.meeting_seconds or usual_seconds(place, environ)
@@ -61,13 +61,13 @@ def meeting(config: RunConfig, place: RankEnvironment, environ: Mapping[str, str
     table = _Table(store, place, seconds=seconds, attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     fingerprint = config_fingerprint(config)
     (_lead if place.rank == 0 else _attend)(table, Path(config.output_dir), versions_here(fingerprint))
-    yield  # the table stays: on rank 0 its store is the server that all ranks go on with
+    yield  # the table must live on: on rank 0 its store is the server that all ranks use afterwards
 
 
 def usual_seconds(place: RankEnvironment, environ: Mapping[str, str]) -> float:
-    """Return how long ranks wait for one another where the configuration does not say.
+    """Return how long ranks wait for each other if the configuration does not say.
 
-    On one host none can be missing: there its launcher sees a rank end.
+    On one host the launcher notices a rank that ends, so that none can be missing.
     """
     is_one_host = place.local_world_size == place.world_size
     is_patient = is_one_host or any(name in environ for name in PATIENT_STARTS)
@@ -75,9 +75,9 @@ def usual_seconds(place: RankEnvironment, environ: Mapping[str, str]) -> float:
 
 
 def _open_store(place: RankEnvironment, *, seconds: float, is_agents: bool) -> TCPStore:
-    """Open what torch.distributed will meet through as well. is_agents: torchrun's agent has it already.
+    """Open the store that torch.distributed will use as well. is_agents: torchrun's agent is its server.
 
-    On a thread, as a client waits for ever at a port where something listens and never answers.
+    It is opened on a thread, because a client waits for ever at a port that accepts a connection and never answers.
     """
     where = f"{place.master_addr}:{place.master_port}"
     is_server = place.rank == 0 and not is_agents
@@ -106,18 +106,18 @@ def _open_store(place: RankEnvironment, *, seconds: float, is_agents: bool) -> T
         return result
     if is_server:
         raise LaunchError(
-            f"rank 0 on {platform.node()} cannot listen at port {place.master_port}, where ranks meet ({result}); "
+            f"rank 0 on {platform.node()} cannot listen at port {place.master_port} for the other ranks ({result}); "
             "give another --master_port"
         )
-    why = "nothing there answers as rank 0 does" if result is None else str(result).partition("\n")[0]
+    why = "no rank 0 answers there" if result is None else str(result).partition("\n")[0]
     raise LaunchError(
         f"rank {place.rank} on {platform.node()} has not reached rank 0 at {where} within {seconds:g} s: {why}; "
-        "is MASTER_ADDR (--master_addr) an address of the first host, and its port free and open to the others?"
+        "MASTER_ADDR (--master_addr) must be an address of the first host, and its port must be free and not blocked"
     )
 
 
 def _wait(condition: Callable[[], bool], *, seconds: float) -> bool:
-    """Wait in short naps, between which signals are heard; tell whether it came true in time."""
+    """Wait in short naps, between which signals are handled. Returns whether the condition came true in time."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
@@ -127,7 +127,7 @@ def _wait(condition: Callable[[], bool], *, seconds: float) -> bool:
 
 
 class _Table:
-    """What ranks lay on the table for one another, by name."""
+    """Values that ranks leave for each other in the store, by name."""
 
     def __init__(self, store: TCPStore, place: RankEnvironment, *, seconds: float, attempt: str) -> None:
         self.place, self.seconds = place, seconds
@@ -140,7 +140,7 @@ class _Table:
         return bool(self._store.check([f"{self._prefix}/{name}" for name in names]))
 
     def take(self, name: str) -> Any:
-        """Return what lies there already."""
+        """Return a value that is already there."""
         return json.loads(self._store.get(f"{self._prefix}/{name}"))
 
     def wait(self, *names: str, seconds: float) -> bool:
@@ -148,7 +148,7 @@ class _Table:
 
 
 def _lead(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
-    """Rank 0's part: it invites, looks who has come, and judges."""
+    """Do rank 0's part: invite the others, see who has come, and judge."""
     place = table.place
     try:
         with token_in(output_dir) as token:
@@ -163,29 +163,29 @@ def _lead(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
         table.put("invitation", None)
     table.put("verdict", problems)
     if problems:
-        # this process is the table: it stays until all have heard
+        # this process is the store's server: it stays until all ranks have read the verdict
         table.wait(*(f"heard/{rank}" for rank in came if rank), seconds=FAREWELL_SECONDS)
         raise _refusal(problems)
 
 
 def _attend(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
-    """Every other rank's part."""
+    """Do the part of every other rank."""
     place = table.place
     own = f"rank {place.rank} on {platform.node()}"
     where = f"rank 0 at {place.master_addr}:{place.master_port}"
     try:
         if not table.wait("invitation", seconds=table.seconds):
-            raise LaunchError(f"{own}: {where} has not said what it trains within {table.seconds:g} s")
+            raise LaunchError(f"{own}: {where} did not invite the other ranks within {table.seconds:g} s")
         invitation = table.take("invitation")
         if invitation is not None:
             _sit_down(table, invitation, output_dir, versions, own=own, where=where)
-        # rank 0 began to wait no later than this one
+        # rank 0 began to wait no later than this rank
         if not table.wait("verdict", seconds=table.seconds + FAREWELL_SECONDS):
-            raise LaunchError(f"{own}: {where} has not said within {table.seconds:g} s whether all have come")
+            raise LaunchError(f"{own}: {where} did not confirm within {table.seconds:g} s that all ranks have come")
         problems = table.take("verdict")
         table.put(f"heard/{place.rank}", None)
     except DistError as error:
-        raise LaunchError(f"{own}: {where} has left ({str(error).partition(chr(10))[0]})") from error
+        raise LaunchError(f"{own}: {where} has exited ({str(error).partition(chr(10))[0]})") from error
     if problems:
         refusal = _refusal(problems)
         refusal.is_said_elsewhere = True
@@ -195,12 +195,12 @@ def _attend(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
 def _sit_down(
     table: _Table, invitation: dict[str, str], output_dir: Path, versions: dict[str, str], *, own: str, where: str
 ) -> None:
-    """Lay down what this rank is. Raises LaunchError where it is another run that meets there."""
+    """Leave this rank's report. Raises LaunchError if another run meets at that port."""
     folder = output_dir.absolute()
     if str(folder) != invitation["output_dir"]:
         raise LaunchError(
-            f"{own} trains in output_dir {folder}, and {where} in {invitation['output_dir']}: give both the same, or, "
-            "where that is another run, this one another --master_port"
+            f"{own} trains in output_dir {folder}, and {where} in {invitation['output_dir']}: give both the same "
+            "output_dir, or, if that is another run, give this run another --master_port"
         )
     read = read_token(str(folder / invitation["token"]))
     table.put(_seat(table.place.rank), asdict(Attendee(hostname=platform.node(), versions=versions, token=read)))
@@ -215,31 +215,31 @@ def _seated(table: _Table) -> list[int]:
 
 
 def _refusal(problems: Sequence[str]) -> LaunchError:
-    return LaunchError("\n  ".join(["the ranks do not come together:", *problems]))
+    return LaunchError("\n  ".join(["the ranks cannot train together:", *problems]))
 
 
 def judge(
     came: Mapping[int, Attendee], place: RankEnvironment, *, seconds: float, token: str, output_dir: str
 ) -> list[str]:
-    """Return what is wrong, in words; nothing where all ranks came, are alike and read the token.
+    """Return the problems in words, none if all ranks came, are alike and read the token.
 
-    came: who came, by rank; rank 0 is one of them.
+    came: the ranks that came, rank 0 included.
     """
     problems = []
     missing = [rank for rank in range(place.world_size) if rank not in came]
     if missing:
         problems.append(_who_is_missing(missing, came, place, seconds=seconds))
     first = came[0].hostname
-    told: list[tuple[str, dict[str, str]]] = []
+    distinct: list[tuple[str, dict[str, str]]] = []
     for _, attendee in sorted(came.items()):
-        if (attendee.hostname, attendee.versions) not in told:
-            told.append((attendee.hostname, attendee.versions))
+        if (attendee.hostname, attendee.versions) not in distinct:
+            distinct.append((attendee.hostname, attendee.versions))
     blind = sorted({attendee.hostname for attendee in came.values() if attendee.token != token})
     problems += [
-        f"{name}: does not see what {first} wrote into {output_dir}; output_dir must lie on a disk of all hosts"
+        f"{name}: cannot read what {first} wrote into {output_dir}; output_dir must be on a disk shared by all hosts"
         for name in blind
     ]
-    return problems + differences(told)
+    return problems + differences(distinct)
 
 
 def _who_is_missing(
@@ -253,13 +253,13 @@ def _who_is_missing(
     here = ", ".join(f"{spans(ranks)} ({host})" for host, ranks in present.items())
     return (
         f"of {place.world_size} ranks, {spans(missing)}{whose} did not come to {place.master_addr}:{place.master_port} "
-        f"within {seconds:g} s; here are {here}. What ssh or the scheduler said of that host stands above, if "
-        "anything; hosts that merely start slowly want a larger supervision.meeting_seconds"
+        f"within {seconds:g} s; {here} did. Look above for messages of ssh or the scheduler about the missing host. If "
+        "hosts only start slowly, raise supervision.meeting_seconds"
     )
 
 
 def spans(ranks: Sequence[int]) -> str:
-    """Write ascending ranks as people do: 3; 1, 8-15."""
+    """Return ascending ranks as text, such as "3" or "1, 8-15"."""
     groups: list[list[int]] = []
     for rank in ranks:
         if groups and rank == groups[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""From the command line of `deepspeed` to one that may be run: hosts were asked, and what must travel is written."""
+"""Turn a command line of `deepspeed` into one that can run: check the hosts, and write the environment of the ranks."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ds_dpo.supervision.lease import LEASE_VARIABLE, Lease
 
 ENVIRONMENT_FILE = "launch.env"
 TRAIN = ("ds_dpo", "train.py")
-# a host that is cut off is noticed within 20 s, and not once TCP gives up; what the user sets in front of it wins
+# ssh notices a host that is cut off within 20 s instead of when TCP gives up; the user's own options come first and win
 SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """command: to be run. environ: its environment. world_size: the ranks that must come up; None: not told.
+    """command, environ: to run. world_size: ranks that must start, None if it is not known.
 
-    lease: what its ranks watch; to be renewed.
+    lease: the lease that the ranks watch and that the launcher renews.
     """
 
     command: list[str]
@@ -41,19 +41,21 @@ class Prepared:
 
 
 def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
-    """Check what can be checked before anything runs, within half a minute.
+    """Check all that can be checked before anything runs; takes half a minute at most.
 
-    Raises ConfigError naming each line, option or host that does not fit.
+    Raises ConfigError that names each wrong line, option or host.
     """
     launch = parse_launch(argv)
     program = Path(launch.program)
     if not program.is_file():
         raise ConfigError(f"program {program}: no such file")
     if program.parts[-2:] != TRAIN:
-        raise ConfigError(f"program {program}: this launches ds_dpo/train.py; start others with `deepspeed` itself")
+        raise ConfigError(
+            f"program {program}: this launches only ds_dpo/train.py; start other programs with `deepspeed`"
+        )
     loaded = load_config(launch.program_arguments)
     output_dir = Path(loaded.config.output_dir)
-    # with --no_ssh a launcher on each host has a lease of its own for the same run
+    # with --no_ssh there is a launcher on each host, and each has its own lease for the same run
     remarks = [] if launch.no_ssh else end_earlier_launches(output_dir)
     prepared = _check(launch, loaded.config, environ)
     return replace(prepared, remarks=remarks + prepared.remarks)
@@ -73,12 +75,12 @@ def _check(launch: LaunchCommand, config: RunConfig, environ: Mapping[str, str])
     world_size = sum(host.slots for host in hosts)
     stated = config.expected_world_size
     if stated not in (None, world_size):
-        raise ConfigError(f"expected_world_size is {stated}, but the hostfile and options make {world_size} ranks")
+        raise ConfigError(f"expected_world_size is {stated}, but the hostfile and the options give {world_size} ranks")
     is_here = len(hosts) == 1 and not launch.force_multi
     if is_here and not is_this_machine(hosts[0].name):
         raise ConfigError(
-            f"{launch.hostfile} leaves one host, {hosts[0].name}, which is not this machine; `deepspeed` would train "
-            "here all the same: start on that host, or give --force_multi"
+            f"{launch.hostfile} selects one host, {hosts[0].name}, which is not this machine; `deepspeed` would still "
+            "train on this machine: start on that host, or give --force_multi"
         )
     if not is_here and not launch.no_ssh:
         _ask(hosts, launch, output_dir, environ)
@@ -91,7 +93,7 @@ def _on_this_machine(launch: LaunchCommand, output_dir: Path, environ: Mapping[s
             raise ConfigError(f"{option} {value} needs --hostfile")
     problem = listen_error(launch.master_port)
     if problem is not None:
-        raise ConfigError(f"--master_port {launch.master_port} cannot be had ({problem}); give another")
+        raise ConfigError(f"--master_port {launch.master_port} cannot be used ({problem}); give another port")
     return _prepared(launch, output_dir, environ, world_size=launch.num_accelerators)
 
 
@@ -127,7 +129,7 @@ def _prepared(
     entries = {**entries, **read_usual_file((Path.home(), Path.cwd()))}
     file = output_dir.absolute() / ENVIRONMENT_FILE
     write_environment_file(file, entries)
-    remarks = [f"{', '.join(kept)} stay on this machine: they look like secrets"] if kept else []
+    remarks = [f"{', '.join(kept)} are not passed to other hosts: they look like secrets"] if kept else []
     expected = [] if world_size is None else ["--expected_world_size", str(world_size)]
     return Prepared(
         command=[

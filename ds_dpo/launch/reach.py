@@ -1,4 +1,4 @@
-"""Ask every host of a launch for its report, all at once, over ssh as `deepspeed` will reach them."""
+"""Ask every host of a launch for its report, all at once, over ssh as `deepspeed` does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANSWER_SECONDS = 20  # a cold file system reads a Python installation slowly
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A host's report, or why there is none."""
+    """A host's report, or the problem why there is none."""
 
     host: Host
     report: Report | None
@@ -29,22 +29,22 @@ class Answer:
 
 
 def ask_hosts(hosts: Sequence[Host], requests: Sequence[Request], *, ssh_port: int | None) -> list[Answer]:
-    """Return every host's answer, in their order; it takes as long as the slowest, CONNECT + ANSWER seconds at most."""
+    """Return the hosts' answers, in order. Takes as long as the slowest, at most CONNECT + ANSWER seconds."""
     with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
         return list(pool.map(lambda pair: _ask(*pair, ssh_port=ssh_port), zip(hosts, requests, strict=True)))
 
 
 def ssh_command(host: str, *, ssh_port: int | None, folder: Path, python: str) -> list[str]:
-    """Return the command that runs the report on a host; no question can be asked there."""
+    """Return the command that runs the report on a host; ssh must not ask for a password there."""
     port = [] if ssh_port is None else ["-p", str(ssh_port)]
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
-    # an accelerator is not looked for: DeepSpeed's launcher does that itself
+    # the report does not look for an accelerator: DeepSpeed's launcher does
     inside = f"cd {shlex.quote(str(folder))} && exec {shlex.quote(python)} -m ds_dpo.launch.report"
     return ["ssh", *port, *options, host, inside]
 
 
 def _ask(host: Host, request: Request, *, ssh_port: int | None) -> Answer:
-    # `deepspeed` too starts the same Python in the same folder
+    # as `deepspeed` does: the same Python in the same folder
     command = ssh_command(host.name, ssh_port=ssh_port, folder=Path.cwd(), python=sys.executable)
     try:
         done = subprocess.run(
@@ -56,15 +56,15 @@ def _ask(host: Host, request: Request, *, ssh_port: int | None) -> Answer:
             env=dict(os.environ),
         )
     except FileNotFoundError:
-        return Answer(host=host, report=None, problem="there is no ssh on this machine")
+        return Answer(host=host, report=None, problem="this machine has no ssh")
     except subprocess.TimeoutExpired:
         seconds = CONNECT_SECONDS + ANSWER_SECONDS
         return Answer(host=host, report=None, problem=f"no answer within {seconds} s")
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing was said").splitlines()[-1]
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         return Answer(host=host, report=None, problem=f"status {done.returncode}: {said}")
     try:
-        # a login script may print before it
+        # a login script may print lines before the report
         return Answer(host=host, report=Report(**json.loads(done.stdout.strip().splitlines()[-1])), problem=None)
     except (ValueError, TypeError, IndexError):
-        return Answer(host=host, report=None, problem=f"answered {done.stdout.strip()[-200:]!r}, which is no report")
+        return Answer(host=host, report=None, problem=f"answered {done.stdout.strip()[-200:]!r} instead of a report")

@@ -1,8 +1,8 @@
-"""What one host says of itself before a launch: run there by ssh, a request on its input, one line of JSON back.
+"""Report about one host before a launch. ssh runs it there, with a request on its input; it prints a line of JSON.
 
     ssh HOST 'cd FOLDER && exec PYTHON -m ds_dpo.launch.report' < REQUEST
 
-It imports neither torch nor DeepSpeed, so that it takes a second.
+It takes a second, because it imports neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GPU_DEVICE = re.compile(r"nvidia\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """program_arguments: of train.py. token_file: written by the launcher. listens: the port where ranks will meet."""
+    """program_arguments: those of train.py. token_file: the launcher's. listens: port at which the host must listen."""
 
     program_arguments: tuple[str, ...]
     token_file: str | None
@@ -40,9 +40,9 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """versions: by the names in ALIKE. num_gpus: None where no device files tell. token: what the host reads there.
+    """versions: with the names in ALIKE. num_gpus: None without device files. token: the text of token_file.
 
-    listen_error: why the port cannot be had. error: why the configuration cannot be read.
+    listen_error: why the host cannot listen at the port. error: why the configuration cannot be read.
     """
 
     hostname: str
@@ -54,7 +54,7 @@ class Report:
 
 
 def report(request: Request) -> Report:
-    """Look at this host."""
+    """Return the report about this host."""
     try:
         config, error = config_fingerprint(load_config(request.program_arguments).config), None
     except DsDpoError as caught:
@@ -70,7 +70,7 @@ def report(request: Request) -> Report:
 
 
 def versions_here(config: str) -> dict[str, str]:
-    """Return what must be alike on all hosts, by the names in ALIKE. config: its fingerprint."""
+    """Return what must be the same on all hosts, with the names in ALIKE. config: the configuration's fingerprint."""
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
@@ -87,7 +87,7 @@ def _version(package: str) -> str:
 
 
 def code_fingerprint(package: Path) -> str:
-    """Return a hash over the package's Python files: a version number stays the same while code is edited."""
+    """Return a hash of the package's Python files, because edited code keeps its version number."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\n".encode())
@@ -96,22 +96,22 @@ def code_fingerprint(package: Path) -> str:
 
 
 def config_fingerprint(config: RunConfig) -> str:
-    """Return a hash over all fields of a resolved configuration."""
+    """Return a hash of all fields of a resolved configuration."""
     return hashlib.sha256(config_to_yaml(config).encode()).hexdigest()[:12]
 
 
 def _num_gpus(devices: Path) -> int | None:
-    """Count NVIDIA's device files, which is quicker than asking a driver."""
+    """Count NVIDIA's device files, which is faster than asking the driver."""
     found = [path for path in devices.glob("nvidia*") if GPU_DEVICE.fullmatch(path.name)]
     return len(found) or None
 
 
 def listen_error(port: int) -> str | None:
-    """Return why nothing can listen at a port of this host; None where something can."""
+    """Return why this host cannot listen at a port, None if it can."""
     with socket.socket() as probe:
         probe.setsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # a port of connections that have just ended is free
+        )  # a port whose connections have just ended counts as free
         try:
             probe.bind(("", port))
             probe.listen(1)

@@ -1,4 +1,4 @@
-"""Whether all hosts see one run folder: a token is written by one of them, and read by all."""
+"""Check that all hosts see one run folder: one host writes a token there, and all hosts read it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ds_dpo.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """path: the file that holds text, where the one who wrote it sees it."""
+    """path: the file, as its writer sees it. text: what it holds."""
 
     path: Path
     text: str
@@ -21,9 +21,9 @@ class Token:
 
 @contextmanager
 def token_in(output_dir: Path) -> Iterator[Token]:
-    """Leave a token in the run folder for as long as hosts look for it; a folder that was not there goes again.
+    """Keep a token in the run folder while hosts look for it; afterwards remove folders that were made for it.
 
-    Raises ConfigError where it cannot be written.
+    Raises ConfigError if it cannot be written.
     """
     folder = output_dir.absolute()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -42,15 +42,15 @@ def token_in(output_dir: Path) -> Iterator[Token]:
 
 
 def _take_away(token: Token, made: list[Path]) -> None:
-    with suppress(OSError):  # it never came to be
+    with suppress(OSError):  # the token was never written
         token.path.unlink(missing_ok=True)
     for folder in made:
-        with suppress(OSError):  # the same, or something else lies in it by now
+        with suppress(OSError):  # the folder was never made, or is not empty any more
             folder.rmdir()
 
 
 def read_token(path: str | None) -> str | None:
-    """Return what this host reads there, None where it reads nothing."""
+    """Return the text that this host reads at a path, None if it cannot."""
     if path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""DeepSpeed's runner as a child: what it is told, when its ranks are told to leave, and what its end amounts to."""
+"""Run DeepSpeed's runner as a child process, decide when its ranks must exit, and choose the exit status."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ds_dpo.supervision.stop import REPEAT_SECONDS
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 POLL_SECONDS = 0.5
 CONNECTIONS_SECONDS = 2.0  # between looks at all processes of this machine
-# from the first sign that a run is over to the word that ends the ranks which do not know it yet
-FAILURE_SECONDS = 5.0  # a rank has failed: the others may have something to say, too
+# from the first sign that a run is over to the word that ends the remaining ranks
+FAILURE_SECONDS = 5.0  # a rank has failed: the others may also print an error
 HOST_SECONDS = 5.0  # a host's connection has ended and another's has not
 HANG_SECONDS = 15.0  # ranks write their stacks
-DONE_SECONDS = 60.0  # training is done and saved: libraries put their things away
-# from that word to SIGKILL for what is left of this machine's processes
+DONE_SECONDS = 60.0  # training is done and saved: libraries clean up
+# from that word to SIGKILL for the remaining processes of this machine
 KILL_SECONDS = 15.0
 
 
 def supervise(prepared: Prepared) -> int:
-    """Run the launcher, renew its ranks' lease, follow signals; returns the exit status once all is over."""
+    """Run the launcher, renew its ranks' lease and handle signals. Returns the exit status when all has ended."""
     return _Supervisor(prepared).run()
 
 
@@ -51,10 +51,10 @@ class _Supervisor:
     def run(self) -> int:
         adopt_orphans()
         for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores that one
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
                 signal.signal(number, self._note)
         signal.signal(signal.SIGTSTP, _refuse_to_pause)
-        # in a session of its own: Ctrl-C reaches this process alone, and the ranks hear of it by the lease
+        # in its own session: Ctrl-C reaches this process alone, and the lease passes it on to the ranks
         runner = subprocess.Popen(
             self._prepared.command,
             env=self._prepared.environ,
@@ -72,14 +72,14 @@ class _Supervisor:
             self._renewal.tell("end")
             self._clear_away()
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # one more would take the place of the status
+            signal.signal(number, signal.SIG_IGN)  # another signal would replace the exit status
         return self._conclude(status)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signals.append((number, time.monotonic()))
 
     def _look(self, now: float) -> None:
-        """See what has happened, and tell the ranks what follows from it."""
+        """Look for signals and signs of the end, and pass on to the ranks what follows."""
         self._follow_signals()
         outcome = self._prepared.lease.outcome()
         for sign in self._signs(outcome, now):
@@ -87,11 +87,11 @@ class _Supervisor:
                 self._renewal.tell("hang")
         for sign, since in self._over_since.items():
             if self._ended_at is None and now - since > SECONDS_BY_SIGN[sign]:
-                say(f"{WORDS_OF_SIGNS[sign]}; what is left of the run is told to leave")
+                say(f"{WORDS_OF_SIGNS[sign]}; ending what is left of the run")
                 self._end(now)
         if self._ended_at is not None and now - self._ended_at > KILL_SECONDS:
             self._was_killed = True
-            _kill_what_is_left("DeepSpeed's launcher has not ended by itself")
+            _kill_what_is_left("DeepSpeed's launcher did not end by itself")
 
     def _signs(self, outcome: Outcome | None, now: float) -> list[str]:
         if outcome is not None and outcome.status == 0:
@@ -111,10 +111,10 @@ class _Supervisor:
         for number, at in self._signals[self._num_followed :]:
             name = signal.Signals(number).name
             if self._num_followed == 0:
-                say(f"{name}: all ranks save at the same step and leave; once more, and they leave at once")
+                say(f"{name}: all ranks save at the same step and exit; a second signal makes them exit at once")
                 self._renewal.tell("stop")
             elif self._left_at_once is None and at - self._signals[0][1] > REPEAT_SECONDS:
-                say(f"{name} once more: all ranks leave at once, nothing more is saved")
+                say(f"second {name}: all ranks exit at once, without saving")
                 self._left_at_once = number
                 self._end(at)
             self._num_followed += 1
@@ -124,12 +124,12 @@ class _Supervisor:
         self._renewal.tell("end")
 
     def _clear_away(self) -> None:
-        """After the runner's end: wait until its processes here are gone, and end those that do not go."""
+        """After the runner's end, wait for its processes on this machine, and kill those that stay."""
         deadline = time.monotonic() + KILL_SECONDS
         while descendants(os.getpid()) and time.monotonic() < deadline:
             reap()
             time.sleep(POLL_SECONDS)
-        _kill_what_is_left("DeepSpeed's launcher has left without them")
+        _kill_what_is_left("DeepSpeed's launcher exited before them")
         reap()
 
     def _conclude(self, status: int) -> int:
@@ -143,38 +143,41 @@ class _Supervisor:
         if result == 0:
             self._renewal.remove()
         elif self._most_connections:
-            time.sleep(3 * LOOK_SECONDS)  # ranks on other hosts have read that this is the end, and are gone
+            time.sleep(3 * LOOK_SECONDS)  # until ranks on other hosts have read the last word and exited
         return result
 
 
 SECONDS_BY_SIGN = {"failure": FAILURE_SECONDS, "host": HOST_SECONDS, "hang": HANG_SECONDS, "done": DONE_SECONDS}
 WORDS_OF_SIGNS = {
-    "failure": "a rank has failed and others go on",
-    "host": "the connection to a host has ended and others' go on",
+    "failure": "a rank has failed and others are still running",
+    "host": "the connection to one host has ended and others are still open",
     "hang": "a rank has found a hang",
-    "done": f"training has ended, but processes are still there after {DONE_SECONDS:g} s",
+    "done": f"training has ended, but processes are still running after {DONE_SECONDS:g} s",
 }
 
 
 def conclude(status: int, outcome: Outcome | None, *, was_killed: bool) -> tuple[int, str | None]:
-    """Return the exit status, and what there is to say of it.
+    """Return the exit status, and a remark about it or None.
 
-    status: the runner's, as subprocess has it. outcome: what a rank recorded. was_killed: the runner did not leave by
+    status: the runner's, as subprocess has it. outcome: what a rank recorded. was_killed: the runner did not exit by
     itself.
     """
-    told = None if outcome is None else f"rank {outcome.rank} says: {outcome.how}"
+    said = None if outcome is None else f"rank {outcome.rank} says: {outcome.how}"
     if outcome is not None and outcome.status != 0:
-        return outcome.status, told
+        return outcome.status, said
     if status == 0 and outcome is None:
-        return EXIT_STATUS_OF_FAILURE, "DeepSpeed's launcher ended well, but no rank has said that training did"
+        return (
+            EXIT_STATUS_OF_FAILURE,
+            "DeepSpeed's launcher ended with status 0, but no rank has recorded that training ended",
+        )
     if status == 0 or (was_killed and outcome is not None):
         return 0, None
     own = status if status > 0 else SIGNAL_STATUS_BASE - status
-    return own, f"DeepSpeed's launcher left with status {own}" + ("" if told is None else f", although {told}")
+    return own, f"DeepSpeed's launcher exited with status {own}" + ("" if said is None else f", although {said}")
 
 
 class Renewal:
-    """Renews a lease on a thread of its own, which a terminal or a slow look at processes does not hold up."""
+    """Renews a lease on its own thread, so that a terminal or a slow list of processes does not delay it."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
@@ -191,10 +194,10 @@ class Renewal:
             self._renew()
 
     def tell(self, word: Word) -> None:
-        """Tell the ranks something new; after `end` nothing else can be."""
+        """Write a new word into the lease for the ranks; `end` is the last one."""
         if self._lease.word != "end":
             self._lease.word = word
-        # not in this thread: the disk may keep it waiting, and there is more to do
+        # on another thread, because a slow disk must not delay this one
         teller = threading.Thread(target=self._renew, daemon=True)
         teller.start()
         teller.join(POLL_SECONDS)
@@ -208,18 +211,18 @@ class Renewal:
                 self._is_failing = False
             except OSError as error:
                 if not self._is_failing:
-                    say(f"{self._lease.path} cannot be renewed ({error.strerror}); ranks leave if that goes on")
+                    say(f"{self._lease.path} cannot be renewed ({error.strerror}); the ranks exit if this continues")
                 self._is_failing = True
 
     def remove(self) -> None:
-        """Take the lease away: nobody reads it any more."""
+        """Remove the lease: nobody reads it any more."""
         with self._lock:
             self._is_over = True
             self._lease.remove()
 
 
 def _num_connections() -> int:
-    """How many hosts pdsh is connected to; 0 where it is not used."""
+    """Return the number of hosts that pdsh is connected to, 0 if it is not used."""
     return sum(
         process.name == "ssh" and parent is not None and parent.name.startswith("pdsh")
         for process, parent in descendants(os.getpid()).items()
@@ -234,11 +237,11 @@ def _kill_what_is_left(why: str) -> None:
 
 
 def _refuse_to_pause(number: int, frame: FrameType | None) -> None:
-    say("ranks cannot be paused; Ctrl-C lets them save and leave")
+    say("ranks cannot be paused; Ctrl-C makes them save and exit")
 
 
 def say(text: str) -> None:
-    """Say one thing beside what the ranks say; a terminal that is gone does not matter."""
+    """Print a line of the launcher; ignores a terminal that is gone."""
     try:
         print(f"launch: {text}", file=sys.stderr, flush=True)
     except OSError:

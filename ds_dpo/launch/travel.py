@@ -1,7 +1,6 @@
-"""What of the environment reaches the ranks of other hosts: a file that `deepspeed` reads, and never a secret in it.
+"""The part of the environment that reaches ranks on other hosts: a file that `deepspeed` reads, without secrets.
 
-DeepSpeed puts each of its lines on the command line of ssh, where every user of either machine can read it, and into
-its log.
+DeepSpeed puts each line of it on ssh's command line, which every user of either machine can read, and into its log.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ USUAL_FILE = ".deepspeed_env"
 
 
 def travelling_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return what is to be set on each host, by name, and the names that stay here although they look wanted.
+    """Return the variables to set on each host, and the names of wanted variables that must stay on this machine.
 
-    Proxies count in small letters too. What looks like a secret stays, and what holds a line break, which DeepSpeed
-    would take for two entries.
+    Proxies may have lower-case names. A variable stays if it looks like a secret, or if it holds a line break, which
+    DeepSpeed would read as two entries.
     """
     wanted = {name: value for name, value in environ.items() if _is_wanted(name)}
     kept = {name for name, value in wanted.items() if _is_secret(name, value) or "\n" in value}
@@ -41,9 +40,9 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def read_usual_file(folders: tuple[Path, ...]) -> dict[str, str]:
-    """Return the entries of the first .deepspeed_env among folders, which ours takes the place of; {} without one.
+    """Return the entries of the first .deepspeed_env in the folders, {} without one. Our file replaces it.
 
-    Raises ConfigError naming the line that is not NAME=VALUE, and the entry that looks like a secret.
+    Raises ConfigError for a line that is not NAME=VALUE, and for an entry that looks like a secret.
     """
     path = next((folder / USUAL_FILE for folder in folders if (folder / USUAL_FILE).is_file()), None)
     if path is None:
@@ -52,18 +51,18 @@ def read_usual_file(folders: tuple[Path, ...]) -> dict[str, str]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         name, equals, value = line.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"{path}, line {number}: {line!r} is not NAME=VALUE, which `deepspeed` cannot read")
+            raise ConfigError(f"{path}, line {number}: {line!r} must be NAME=VALUE")
         if _is_secret(name, value):
             raise ConfigError(
                 f"{path}, line {number}: {name} looks like a secret, and `deepspeed` would put it on ssh's command "
-                "line; log in on the hosts instead (`hf auth login`, once where they share HF_HOME)"
+                "line; log in on the hosts instead (`hf auth login`, once is enough if they share HF_HOME)"
             )
         entries[name] = value
     return entries
 
 
 def write_environment_file(path: Path, entries: Mapping[str, str]) -> None:
-    """Write entries as `deepspeed` reads them from DS_ENV_FILE, for this user's eyes alone."""
+    """Write entries as `deepspeed` reads them from DS_ENV_FILE; only this user can read the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def test_whatever_dies_all_ranks_leave(bench, tmp_path):
     assert "the launcher is gone or cut off" in launch.said()
 
     again = Launch(bench, out)  # and DeepSpeed's launcher of one host, which it does not notice itself
-    assert "ended without its ranks; those that are left leave now" in again.said()
+    assert "ended before its ranks; the remaining ranks exit now" in again.said()
     again.kill(NODES[1], r"\S+/python -u -m deepspeed\.launcher\.launch")
     assert again.status_once_all_are_gone() == EXIT_STATUS_OF_LOST_PARENT, again.said()
     assert "rank 1 says: python" in again.said()

@@ -53,10 +53,10 @@ def test_alike_hosts_are_sound():
         (answer("b", versions={"code": "2"}), "b has code 2, a 1"),
         (answer("b", versions={"config": "2"}), "b has config 2, a 1"),
         (answer("b", versions={"deepspeed": "not installed"}), "b: deepspeed is not installed"),
-        (answer("b", token=None), "b: does not see what this machine wrote into runs/x"),
-        (answer("b", token="of another launch"), "b: does not see"),
-        (answer("b", listen_error="Address already in use"), "b: the port .* another --master_port"),
-        (answer("b", slots=9), "b: slots=9, but it has 8 GPUs"),
+        (answer("b", token=None), "b: cannot read what this machine wrote into runs/x"),
+        (answer("b", token="of another launch"), "b: cannot read"),
+        (answer("b", listen_error="Address already in use"), "b: cannot listen at the port .* another --master_port"),
+        (answer("b", slots=9), "b: slots=9, but the host has 8 GPUs"),
         (answer("b", error="objective.beta = x: no number"), "b: objective.beta = x"),
     ],
 )
@@ -68,7 +68,7 @@ def test_each_that_is_not_is_named(bad, said):
 def test_all_is_said_at_once():
     with pytest.raises(ConfigError) as caught:
         check(answer("a", token=None), answer("b", slots=9), answer("c", problem="status 255: refused"))
-    assert [word in str(caught.value) for word in ("a: does not see", "b: slots=9", "c (line 1): status 255")] == [
+    assert [word in str(caught.value) for word in ("a: cannot read", "b: slots=9", "c (line 1): status 255")] == [
         True
     ] * 3
 
@@ -123,14 +123,14 @@ def test_a_launch_here_is_ready_to_run(tmp_path):
     assert prepared.command[3:7] == ["--num_gpus", "2", "--master_port", str(port)]
     assert prepared.environ["DS_ENV_FILE"] == str(out / "launch.env")
     assert "hf_abc" not in (out / "launch.env").read_text()
-    assert prepared.remarks == ["HF_TOKEN stay on this machine: they look like secrets"]
+    assert prepared.remarks == ["HF_TOKEN are not passed to other hosts: they look like secrets"]
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["ds_dpo/trian.py"], "no such file"),
-        ([str(ROOT / "scripts" / "launch.py")], "launches ds_dpo/train.py"),
+        ([str(ROOT / "scripts" / "launch.py")], "launches only ds_dpo/train.py"),
         (["--hostfile", "nowhere", TRAIN], "--hostfile nowhere"),
         (["--num_nodes", "2", TRAIN], "--num_nodes 2 needs --hostfile"),
         ([TRAIN, "--config", "miniature", "--beta", "x"], "objective.beta = x"),

@@ -19,12 +19,12 @@ def test_comments_and_empty_lines_are_passed_over(tmp_path):
     [
         ("", "names no host"),
         ("# a slots=8\n", "names no host"),
-        ("a slots=8\nb\n", r"line 2: 'b' does not fit"),
-        ("a slots=8 and more\n", "line 1: 'a slots=8 and more' does not fit"),
+        ("a slots=8\nb\n", r"line 2: 'b' is not of the form"),
+        ("a slots=8 and more\n", "line 1: 'a slots=8 and more' is not of the form"),
         ("a slots=0\n", "line 1: slots=0"),
         ("a slots=x\n", "line 1: slots=x"),
         ("a slots=-1\n", "line 1: slots=-1"),
-        ("a slots=8\nb slots=8\na slots=4\n", "line 3: a is there already, in line 1"),
+        ("a slots=8\nb slots=8\na slots=4\n", "line 3: a is already in line 1"),
     ],
 )
 def test_lines_that_do_not_fit(tmp_path, text, said):
@@ -60,10 +60,10 @@ def test_what_options_leave(options, left):
     ("options", "said"),
     [
         ({"include": "a", "exclude": "b"}, "cannot both"),
-        ({"include": "a", "num_nodes": 1}, "cannot be given with"),
-        ({"include": "c"}, "no host 'c' in the hostfile; it has a, b"),
-        ({"include": "b:4"}, "no slot '4' on b, which has 4"),
-        ({"exclude": "b:x"}, "no slot 'x' on b"),
+        ({"include": "a", "num_nodes": 1}, "cannot be combined with"),
+        ({"include": "c"}, "host 'c' is not in the hostfile, which has a, b"),
+        ({"include": "b:4"}, "b has no slot '4', only 0 to 3"),
+        ({"exclude": "b:x"}, "b has no slot 'x'"),
         ({"exclude": "a@b"}, "leaves no host"),
         ({"num_nodes": 3}, "--num_nodes 3: the hostfile has 2"),
         ({"num_accelerators": 8}, "--num_gpus 8: b has 4 slots"),

@@ -72,7 +72,7 @@ def test_one_rank_alone_meets_nobody(tmp_path):
 
 def test_missing_ranks_are_named_and_all_who_came_hear_it_once(tmp_path, port):
     heard = meet([0, 2], [tmp_path / "run"] * 2, port, world_size=5)
-    assert f"of 5 ranks, 1, 3-4 did not come to 127.0.0.1:{port} within 2 s; here are 0, 2 (" in str(heard[0])
+    assert f"of 5 ranks, 1, 3-4 did not come to 127.0.0.1:{port} within 2 s; 0, 2 (" in str(heard[0])
     assert str(heard[2]) == str(heard[0])
     assert (heard[0].is_said_elsewhere, heard[2].is_said_elsewhere) == (False, True)
     assert not (tmp_path / "run").exists()
@@ -138,7 +138,7 @@ def test_hosts_are_compared_with_that_of_rank_0():
         "a has config 3, b 1; all ranks must run the same",
     ]
     assert judged(attendee("b"), attendee("a", token=None), attendee("a", token="other")) == [
-        "a: does not see what b wrote into runs/x; output_dir must lie on a disk of all hosts"
+        "a: cannot read what b wrote into runs/x; output_dir must be on a disk shared by all hosts"
     ]
 
 

@@ -86,7 +86,7 @@ def test_a_second_signal_ends_what_does_not_save(tmp_path):
             run.launcher.send_signal(signal.SIGINT)  # those of the first 2 s are the same one again
             time.sleep(0.2)
         assert run.wait_until_all_are_gone() == 128 + signal.SIGINT
-        assert "leave at once" in run.said()
+        assert "exit at once" in run.said()
 
 
 def test_ranks_of_a_killed_launcher_leave_and_the_next_one_knows(tmp_path):
@@ -97,7 +97,7 @@ def test_ranks_of_a_killed_launcher_leave_and_the_next_one_knows(tmp_path):
         assert f"status {EXIT_STATUS_OF_LOST_LEASE}" in run.said()
     waited = []
     (remark,) = end_earlier_launches(tmp_path, wait=waited.append)
-    assert f"process {run.launcher.pid}) ended without its ranks" in remark
+    assert f"process {run.launcher.pid}) ended before its ranks" in remark
     assert end_earlier_launches(tmp_path, wait=waited.append) == []
     assert list(leases(tmp_path)) == []
 
@@ -106,14 +106,14 @@ def test_ranks_of_a_killed_runner_leave_and_the_launcher_fails(tmp_path):
     with launch(tmp_path, "trains") as run:
         os.kill(run.runner.pid, signal.SIGKILL)
         assert run.wait_until_all_are_gone() == 128 + signal.SIGKILL
-        assert "DeepSpeed's launcher left with status 137" in run.said()
+        assert "DeepSpeed's launcher exited with status 137" in run.said()
         assert f"told by the launcher ({platform.node()} {run.launcher.pid}) to leave" in run.said()
 
 
 def test_a_runner_that_claims_success_is_not_believed(tmp_path):
     with launch(tmp_path, "says_nothing") as run:
         assert run.wait_until_all_are_gone() == 1
-        assert "no rank has said that training did" in run.said()
+        assert "no rank has recorded that training ended" in run.said()
 
 
 def test_a_hang_ends_all_with_every_rank_s_stacks(tmp_path):
@@ -132,7 +132,7 @@ def test_a_runner_that_stays_when_all_is_done_is_ended(tmp_path, monkeypatch):
     with launch(tmp_path, "stays") as run:
         run.launcher.send_signal(signal.SIGTERM)
         assert run.wait_until_all_are_gone() == 0, "what was asked is done and saved"
-        assert "processes are still there" in run.said()
+        assert "processes are still running" in run.said()
 
 
 def quick_supervisor(folder):
@@ -151,7 +151,7 @@ def quick_supervisor(folder):
 
 def test_a_run_folder_in_use_is_refused(tmp_path):
     lease = Lease(tmp_path)
-    with pytest.raises(ConfigError, match=rf"in use: the launcher on \S+, process {os.getpid()}, trains there"):
+    with pytest.raises(ConfigError, match=rf"in use by the launcher on \S+, process {os.getpid()}"):
         end_earlier_launches(tmp_path, wait=lambda seconds: lease.renew())
     assert read_notice(lease.path).word == "run"
 
