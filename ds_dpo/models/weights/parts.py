@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from ds_dpo.errors import ModelError
+from ds_dpo.models.weights.alignment import align_weights
 from ds_dpo.models.weights.files import FileWeights, WeightFiles, read_json
 from ds_dpo.models.weights.ldm_parts import Stored
 from ds_dpo.process.quiet import quiet_output
@@ -33,7 +34,10 @@ class Part(Protocol):
     def files(self) -> WeightFiles: ...
 
     def load(self, *, dtype: torch.dtype) -> Any:
-        """Return the module on the host, in dtype, cast tensor by tensor. Raises ModelError where a weight lacks."""
+        """Return the module on the host, aligned, in dtype, cast tensor by tensor.
+
+        Raises ModelError where a weight is missing.
+        """
         ...
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -88,6 +92,7 @@ class FolderPart:
             raise ModelError(
                 f"{self.folder}: its weights lack {len(missing)} tensors of its config, such as {missing[0]}"
             )
+        align_weights(loaded)  # these may be mapped from the file
         return loaded
 
     def weights(self) -> Mapping[str, Tensor]:
