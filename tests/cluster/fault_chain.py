@@ -85,6 +85,11 @@ class Place:
             raise CaseFailure(f"left over: {names_of(left)}")
 
 
+def costs_of(case: Case) -> int:
+    """Return how many checkpoints the case's damage takes, where a start goes on from an earlier one."""
+    return (DAMAGES[case.damage] or 0) if case.damage else 0
+
+
 def names_of(processes: Sequence[Process]) -> str:
     return "; ".join(map(str, processes))
 
@@ -147,7 +152,8 @@ class Chain:
 
     def play(self, case: Case, result: Result) -> None:
         """Start the run, let the case happen, see how it ends; what it left is seen at the next start."""
-        if len(fault_run.curve(self._run)) > REFERENCE_STEPS - MARGIN_STEPS:
+        is_near_the_end = len(fault_run.curve(self._run)) > REFERENCE_STEPS - MARGIN_STEPS
+        if is_near_the_end or not fault_run.has_enough(self._checkpoints, costs=costs_of(case)):
             self.finish()
         intact = self._damage(case, result)
         saved_before = fault_run.newest_valid(self._checkpoints)

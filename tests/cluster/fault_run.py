@@ -59,6 +59,11 @@ def intact(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda folder: _step(folder) or 0, reverse=True)
 
 
+def has_enough(checkpoints: Path, *, costs: int) -> bool:
+    """Return whether a checkpoint is left to go on from once a damage has taken this many."""
+    return len(intact(checkpoints)) > costs
+
+
 def curve(run: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl; a last one that was cut off is left out."""
     path = run / "metrics.jsonl"

@@ -61,6 +61,24 @@ def test_a_damage_is_done_to_what_is_valid(checkpoints, name):
     assert fault_run.newest_valid(checkpoints) == 9 - 3 * DAMAGES[name]
 
 
+def test_a_run_that_has_too_few_checkpoints_for_a_damage_begins_anew(checkpoints, tmp_path_factory):
+    """As when only the damages are played: each costs a checkpoint, and few starts save another."""
+    seed = tmp_path_factory.mktemp("run") / "seed"
+    shutil.copytree(checkpoints, seed)
+    begun_anew = 0
+    for name, costs in DAMAGES.items():
+        if not fault_run.has_enough(checkpoints, costs=costs or 0):
+            begun_anew += 1
+            shutil.rmtree(checkpoints)
+            shutil.copytree(seed, checkpoints)
+        before = fault_run.valid_steps(checkpoints)
+        fault_run.DAMAGE[name](checkpoints)
+        assert fault_run.valid_steps(checkpoints) == ([] if costs is None else before[costs:])
+    # of 3 checkpoints two may be lost: anew before the 3rd, 5th and 7th damage of one, before that of two, and for the
+    # last, as the one before it left none
+    assert begun_anew == 5
+
+
 def test_what_was_saved_or_said_to_be_must_be_there():
     assert list(fault_run.losses(9, 12, "stopped at step 12 as asked")) == []
     assert list(fault_run.losses(9, 9, "")) == []
