@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 
 from repository import PACKAGE, ROOT
@@ -46,3 +47,31 @@ def test_the_evaluation_s_arithmetic_stands_alone() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ds_dpo")
     }
     assert imported <= {"ds_dpo.errors"}
+
+
+# A newcomer must be able to take in each of these at one look.
+MOST_MODULES_AT_THE_TOP, MOST_PACKAGES_AT_THE_TOP, MOST_LAYERS, MOST_LINES = 6, 26, 10, 399
+
+
+def test_the_top_of_the_package_is_small() -> None:
+    modules = [path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
+    packages = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
+    assert len(modules) <= MOST_MODULES_AT_THE_TOP, modules
+    assert len(packages) <= MOST_PACKAGES_AT_THE_TOP, packages
+
+
+def test_there_are_few_layers_and_each_package_has_one() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = [
+        contract
+        for contract in settings["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers" and contract["containers"] == ["ds_dpo"]
+    ]
+    assert len(contract["layers"]) <= MOST_LAYERS
+    assert contract["exhaustive"] is True
+
+
+def test_no_file_is_long() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    long = {str(path.relative_to(ROOT)): number for path, number in lines.items() if number > MOST_LINES}
+    assert long == {}
