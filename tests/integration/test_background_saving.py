@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from saved_tensors import differing_tensors, saved_tensors
 
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import ENVIRONMENT, HERE, ROOT, curve, metrics, spell
@@ -69,23 +69,12 @@ def starts(tmp_path_factory):
     return out, done
 
 
-def tensors(value, place=""):
-    """All tensors of a state by their place in it."""
-    if isinstance(value, torch.Tensor):
-        return {place: value}
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return {name: found for key, part in parts for name, found in tensors(part, f"{place}/{key}").items()}
-
-
 def assert_equal_to_the_bit(folder, other):
     names = sorted(path.name for path in other.iterdir())
     assert sorted(path.name for path in folder.iterdir()) == names
     shards = [name for name in names if name.endswith(".pt")]
     assert len(shards) == FILES_OF_A_SAVE - 2
-    for name in shards:
-        found, expected = (tensors(torch.load(each / name, weights_only=False)) for each in (folder, other))
-        assert found.keys() == expected.keys()
-        assert [place for place in found if not torch.equal(found[place], expected[place])] == []
+    assert differing_tensors(saved_tensors(folder), saved_tensors(other)) == []
     assert (folder / "reference.safetensors").read_bytes() == (other / "reference.safetensors").read_bytes()
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from saved_tensors import differing_tensors, saved_tensors
 
 from ds_dpo.zero_shards.reader import open_checkpoint
 
@@ -32,6 +33,7 @@ SETTINGS = {
     "cadence.sample_every_steps": "none",
 }
 STAGES = (1, 2, 3)
+NUM_WEIGHTS = 2_301_076  # of the miniature's UNet
 LOSSES_OF_A_STEP = ("loss", "policy_chosen_error", "policy_rejected_error")
 
 
@@ -149,11 +151,16 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(runs, stage):
         assert {k: v for k, v in resumed_step.items() if k not in timed} == {
             k: v for k, v in whole_step.items() if k not in timed
         }
-    shards = [
-        sorted((runs / name / "checkpoints" / "step_00000010").glob("*optim_states.pt"))
+    found, expected = (
+        saved_tensors(runs / name / "checkpoints" / "step_00000010")
         for name in (f"resumed_{stage}", f"2_ranks_{stage}")
-    ]
-    assert len(shards[0]) == len(shards[1]) == 2
+    )
+    shards = {name.partition("/")[0] for name in expected if "optim_states.pt" in name}
+    assert len(shards) == 2, "one of each rank"
+    assert sum(tensor.numel() for tensor in expected.values()) > 3 * NUM_WEIGHTS, (
+        "masters and both moments are compared"
+    )
+    assert differing_tensors(found, expected) == []
     assert "resumed from step 5" in (runs / f"resumed_{stage}" / "log.txt").read_text()
 
 
