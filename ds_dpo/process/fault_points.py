@@ -1,4 +1,4 @@
-"""Named places at which a test lets a rank fail: killed, out of disk, or hanging, as DS_DPO_FAULT asks for."""
+"""Named points at which DS_DPO_FAULT, set by a test, makes a rank fail: killed, out of disk, or hanging."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ds_dpo.errors import ConfigError
 
 VARIABLE = "DS_DPO_FAULT"
 
-# In the order in which they are reached, by every rank unless it says otherwise. While a checkpoint is written in the
-# background, those from save.copied to save.hashed are reached by the thread that writes.
+# In the order in which ranks reach them; every rank does, unless the text says otherwise. While a checkpoint is written
+# in the background, the thread that writes reaches those from save.copied to save.hashed.
 FAULT_POINTS: dict[str, str] = {
     "step.begin": "an optimizer step begins",
-    "step.backward": "the gradient of a step's first micro-batch is there, and its update where it is the only one",
-    "save.begin": "a checkpoint is due and nothing of it is on the disk",
-    "save.copied": "the state is where training does not change it, and nothing of it is written",
+    "step.backward": "the gradient of a step's first micro-batch exists, and the update too if it is the only one",
+    "save.begin": "a checkpoint is due and none of it is on the disk",
+    "save.copied": "the state is copied, so that training cannot change it, and none of it is written",
     "save.write": "one of this rank's files is about to be written",
-    "save.written": "this rank's files are written, and neither synced nor hashed",
+    "save.written": "this rank's files are written but neither synced nor hashed",
     "save.hashed": "this rank's files are synced and hashed",
-    "save.agreed": "every rank knows that every rank's files are there",
-    "save.moved_old": "one of the same step is out of the way: a damaged one before the manifest; rank 0 alone",
-    "save.manifest": "the manifest is written; rank 0 alone",
-    "save.renamed": "the folder has its name; rank 0 alone",
-    "save.latest": "latest names it; rank 0 alone",
-    "save.pruned": "older ones are deleted; rank 0 alone",
-    "load.begin": "checkpoints are looked for",
-    "load.verified": "every rank knows which one verifies",
-    "load.read": "that one is read into the engine",
+    "save.agreed": "every rank knows that all files exist",
+    "save.moved_old": "an older folder of the same step is moved away (a damaged one before the manifest); rank 0 only",
+    "save.manifest": "the manifest is written; rank 0 only",
+    "save.renamed": "the folder has its final name; rank 0 only",
+    "save.latest": "latest names the checkpoint; rank 0 only",
+    "save.pruned": "older checkpoints are deleted; rank 0 only",
+    "load.begin": "the search for checkpoints begins",
+    "load.verified": "every rank knows which checkpoint verifies",
+    "load.read": "the checkpoint is read into the engine",
 }
 
 _SPEC = re.compile(r"(?P<name>[^@#=]+)(?:@(?P<rank>\d+))?(?:#(?P<count>[1-9]\d*))?=(?P<action>.*)")
@@ -67,7 +67,7 @@ ACTIONS: dict[str, Callable[[], None]] = {
 
 @dataclass
 class Fault:
-    """What happens once a rank (None: every rank) has reached a point so many times more."""
+    """An action for a rank (None: every rank) when it reaches a point for the times_left-th time from now."""
 
     name: str
     rank: int | None
@@ -76,9 +76,9 @@ class Fault:
 
 
 def read_faults(text: str) -> list[Fault]:
-    """Read NAME[@RANK][#COUNT]=ACTION, comma separated: the COUNT-th time (default the first) RANK is at NAME.
+    """Read NAME[@RANK][#COUNT]=ACTION, separated by commas: do ACTION the COUNT-th time (default 1) RANK is at NAME.
 
-    Raises ConfigError for a name or an action that does not exist, and for anything else.
+    Raises ConfigError for an unknown name or action, and for any other text.
     """
     return [_read_fault(part.strip()) for part in text.split(",") if part.strip()]
 
@@ -86,7 +86,7 @@ def read_faults(text: str) -> list[Fault]:
 def _read_fault(text: str) -> Fault:
     match = _SPEC.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{VARIABLE} {text!r} is not NAME[@RANK][#COUNT]=ACTION; save.write@1#2=kill would fit")
+        raise ConfigError(f"{VARIABLE} {text!r} must be NAME[@RANK][#COUNT]=ACTION, such as save.write@1#2=kill")
     for field, known in (("name", list(FAULT_POINTS)), ("action", list(ACTIONS))):
         if match[field] not in known:
             raise ConfigError(f"{VARIABLE} {text!r}: no {field} {match[field]!r}; {', '.join(known)} would fit")
@@ -102,9 +102,9 @@ _faults: list[Fault] = read_faults(os.environ.get(VARIABLE, ""))
 
 
 def reach(name: str) -> None:
-    """Do what DS_DPO_FAULT asks for at this point; nothing where it is not set, as in every real run.
+    """Do what DS_DPO_FAULT asks for at this point; do nothing if it is not set, as in every real run.
 
-    Raises OSError where it asks for a disk's refusal.
+    Raises OSError if the action is a disk error.
     """
     if _faults:
         _act(name, rank=int(os.environ.get("RANK", "0")))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Return how many bytes can be had without swapping, within the limits of a job or container (cgroup v2).
+    """Return the bytes available without swapping, within the limits of a job or container (cgroup v2).
 
-    None where nothing says so. root: where /proc and /sys are. Sources: proc_meminfo(5), MemAvailable; the kernel's
+    None if they are unknown. root: the folder with proc and sys. Sources: proc_meminfo(5), MemAvailable; the kernel's
     cgroup-v2.rst, memory.max, memory.current and memory.stat.
     """
     found = [number for number in (_of_host(root), *map(_of_cgroup, _cgroups(root))) if number is not None]
@@ -22,7 +22,7 @@ def _of_host(root: Path) -> int | None:
 
 
 def _cgroups(root: Path) -> list[Path]:
-    """Return this process's group and those that it lies in; each may have a limit."""
+    """Return this process's cgroup and its parents; each may have a limit."""
     match = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
     if match is None:
         return []
@@ -35,7 +35,7 @@ def _of_cgroup(cgroup: Path) -> int | None:
     limit, used = _read(cgroup / "memory.max").strip(), _read(cgroup / "memory.current").strip()
     if not limit.isdecimal() or not used.isdecimal():
         return None
-    # file pages that are not in use are counted as used and given up when asked for
+    # inactive file pages count as used, but the kernel frees them on demand
     match = re.search(r"^inactive_file (\d+)$", _read(cgroup / "memory.stat"), re.MULTILINE)
     return int(limit) - int(used) + (0 if match is None else int(match[1]))
 

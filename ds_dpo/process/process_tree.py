@@ -1,4 +1,4 @@
-"""The processes of this machine that come from this one: found by their parents, and ended by their ids."""
+"""The processes below this one on this machine: found by their parents, ended by their ids."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """Become the parent of whatever below this process loses its own, so that it can be found and ended."""
+    """Become the parent of every process below this one whose parent ends, so that it can be found and ended."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent() -> None:
-    """Let the kernel end this process when the one that started it ends; for a new child, before it runs a program."""
+    """Make the kernel end this process when its parent ends; call it in a new child before it runs a program."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: a child between fork and exec must not
+_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded at import, because a child must not load it between fork and exec
 
 
 def _prctl(option: int, value: int) -> None:
@@ -33,7 +33,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def descendants(pid: int) -> dict[Process, Process | None]:
-    """Return every living process below one, each with its parent where that lives."""
+    """Return every living process below one, each with its parent if that is alive."""
     parents = {int(name): parent_id(int(name)) for name in os.listdir(PROC) if name.isdecimal()}
     below: dict[Process, Process | None] = {}
     generation = {pid}
@@ -48,15 +48,15 @@ def descendants(pid: int) -> dict[Process, Process | None]:
 
 
 def kill(processes: Iterable[Process]) -> None:
-    """End processes by SIGKILL; one whose id is another's by now is left alone."""
+    """Kill processes by SIGKILL; an id that now belongs to another process is left alone."""
     for process in processes:
         if is_alive(process):
-            with suppress(ProcessLookupError):  # it ended by itself
+            with suppress(ProcessLookupError):  # the process ended by itself
                 os.kill(process.pid, signal.SIGKILL)
 
 
 def reap() -> dict[int, int]:
-    """Take the statuses of all children that have ended, adopted ones too: by id, as subprocess has them."""
+    """Collect the exit statuses of all ended children, adopted ones included: by id, as subprocess has them."""
     statuses: dict[int, int] = {}
     while True:
         try:

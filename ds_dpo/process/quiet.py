@@ -1,4 +1,4 @@
-"""Keep libraries from printing over a run's own words, without hiding a failure."""
+"""Keep libraries from printing between a run's own lines, without hiding a failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_output() -> Iterator[None]:
-    """Hold back what Python code prints or warns inside; if it raises, print all of it, then let the error go on."""
+    """Hold back what the body prints or warns about; if it raises, print all of it and raise the error again."""
     held = io.StringIO()
     try:
         with (
@@ -28,7 +28,7 @@ def quiet_output() -> Iterator[None]:
         raise
 
 
-# Read by libraries when they are imported; what a user sets stays.
+# Libraries read these when they are imported; values set by the user are kept.
 QUIET_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
@@ -39,7 +39,7 @@ QUIET_ENVIRONMENT = {
 
 
 def quiet_libraries() -> None:
-    """Let the libraries that we build on speak of errors only; call it before they are imported."""
+    """Make libraries log errors only; call it before they are imported."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for logger in ("deepspeed", "DeepSpeed", "huggingface_hub", "torch.distributed"):

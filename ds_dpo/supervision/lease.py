@@ -1,8 +1,8 @@
-"""The file by which a launcher and its ranks know of each other, on the disk that they share.
+"""The lease: a file on the shared disk by which the ranks know that their launcher is alive.
 
-The launcher overwrites it every RENEW_SECONDS; ranks that see no change any more leave. What ranks have to say goes
-into a second file beside it. Both have their full size from the start and are only overwritten, in place, so that a
-full disk does not matter.
+The launcher overwrites it every RENEW_SECONDS; ranks exit if it stops changing. A second file beside it records how the
+run ended. Both files have their full size from the start and are overwritten in place, so that they work on a full
+disk.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-LEASE_VARIABLE = "DS_DPO_LEASE"  # of the ranks' environment: the file's path
+LEASE_VARIABLE = "DS_DPO_LEASE"  # in the ranks' environment: the path of the lease
 FOLDER = "launch"  # in the run folder
 RENEW_SECONDS = 2.0
 
-# run: go on. stop: save and leave. hang: write down your stacks and leave. end: leave.
+# run: continue. stop: save and exit. hang: write the stacks and exit. end: exit.
 Word = Literal["run", "stop", "hang", "end"]
 WORDS: tuple[str, ...] = get_args(Word)
 OUTCOME_BYTES = 128
@@ -27,7 +27,7 @@ OUTCOME_BYTES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """What a lease says. count: grows with each renewal. launcher: whose it is, for people."""
+    """The content of a lease. count: grows with each renewal. launcher: its host and process, for messages."""
 
     word: str
     count: int
@@ -36,7 +36,7 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended, as one of its ranks tells it. status: what that rank left with. how: in a few words."""
+    """How a run ended, as one of its ranks recorded it. status: that rank's exit status. how: in a few words."""
 
     status: int
     rank: int
@@ -44,10 +44,10 @@ class Outcome:
 
 
 class Lease:
-    """The launcher's side."""
+    """The launcher's side of a lease."""
 
     def __init__(self, run_folder: Path) -> None:
-        """Make the files. Raises OSError where they cannot be written."""
+        """Create the files. Raises OSError if they cannot be written."""
         folder = (run_folder / FOLDER).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{secrets.token_hex(4)}.lease"
@@ -58,7 +58,7 @@ class Lease:
         self.path.write_bytes(self._line())
 
     def renew(self) -> None:
-        """Write it anew, with the present word. Raises OSError."""
+        """Write the lease again, with the present word. Raises OSError."""
         self._count += 1
         _overwrite(self.path, self._line())
 
@@ -66,11 +66,11 @@ class Lease:
         return _line(Notice(word=self.word, count=self._count, launcher=self._launcher))
 
     def outcome(self) -> Outcome | None:
-        """Return what a rank has recorded."""
+        """Return how a rank recorded the end of the run, or None."""
         return read_outcome(self.path)
 
     def remove(self) -> None:
-        """Take the files away, once nobody is left who reads them."""
+        """Remove the files, when nobody reads them any more."""
         for path in (self.path, _outcome_path(self.path)):
             path.unlink(missing_ok=True)
         if not any(self.path.parent.iterdir()):
@@ -88,8 +88,8 @@ def _padded(text: str) -> bytes:
 def _overwrite(path: Path, content: bytes) -> None:
     """Overwrite a file in place. Raises OSError.
 
-    Closing is what sends it to an NFS server. There is no fsync: on a local disk others see it without, and it would
-    wait for a checkpoint that is being written to the same disk.
+    Closing the file sends it to an NFS server. There is no fsync: on a local disk other processes see the content
+    without it, and it would wait for a checkpoint that is being written to the same disk.
     """
     descriptor = os.open(path, os.O_WRONLY)
     try:
@@ -99,9 +99,9 @@ def _overwrite(path: Path, content: bytes) -> None:
 
 
 def read_notice(path: Path) -> Notice | None:
-    """Return what a lease says; None where it cannot be read.
+    """Return the content of a lease, None if it cannot be read.
 
-    The file is opened anew each time: that is when an NFS client asks its server whether it has changed.
+    The file is opened each time, because an NFS client asks its server for changes when it opens a file.
     """
     try:
         word, count, launcher = path.read_text(encoding="utf-8").strip().split(maxsplit=2)
@@ -111,12 +111,12 @@ def read_notice(path: Path) -> Notice | None:
 
 
 def leases(run_folder: Path) -> Iterator[Path]:
-    """Yield the leases in a run folder, of this and of earlier launches."""
+    """Yield the leases of this and of earlier launches in a run folder."""
     yield from sorted((run_folder / FOLDER).glob("*.lease"))
 
 
 def end_lease(path: Path) -> None:
-    """Let the ranks of a launcher that is gone leave. Raises OSError."""
+    """Make the ranks of a dead launcher exit. Raises OSError."""
     notice = read_notice(path)
     launcher = "unknown" if notice is None else notice.launcher
     _overwrite(path, _line(Notice(word="end", count=0, launcher=launcher)))
@@ -128,14 +128,14 @@ def remove_lease(path: Path) -> None:
 
 
 def record_outcome(path: Path, outcome: Outcome) -> None:
-    """Tell the launcher how this run ended; the first failure stands. Raises OSError."""
+    """Record for the launcher how this run ended; the first failure is kept. Raises OSError."""
     earlier = read_outcome(path)
     if earlier is None or earlier.status == 0:
         _overwrite(_outcome_path(path), _padded(f"{outcome.status} {outcome.rank} {outcome.how}"))
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """Return what a rank has recorded beside a lease; None where nothing is, or it cannot be read."""
+    """Return the outcome recorded beside a lease, None if there is none or it cannot be read."""
     try:
         status, rank, how = _outcome_path(path).read_text(encoding="utf-8").strip().split(maxsplit=2)
         return Outcome(status=int(status), rank=int(rank), how=how)

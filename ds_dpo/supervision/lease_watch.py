@@ -1,4 +1,4 @@
-"""A rank's thread that looks at its launcher: at the lease on the shared disk, and at the processes it came from."""
+"""A rank's thread that watches its launcher: the lease on the shared disk, and the processes that started the rank."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ds_dpo.process.launchers import Process, first_dead
 from ds_dpo.supervision.lease import Notice, read_notice
 
 LOOK_SECONDS = 1.0
-# a disk that does not answer says nothing of the launcher; but one that is gone for good ends the rank too
+# a disk that does not answer says nothing about the launcher, but a disk that never answers again ends the rank too
 BLIND_FACTOR = 6
 
 
 class LeaseJudge:
     """Decides from looks at a lease whether the launcher still renews it.
 
-    Only this process's own time counts, and of that only what it was awake for: one that was stopped and goes on, or
-    whose look took a minute, looks again before it judges.
+    Only time in which this process was awake counts. A process that was stopped and continued, or whose look took a
+    minute, looks again before it judges.
     """
 
     def __init__(self, seconds: float) -> None:
-        """seconds: without a change, after which the lease is lost."""
+        """seconds: the lease is lost after this time without a change."""
         self._seconds = seconds
         self._last: Notice | None = None
         self._has_changed = False
@@ -31,7 +31,7 @@ class LeaseJudge:
         self._blind = 0.0
 
     def see(self, notice: Notice | None) -> None:
-        """Take in what a look has found; None: the file cannot be read."""
+        """Record the result of a look, None if the file cannot be read."""
         self._blind = 0.0
         if notice is None:
             return
@@ -41,7 +41,7 @@ class LeaseJudge:
         self._last = notice
 
     def wait(self, seconds: float, *, has_looked: bool) -> None:
-        """Count time that has passed. has_looked: whether a look came back in it."""
+        """Add time that has passed. has_looked: whether a look returned in it."""
         awake = min(seconds, 2 * LOOK_SECONDS)
         if has_looked:
             self._unchanged += awake
@@ -50,20 +50,21 @@ class LeaseJudge:
 
     @property
     def loss(self) -> str | None:
-        """Why the lease is lost, None while it is not.
+        """Why the lease is lost, or None.
 
-        A lease that never changed under one's eyes is given half the time: its launcher ended before this rank began.
+        If this rank has never seen the lease change, the launcher was probably gone before the rank started, so wait
+        only half as long.
         """
         patience = self._seconds if self._has_changed else self._seconds / 2
         if self._unchanged > patience:
             return f"it was not renewed for {patience:g} s"
         if self._blind > BLIND_FACTOR * self._seconds:
-            return f"it could not be looked at for {BLIND_FACTOR * self._seconds:g} s"
+            return f"it could not be read for {BLIND_FACTOR * self._seconds:g} s"
         return None
 
 
 class LeaseWatch:
-    """The threads; once started they run as long as the process, its very end included."""
+    """The watching threads. Once started they run until the process ends."""
 
     def __init__(
         self,
@@ -77,8 +78,8 @@ class LeaseWatch:
     ) -> None:
         """Watch a lease and processes.
 
-        lease: None where no launcher renews one. on_word: is told each new word of the lease and who wrote it;
-        on_lost_lease: why; on_lost_launcher: which. All of them are called on a thread.
+        lease: None if no launcher renews one. on_word: called with each new word of the lease and its launcher.
+        on_lost_lease: called with the reason. on_lost_launcher: called with the process. All are called on a thread.
         """
         self._lease, self._launchers = lease, list(launchers)
         self._judge = LeaseJudge(lease_seconds)
@@ -94,7 +95,7 @@ class LeaseWatch:
             threading.Thread(target=self._run, name="lease-watch", daemon=True).start()
 
     def _look(self, lease: Path) -> None:
-        """Read again and again, on a thread of its own, as a disk may keep it waiting."""
+        """Read the lease repeatedly, on its own thread, because a disk may be slow."""
         while True:
             self._looks.append(read_notice(lease))
             time.sleep(LOOK_SECONDS)

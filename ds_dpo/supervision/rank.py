@@ -1,4 +1,4 @@
-"""What ends a rank from outside its training: a request, a second signal, a launcher that is gone, a hang."""
+"""End a rank from outside its training: on request, a second signal, a lost launcher, or a hang."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from ds_dpo.supervision.lease import LEASE_VARIABLE, Outcome, record_outcome
 from ds_dpo.supervision.lease_watch import LeaseWatch
 from ds_dpo.supervision.stop import StopRequest
 
-# after one rank has found a hang, until it leaves: the others find it too, or are told by the lease
+# from the time when a rank finds a hang until it exits: the others find it too, or read it in the lease
 MOMENT_SECONDS = 5.0
 
 
 class Supervision:
-    """Around a rank's whole life, from before the heavy imports on: `with Supervision(config, environ): ...`.
+    """Surrounds a rank's whole life, from before the heavy imports: `with Supervision(config, environ): ...`.
 
-    stop: to be asked each step. hang: to be told of each step.
+    stop: asked after each step. hang: gets a beat after each step.
     """
 
     def __init__(self, config: RunConfig, environ: Mapping[str, str]) -> None:
@@ -49,7 +49,7 @@ class Supervision:
         self.hang = HangWatch(
             StepTimes(factor=settings.hang_factor, floor_seconds=settings.hang_floor_seconds),
             long_work_seconds=60 * settings.collective_timeout_minutes,
-            # a rank among others is not stopped and continued by hand
+            # nobody stops and continues a rank of a launch by hand
             ends_seized=self._lease is not None or bool(launchers),
             on_hang=self._leave_hanging,
         )
@@ -64,7 +64,7 @@ class Supervision:
 
     def __enter__(self) -> Supervision:
         self.stop.listen()
-        self._watch.start()  # and for good: an end that hangs must end too
+        self._watch.start()  # never closed: it also ends a rank that hangs at its end
         return self
 
     def __exit__(
@@ -73,14 +73,14 @@ class Supervision:
         self.hang.close()
         self.stop.close()
         if isinstance(error, DsDpoError):
-            self._record(EXIT_STATUS_OF_ERROR, "refused, and said why")
+            self._record(EXIT_STATUS_OF_ERROR, "stopped with an error message")
         elif isinstance(error, Exception):
             self._record(EXIT_STATUS_OF_FAILURE, f"failed with {kind.__name__ if kind else 'an error'}")
 
     def record_end(self, *, is_done: bool) -> None:
-        """Let the launcher know that all is well: training is done, or stopped as asked, and saved.
+        """Record for the launcher that training is done, or stopped as asked, and saved.
 
-        The first rank of each host does, as each host may have a launcher of its own.
+        The first rank of each host does this, because each host may have its own launcher.
         """
         if self._is_first_of_host:
             self._record(0, "done" if is_done else "stopped as asked")
@@ -91,29 +91,29 @@ class Supervision:
         try:
             record_outcome(self._lease, Outcome(status=status, rank=self._rank, how=how))
         except OSError as error:
-            say(f"rank {self._rank}: {how}, which the launcher cannot be told ({error.strerror})")
+            say(f"rank {self._rank}: {how}; this cannot be recorded for the launcher ({error.strerror})")
 
     def _follow(self, word: str, launcher: str) -> None:
         if word == "stop":
             self.stop.ask()
-        elif word == "hang" and not self._hangs:  # else it leaves anyway
+        elif word == "hang" and not self._hangs:  # otherwise this rank exits already
             self._write_stacks("another rank has found a hang")
             self._leave(EXIT_STATUS_OF_HANG, f"another rank has found a hang; stacks are in {self._stacks.parent}")
         elif word == "end":
-            # which it knows, and why
-            self._leave(EXIT_STATUS_OF_LOST_LEASE, f"told by the launcher ({launcher}) to leave", is_known=True)
+            # the launcher knows that, and why
+            self._leave(EXIT_STATUS_OF_LOST_LEASE, f"exiting because the launcher ({launcher}) asks", is_known=True)
 
     def _leave_at_once(self, number: int) -> NoReturn:
         name = signal.Signals(number).name
-        self._leave(SIGNAL_STATUS_BASE + number, f"{name} once more: leaving at once, nothing is saved")
+        self._leave(SIGNAL_STATUS_BASE + number, f"second {name}: exiting at once, without saving")
 
     def _leave_unsupervised(self, why: str) -> NoReturn:
-        self._leave(EXIT_STATUS_OF_LOST_LEASE, f"the launcher is gone or cut off: of {self._lease}, {why}")
+        self._leave(EXIT_STATUS_OF_LOST_LEASE, f"the launcher is gone or cut off ({self._lease}: {why})")
 
     def _leave_orphaned(self, launcher: Process) -> None:
         if self.stop.is_asked(look_for_file=False):
             return  # Ctrl-C and `scancel` end plain `deepspeed` at once, while its ranks still save
-        self._leave(EXIT_STATUS_OF_LOST_PARENT, f"{launcher.name} (process {launcher.pid}), its launcher, is gone")
+        self._leave(EXIT_STATUS_OF_LOST_PARENT, f"its launcher {launcher.name} (process {launcher.pid}) is gone")
 
     def _leave_hanging(self, reason: str) -> NoReturn:
         self._hangs = True

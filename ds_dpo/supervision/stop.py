@@ -1,4 +1,4 @@
-"""How a run is asked to stop: a STOP file in its folder, a signal on any one rank, or its launcher's lease."""
+"""Ask a run to stop: by a STOP file in its folder, a signal to any rank, or its launcher's lease."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ REPEAT_SECONDS = 2.0  # a signal to a whole job reaches a rank twice: from the s
 
 
 class StopRequest:
-    """Remembers a request; the trainer reduces it over ranks once a step, so that all stop at the same one.
+    """Remembers a request. The trainer reduces it over ranks once a step, so that all ranks stop at the same step.
 
-    A collective inside a signal handler would meet other ranks at another place. A second signal leaves at once; it
-    must do so also where the main thread waits in a collective for ever and runs no handler of Python's, so both are
-    taken in by a thread.
+    There is no collective inside a signal handler, because the other ranks would not be in it. A second signal ends the
+    rank at once, even if the main thread waits in a collective for ever and runs no Python handler; that is why a
+    thread handles both signals.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class StopRequest:
         leave_at_once: Callable[[int], None],
         repeat_seconds: float = REPEAT_SECONDS,
     ) -> None:
-        """leave_at_once: is called on another thread with the number of a second signal."""
+        """leave_at_once: called on another thread with the number of a second signal."""
         self._stop_file = stop_file
         self._leave_at_once = leave_at_once
         self._repeat_seconds = repeat_seconds
@@ -39,19 +39,19 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def listen(self) -> None:
-        """Take over the signals; from the main thread."""
-        heard, told = socket.socketpair()
-        told.setblocking(False)
-        self._ends = heard, told
-        # Python's own handler in C writes the number there, whatever the main thread does
-        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        """Take over the signals; call it on the main thread."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        self._ends = reader, writer
+        # Python's C handler writes the signal's number there even if the main thread is blocked
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             self._before[number] = signal.signal(number, _do_nothing)
-        threading.Thread(target=self._hear, args=(heard,), name="signals", daemon=True).start()
+        threading.Thread(target=self._hear, args=(reader,), name="signals", daemon=True).start()
         _listening.append(self)
 
     def close(self) -> None:
-        """Give the signals back; from the main thread."""
+        """Restore the earlier handlers; call it on the main thread."""
         if self._ends is None:
             return
         signal.set_wakeup_fd(-1)
@@ -61,15 +61,15 @@ class StopRequest:
         self._ends = None
         _listening.remove(self)
 
-    def _hear(self, heard: socket.socket) -> None:
-        with heard:
-            while numbers := heard.recv(64):
+    def _hear(self, reader: socket.socket) -> None:
+        with reader:
+            while numbers := reader.recv(64):
                 for number in numbers:
                     if number in SIGNALS:
                         self.take(number, time.monotonic())
 
     def take(self, number: int, now: float) -> None:
-        """Take in a signal. now: in seconds, of any clock that only goes forward."""
+        """Record a signal. now: seconds of a monotonic clock."""
         self._asked = True
         if self._first_signal is None:
             self._first_signal = now
@@ -77,15 +77,15 @@ class StopRequest:
             self._leave_at_once(number)
 
     def ask(self) -> None:
-        """Ask from within; from any thread."""
+        """Request a stop from inside the process; any thread may call it."""
         self._asked = True
 
     def is_asked(self, *, look_for_file: bool) -> bool:
-        """True once this rank was asked; only one rank needs to look for the file."""
+        """Return whether this rank was asked to stop. look_for_file: one rank is enough to look for the STOP file."""
         return self._asked or (look_for_file and self._stop_file.exists())
 
     def clear_file(self) -> None:
-        """Remove the STOP file once it was followed, or the next start would stop at its first step."""
+        """Remove the STOP file after the stop; otherwise the next start would stop at its first step."""
         self._stop_file.unlink(missing_ok=True)
 
 
@@ -97,7 +97,7 @@ def _do_nothing(number: int, frame: object) -> None:
 
 
 def _leave_signals_to_parent() -> None:
-    """A forked process shares the socket: what is sent to it would look as if it were sent to the rank."""
+    """Restore the handlers in a forked process, which shares the socket: its signals would count as the rank's."""
     if _listening:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:

@@ -93,7 +93,7 @@ def test_ranks_of_a_killed_launcher_leave_and_the_next_one_knows(tmp_path):
     with launch(tmp_path, "trains") as run:
         run.launcher.kill()
         run.wait_until_all_are_gone()
-        assert f"is gone or cut off: of {next(leases(tmp_path))}, it was not renewed for" in run.said()
+        assert f"is gone or cut off ({next(leases(tmp_path))}: it was not renewed for" in run.said()
         assert f"status {EXIT_STATUS_OF_LOST_LEASE}" in run.said()
     waited = []
     (remark,) = end_earlier_launches(tmp_path, wait=waited.append)
@@ -107,7 +107,7 @@ def test_ranks_of_a_killed_runner_leave_and_the_launcher_fails(tmp_path):
         os.kill(run.runner.pid, signal.SIGKILL)
         assert run.wait_until_all_are_gone() == 128 + signal.SIGKILL
         assert "DeepSpeed's launcher exited with status 137" in run.said()
-        assert f"told by the launcher ({platform.node()} {run.launcher.pid}) to leave" in run.said()
+        assert f"exiting because the launcher ({platform.node()} {run.launcher.pid}) asks" in run.said()
 
 
 def test_a_runner_that_claims_success_is_not_believed(tmp_path):

@@ -106,4 +106,4 @@ def test_time_that_a_process_was_stopped_for_or_a_disk_did_not_answer_is_not_the
     judge.see(notice(3))
     for _ in range(121):
         judge.wait(1, has_looked=False)
-    assert judge.loss == "it could not be looked at for 120 s"
+    assert judge.loss == "it could not be read for 120 s"
