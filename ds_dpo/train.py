@@ -16,6 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ds_dpo.config.load import LoadedConfig, config_to_yaml, load_config
+from ds_dpo.distributed.environment import local_rank_in, read_environment
 from ds_dpo.engine.settings import describe, resolve_deepspeed
 from ds_dpo.errors import ConfigError, run_program
 from ds_dpo.process.quiet import quiet_libraries
@@ -30,11 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_resolved(loaded)
         return
     with Supervision(loaded.config, os.environ) as supervision:
-        # with torch and DeepSpeed it takes ten seconds to import these; a mistyped option is told at once
-        from ds_dpo.distributed.collectives import barrier, read_environment
-
-        place = read_environment(dict(os.environ))
+        place = read_environment(os.environ)
         resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
+        # torch and DeepSpeed take ten seconds to import; a mistyped option is an error before that
+        from ds_dpo.distributed.collectives import barrier
         from ds_dpo.launch.meeting import meeting
 
         with meeting(loaded.config, place, os.environ):
@@ -51,7 +51,7 @@ def _load(argv: Sequence[str]) -> LoadedConfig:
         return load_config(argv)
     except ConfigError as error:
         error.same_on_all_ranks = False
-        error.is_said_elsewhere = os.environ.get("LOCAL_RANK", "0") != "0"
+        error.is_said_elsewhere = local_rank_in(os.environ) != 0
         raise
 
 
@@ -59,9 +59,7 @@ def print_resolved(loaded: LoadedConfig) -> None:
     """Print both configurations, complete, and what they amount to; nothing is loaded or written."""
     import json
 
-    from ds_dpo.distributed.collectives import read_environment
-
-    world_size = loaded.world_size or read_environment(dict(os.environ)).world_size
+    world_size = loaded.world_size or read_environment(os.environ).world_size
     resolved = resolve_deepspeed(loaded.config, world_size=world_size)
     print("# run configuration")
     print(config_to_yaml(loaded.config))

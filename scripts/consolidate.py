@@ -20,15 +20,14 @@ from ds_dpo.precision import TORCH_NAMES
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ds_dpo.export.formats import FORMATS
-    from ds_dpo.export.lora.file import NAMINGS
+    from ds_dpo.export.request import FORMAT_OPTIONS, LORA_NAMINGS
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("source", type=Path, help="Run folder, one of its checkpoints, or a save_dir of DeepSpeed.")
     parser.add_argument("out", type=Path, help="Folder or .safetensors file to write; an earlier export is replaced.")
-    parser.add_argument("--format", choices=list(FORMATS), default="unet", help="What to write (default: unet).")
+    parser.add_argument("--format", choices=list(FORMAT_OPTIONS), default="unet", help="What to write (default: unet).")
     parser.add_argument("--step", type=int, help="Step of the checkpoint to export (default: the newest valid one).")
     parser.add_argument(
         "--dtype", choices=list(TORCH_NAMES), default="fp16", help="Precision of the files (default: fp16)."
@@ -49,7 +48,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     lora = parser.add_argument_group("lora")
     lora.add_argument("--rank", type=int, help="Rank of the LoRA that approximates the change of a full run.")
     lora.add_argument(
-        "--lora_naming", choices=list(NAMINGS), default="diffusers", help="Names of its weights (default: diffusers)."
+        "--lora_naming", choices=LORA_NAMINGS, default="diffusers", help="Names of its weights (default: diffusers)."
     )
     lora.add_argument("--lora_alpha", type=float, help="Alpha of a LoRA run that has no adapter_config.json.")
     hub = parser.add_argument_group("model card and hub")

@@ -12,13 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
-
-from ds_dpo.miniature.models import save_pipeline
-from ds_dpo.miniature.pairs import write_pairs
-from ds_dpo.miniature.pretrain import describe_quality, pretrain_unet, pretrain_vae
-from ds_dpo.process.quiet import quiet_libraries
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,6 +21,13 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="Number of torch's threads.")
     arguments = parser.parse_args()
+    import torch
+
+    from ds_dpo.miniature.models import save_pipeline
+    from ds_dpo.miniature.pairs import write_pairs
+    from ds_dpo.miniature.pretrain import describe_quality, pretrain_unet, pretrain_vae
+    from ds_dpo.process.quiet import quiet_libraries
+
     torch.set_num_threads(arguments.threads)
     quiet_libraries()
     arguments.work.mkdir(parents=True, exist_ok=True)

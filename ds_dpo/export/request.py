@@ -1,4 +1,4 @@
-"""What may be asked of an export, and which options belong to which format."""
+"""What may be asked of an export, and which options belong to which format; imports no torch."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ FORMAT_OPTIONS: dict[str, frozenset[str]] = {
     "single-file": ALWAYS | {"base_file"},
     "lora": ALWAYS | {"rank", "lora_naming"},
 }
+LORA_NAMINGS = ("diffusers", "kohya")
 FILE_FORMATS = ("single-file", "lora")  # what one file can hold
 
 

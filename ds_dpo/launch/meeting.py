@@ -21,7 +21,8 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.collectives import RankEnvironment, is_initialized
+from ds_dpo.distributed.collectives import is_initialized
+from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.errors import ConfigError, LaunchError
 from ds_dpo.launch.checks import differences
 from ds_dpo.launch.report import config_fingerprint, versions_here

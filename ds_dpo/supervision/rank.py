@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from ds_dpo.config.run import RunConfig
+from ds_dpo.distributed.environment import local_rank_in, rank_in
 from ds_dpo.errors import EXIT_STATUS_OF_ERROR, DsDpoError
 from ds_dpo.process.departure import (
     EXIT_STATUS_OF_FAILURE,
@@ -40,8 +41,7 @@ class Supervision:
 
     def __init__(self, config: RunConfig, environ: Mapping[str, str]) -> None:
         settings, folder, launchers = config.supervision, Path(config.output_dir), launchers_of(os.getpid())
-        self._rank = int(environ.get("RANK") or environ.get("SLURM_PROCID") or 0)
-        self._is_first_of_host = environ.get("LOCAL_RANK", "0") == "0"
+        self._rank, self._is_first_of_host = rank_in(environ), local_rank_in(environ) == 0
         self._lease = Path(environ[LEASE_VARIABLE]) if environ.get(LEASE_VARIABLE) else None
         self._hangs = False
         self._stacks = folder / "stacks" / f"rank_{self._rank}.txt"

@@ -21,14 +21,8 @@ from ds_dpo.checkpoints.writer import CheckpointWriter
 from ds_dpo.config.identity import identity
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import PairStream, open_stream
-from ds_dpo.distributed.collectives import (
-    RankEnvironment,
-    export_environment,
-    gather_objects,
-    is_main,
-    node_turns,
-    raise_together,
-)
+from ds_dpo.distributed.collectives import gather_objects, is_main, node_turns, raise_together
+from ds_dpo.distributed.environment import RankEnvironment, export_environment
 from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
 from ds_dpo.engine.engine import Engine, build_engine, pick_device, silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed, describe

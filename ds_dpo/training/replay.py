@@ -16,7 +16,7 @@ from ds_dpo.config.load import config_from_yaml
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import read_position
 from ds_dpo.data.stream.order import PairOrder
-from ds_dpo.distributed.collectives import read_environment
+from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
 from ds_dpo.engine.engine import pick_device
 from ds_dpo.engine.settings import ResolvedDeepSpeed

@@ -17,7 +17,7 @@ import torch
 
 from ds_dpo.config.load import load_config
 from ds_dpo.data.reading.open_source import open_source
-from ds_dpo.distributed.collectives import read_environment
+from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.cache import unit as shards_module
 from ds_dpo.encoding.cache import write as write_module
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of

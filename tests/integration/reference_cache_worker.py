@@ -20,7 +20,7 @@ import torch
 from ds_dpo import train
 from ds_dpo.config.load import load_config
 from ds_dpo.data.stream.order import PairOrder
-from ds_dpo.distributed.collectives import read_environment
+from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
 from ds_dpo.errors import DsDpoError
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention

@@ -10,7 +10,8 @@ import torch
 
 from ds_dpo.data.reading.open_source import open_source
 from ds_dpo.data.source import PairSource
-from ds_dpo.distributed.collectives import RankEnvironment, export_environment, node_turns, read_environment
+from ds_dpo.distributed.collectives import node_turns
+from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of
 from ds_dpo.encoding.cache.pairs import open_cache
 from ds_dpo.encoding.cache.plan import Request
@@ -31,7 +32,7 @@ def run(request: Request, *, verify: int | None) -> None:
     Raises DsDpoError with a message for the user.
     """
     silence_deepspeed()
-    place = read_environment(dict(os.environ))
+    place = read_environment(os.environ)
     export_environment(place)
     device = pick_device(place.local_rank)
     start_communication(timeout=LONGEST_WAIT, device=device)

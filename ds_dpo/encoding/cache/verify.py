@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ds_dpo.data.images import cut_image, decode_rgb
 from ds_dpo.data.source import PairSource
-from ds_dpo.distributed.collectives import RankEnvironment, gather_objects
+from ds_dpo.distributed.collectives import gather_objects
+from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.encoding.cache.pairs import PairCache
 from ds_dpo.encoding.cache.record import EMPTY_PROMPT_ROW, IMAGES, PAIRS, PROMPTS
 from ds_dpo.encoding.cache.scan import SIDES

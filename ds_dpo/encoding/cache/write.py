@@ -13,14 +13,8 @@ import numpy as np
 import torch
 
 from ds_dpo.data.source import PairSource
-from ds_dpo.distributed.collectives import (
-    RankEnvironment,
-    barrier,
-    broadcast_object,
-    gather_objects,
-    is_main,
-    raise_together,
-)
+from ds_dpo.distributed.collectives import barrier, broadcast_object, gather_objects, is_main, raise_together
+from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.encoding.cache.finish import finish, note_entry
 from ds_dpo.encoding.cache.plan import (
     Layout,

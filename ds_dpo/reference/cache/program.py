@@ -13,14 +13,8 @@ from torch import Tensor
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.collectives import (
-    RankEnvironment,
-    export_environment,
-    gather_objects,
-    is_main,
-    node_turns,
-    read_environment,
-)
+from ds_dpo.distributed.collectives import gather_objects, is_main, node_turns
+from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
 from ds_dpo.encoding.cache.program import LONGEST_WAIT
 from ds_dpo.encoding.cache.write import on_main
 from ds_dpo.encoding.feed import PairFeed, build_encode, load_encoders, open_feed
@@ -78,7 +72,7 @@ def run(options: ReferenceOptions, *, verify: int | None) -> None:
     if not OBJECTIVES[config.objective.type].uses_reference:
         raise ConfigError(f"objective.type {config.objective.type} has no reference, so there is nothing to compute")
     silence_deepspeed()
-    place = read_environment(dict(os.environ))
+    place = read_environment(os.environ)
     export_environment(place)
     device = pick_device(place.local_rank)
     start_communication(timeout=LONGEST_WAIT, device=device)

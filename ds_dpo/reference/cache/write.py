@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_dpo.data.stream.loader import PairReader
-from ds_dpo.distributed.collectives import RankEnvironment, gather_objects
+from ds_dpo.distributed.collectives import gather_objects
+from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.encoding.cache.finish import SOFTWARE
 from ds_dpo.encoding.cache.plan import begin, locked, require_same_plan
 from ds_dpo.encoding.cache.progress import Progress

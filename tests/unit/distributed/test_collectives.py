@@ -1,7 +1,6 @@
-"""Who a process is under each launcher, and how two real ranks follow one another."""
+"""How two real ranks wait for, follow and agree with one another."""
 
 import errno
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,116 +14,19 @@ from ds_dpo.checkpoints.folder import Retention, RunIdentity
 from ds_dpo.checkpoints.store import CheckpointStore
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents
 from ds_dpo.distributed.collectives import (
-    RankEnvironment,
     broadcast_object,
-    export_environment,
     gather_objects,
     is_main,
     node_turns,
     raise_together,
-    read_environment,
     sum_across_ranks,
     world_size,
 )
-from ds_dpo.errors import CheckpointError, ConfigError, DataError
+from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.errors import CheckpointError, DataError
 from ds_dpo.run_folder.metrics import StepSums
 from ds_dpo.storage.manifest import read_manifest
 from ds_dpo.storage.state_files import StateFile
-
-DEEPSPEED = {
-    "RANK": "9",
-    "WORLD_SIZE": "16",
-    "LOCAL_RANK": "1",
-    "LOCAL_SIZE": "8",
-    "CROSS_RANK": "1",
-    "CROSS_SIZE": "2",
-    "MASTER_ADDR": "node0",
-    "MASTER_PORT": "29501",
-}
-TORCHRUN = {
-    "RANK": "9",
-    "WORLD_SIZE": "16",
-    "LOCAL_RANK": "1",
-    "LOCAL_WORLD_SIZE": "8",
-    "GROUP_RANK": "1",
-    "MASTER_ADDR": "node0",
-    "MASTER_PORT": "29501",
-}
-SRUN = {
-    "SLURM_JOB_ID": "41234",
-    "SLURM_STEP_NUM_TASKS": "16",
-    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
-    "SLURM_STEP_NODELIST": "node0,node1",
-    "SLURM_PROCID": "9",
-    "SLURM_LOCALID": "1",
-    "SLURM_NODEID": "1",
-}
-TENTH_OF_16 = RankEnvironment(
-    rank=9, world_size=16, local_rank=1, local_world_size=8, master_addr="node0", master_port=29501
-)
-
-
-def test_deepspeed_and_torchrun_say_the_same_in_their_own_words() -> None:
-    assert read_environment(DEEPSPEED) == TENTH_OF_16
-    assert read_environment(TORCHRUN) == TENTH_OF_16
-    assert read_environment({**SRUN, **TORCHRUN}) == TENTH_OF_16, "torchrun inside of a SLURM job"
-
-
-def test_srun_alone_is_enough() -> None:
-    found = read_environment(SRUN)
-    assert found == read_environment({**SRUN, "SLURM_PROCID": "9"})
-    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (9, 16, 1, 8)
-    assert (found.master_addr, found.master_port) == ("node0", 20000 + 41234 % 20000)
-    given = read_environment({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "5000"})
-    assert (given.master_addr, given.master_port) == ("10.0.0.1", 5000)
-
-
-@pytest.mark.parametrize(
-    ("tasks", "node", "expected"),
-    [("4", 0, 4), ("8,4", 0, 8), ("8,4", 1, 4), ("8(x2),4", 1, 8), ("8(x2),4", 2, 4), ("1(x128)", 127, 1)],
-)
-def test_nodes_may_hold_unequal_numbers_of_tasks(tasks: str, node: int, expected: int) -> None:
-    environ = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)}
-    assert read_environment(environ).local_world_size == expected
-
-
-def test_a_short_list_of_hosts_is_read_by_scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    environ = {**SRUN, "SLURM_STEP_NODELIST": "gpu[07-08]"}
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"SLURM_STEP_NODELIST='gpu\[07-08\]'.*set MASTER_ADDR"):
-        read_environment(environ)
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[07-08]" ] && echo gpu07 && echo gpu08\n')
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert read_environment(environ).master_addr == "gpu07"
-
-
-def test_without_a_launcher_it_is_the_only_rank() -> None:
-    found = read_environment({"PATH": "/bin", "SLURM_JOB_ID": "1"})  # a batch script outside of srun is one process
-    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (0, 1, 0, 1)
-    assert found.master_addr == "127.0.0.1"
-
-
-@pytest.mark.parametrize(
-    ("environ", "said"),
-    [
-        ({"RANK": "0"}, "not WORLD_SIZE, LOCAL_RANK; start with"),
-        ({"WORLD_SIZE": "2"}, "not RANK, LOCAL_RANK; start with"),
-        ({**TORCHRUN, "RANK": "first"}, "RANK='first'; a whole number"),
-        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8x2"}, r"SLURM_STEP_TASKS_PER_NODE='8x2'.*8\(x2\),4 would fit"),
-    ],
-)
-def test_half_an_environment_is_refused(environ: dict[str, str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        read_environment(environ)
-
-
-def test_what_is_exported_reads_back_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    exported: dict[str, str] = {}
-    monkeypatch.setattr(os, "environ", exported)
-    export_environment(TENTH_OF_16)
-    assert read_environment(exported) == TENTH_OF_16
 
 
 def test_alone_everything_works_without_a_process_group() -> None:

@@ -16,8 +16,10 @@ from zero_checkpoint import save_run, save_zero2
 
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import CheckpointError, DsDpoError, ModelError
+from ds_dpo.export import formats
 from ds_dpo.export.consolidate import consolidate
-from ds_dpo.export.request import FORMAT_OPTIONS, Request
+from ds_dpo.export.lora.file import NAMINGS
+from ds_dpo.export.request import FORMAT_OPTIONS, LORA_NAMINGS, Request
 
 FORMATS = {
     "unet": {},
@@ -188,6 +190,12 @@ def test_what_cannot_be_done_is_said(run, tmp_path, options, said):
 def test_every_option_belongs_to_a_format():
     known = set(Request.__dataclass_fields__)
     assert set().union(*FORMAT_OPTIONS.values()) == known
+
+
+def test_each_value_that_may_be_asked_for_can_be_written():
+    """The command line lists them without torch; what writes them is in modules that need it."""
+    assert list(FORMAT_OPTIONS) == list(formats.FORMATS)
+    assert list(LORA_NAMINGS) == list(NAMINGS) == list(formats.METADATA_OF_NAMING)
 
 
 # ---- what comes out ----

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from ds_dpo.config.load import load_config
-from ds_dpo.distributed.collectives import RankEnvironment
+from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.errors import LaunchError
 from ds_dpo.launch.meeting import PATIENT_SECONDS, USUAL_SECONDS, Attendee, judge, meeting, spans, usual_seconds
 from ds_dpo.launch.report import ALIKE

@@ -26,7 +26,7 @@ from ds_dpo.data.keyed_hash import id_of
 from ds_dpo.data.source import BadRowError, PairRecord
 from ds_dpo.data.stream.prepare import OnlinePairs
 from ds_dpo.diffusion.noising import Noising, noising_of
-from ds_dpo.distributed.collectives import read_environment
+from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.cache import write as write_module
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of, remembered_sha256
 from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache

@@ -18,7 +18,7 @@ from ds_dpo.data.source import BadRowError
 from ds_dpo.data.stream.loader import open_stream
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.data.stream.prepare import join_samples
-from ds_dpo.distributed.collectives import read_environment
+from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.models.denoiser.attention import AttentionChoice
