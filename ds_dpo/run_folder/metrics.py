@@ -16,16 +16,16 @@ from torch.utils.tensorboard import SummaryWriter
 from ds_dpo.distributed.collectives import sum_across_ranks
 from ds_dpo.storage.line_file import LineFile, warn
 
-# Every key of metrics.jsonl and every TensorBoard tag, and what it means. Means are over all pairs of the step, of all
-# ranks, before its update; a key whose objective does not give it is left out.
+# Every key of metrics.jsonl and every TensorBoard tag, with its meaning. Means are over all pairs of the step, of all
+# ranks, before its update. A key is absent if the objective does not produce it.
 METRICS: dict[str, str] = {
-    "step": "optimizer steps since the start, counted from 1; a skipped update counts",
+    "step": "optimizer steps since the start, counted from 1; a skipped update counts too",
     "loss": "mean loss of the step's pairs",
-    "implicit_accuracy": "share of pairs whose chosen image the policy favours over the reference; equal counts half",
-    "implicit_margin": "mean of rejected_difference - chosen_difference; positive is what training is after",
-    "absolute_margin": "mean size of rejected_difference - chosen_difference, sign left out; automatic beta follows it",
-    "gradient_factor": "mean sigmoid(-u): with what share of its largest gradient a pair still pulls; 0.5 at the start",
-    "rejected_gradient_scale": "mean of sdpo's lambda: what is left of the rejected images' gradient",
+    "implicit_accuracy": "share of pairs whose chosen image the policy favours more than the reference; equal counts 1/2",
+    "implicit_margin": "mean of rejected_difference - chosen_difference; training should make it positive",
+    "absolute_margin": "mean size of rejected_difference - chosen_difference, without its sign; automatic beta follows it",
+    "gradient_factor": "mean of sigmoid(-u), the share of a pair's largest gradient that is left; 0.5 at the start",
+    "rejected_gradient_scale": "mean of sdpo's lambda, the share of the rejected images' gradient that is left",
     "beta": "automatic beta that this step used",
     "baseline": "kto's baseline that this step used",
     "policy_chosen_error": "mean squared error of the policy's prediction, chosen images",
@@ -36,17 +36,17 @@ METRICS: dict[str, str] = {
     "rejected_difference": "mean policy error minus reference error, rejected images",
     "chosen_distance": "mean squared distance between the policy's and the reference's prediction, chosen images",
     "rejected_distance": "mean squared distance between the policy's and the reference's prediction, rejected images",
-    "gradient_norm": "2-norm of the whole gradient before clipping; left out where the update was skipped",
-    "learning_rate": "rate that this step's update used",
-    "pairs_seen": "pairs since the start, this step's included",
-    "pairs_per_second": "pairs of this step over its duration, all ranks together",
+    "gradient_norm": "2-norm of the whole gradient before clipping; absent if the update was skipped",
+    "learning_rate": "learning rate that this step's update used",
+    "pairs_seen": "pairs since the start, including this step's",
+    "pairs_per_second": "pairs of this step divided by its duration, all ranks together",
     "step_seconds": "duration of the step: data, encoding, forward, backward, update",
     "data_seconds": "part of step_seconds in which this rank waited for the loader",
-    "peak_memory_gib": "largest memory held so far on rank 0, in GiB: of the GPU, or resident of the process on a CPU",
-    "skipped_steps": "updates left out since the start because a loss or a gradient was not finite",
+    "peak_memory_gib": "most memory held so far on rank 0, in GiB: of the GPU, or resident in the process on a CPU",
+    "skipped_steps": "updates skipped since the start because a loss or a gradient was not finite",
     "loss_scale": "fp16 loss scale after the step; fp16 only",
-    "failed_saves": "checkpoints since this start that the disk refused; training goes on, the log says more",
-    "bad_rows": "rows replaced since this start because they could not be read, all ranks together",
+    "failed_saves": "checkpoints since this start that the disk refused; training goes on, and the log gives details",
+    "bad_rows": "unreadable rows replaced since this start, all ranks together",
 }
 
 
