@@ -21,9 +21,9 @@ from ds_dpo.storage.line_file import LineFile, warn
 METRICS: dict[str, str] = {
     "step": "optimizer steps since the start, counted from 1; a skipped update counts too",
     "loss": "mean loss of the step's pairs",
-    "implicit_accuracy": "share of pairs whose chosen image the policy favours more than the reference; equal counts 1/2",
+    "implicit_accuracy": "share of pairs whose chosen image the policy favours more than the reference; ties count 1/2",
     "implicit_margin": "mean of rejected_difference - chosen_difference; training should make it positive",
-    "absolute_margin": "mean size of rejected_difference - chosen_difference, without its sign; automatic beta follows it",
+    "absolute_margin": "mean size of rejected_difference - chosen_difference without its sign; automatic beta uses it",
     "gradient_factor": "mean of sigmoid(-u), the share of a pair's largest gradient that is left; 0.5 at the start",
     "rejected_gradient_scale": "mean of sdpo's lambda, the share of the rejected images' gradient that is left",
     "beta": "automatic beta that this step used",
