@@ -122,15 +122,16 @@ def write_page(folder: Path) -> str:
     kept = PAGE.read_text(encoding="utf-8").partition(KEPT_SECTION)[2] if PAGE.exists() else "\n"
     done = {factor: {n: c for n, c in cases() if is_done(folder / n, c)} for factor, cases in FACTORS.items()}
     lines = [
-        "# One curve, however a run is cut, computed or fed",
+        "# The same curve on any ranks, at any ZeRO stage, with any reference",
         "",
-        f"`benchmarks/invariance.py`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}: the miniature, {STEPS} steps of",
-        f"{PAIRS_PER_STEP} pairs in fp32, stage3_param_persistence_threshold 0. Each run's losses less those of its",
-        "group's baseline (1 rank, ZeRO-2, no accumulation, no checkpointing, replicated reference, online latents).",
-        f"Limits: {LARGEST_DEVIATION:.0e} for any step, {LARGEST_MEAN_RESIDUAL:.0e} for the mean, {LARGEST_DRIFT:.0e}",
-        "for what the least-squares line of the residuals rises or falls by.",
+        f"`benchmarks/invariance.py` trained the miniature on {datetime.now(UTC):%Y-%m-%d} at commit {commit()}:",
+        f"{STEPS} steps of {PAIRS_PER_STEP} pairs in fp32 with stage3_param_persistence_threshold 0. A residual is",
+        "a run's loss in a step minus that of its group's baseline (1 rank, ZeRO-2, no accumulation, no checkpointing,",
+        f"replicated reference, latents encoded online). The limits are {LARGEST_DEVIATION:.0e} for any step,",
+        f"{LARGEST_MEAN_RESIDUAL:.0e} for the mean, and {LARGEST_DRIFT:.0e} for the drift, the rise or fall of the",
+        "residuals' least-squares line over the run.",
         "",
-        "| factors | runs | largest | mean, the worst | drift, the worst | beyond a limit |",
+        "| factors | runs | largest residual | worst mean | worst drift | beyond a limit |",
         "|---|---|---|---|---|---|",
     ]
     details = []
@@ -145,8 +146,8 @@ def write_page(folder: Path) -> str:
         details += [f"| {n} | {e.largest:.1e} | {e.mean:+.1e} | {e.drift:+.1e} |" for n, e in found.items()]
     control = residuals(folder / "control", folder / "dpo")
     lines += [
-        f"| a learning rate that is 0.1 % larger, to compare | 1 | {control.largest:.1e} | {control.mean:.1e} | "
-        f"{control.drift:.1e} | as it must be |",
+        f"| for comparison: a learning rate that is 0.1 % larger | 1 | {control.largest:.1e} | {control.mean:.1e} | "
+        f"{control.drift:.1e} | yes, as it must be |",
         "",
         *bf16_lines(folder, done["bf16"]),
         "## Every run",
@@ -169,8 +170,8 @@ def bf16_lines(folder: Path, done: Mapping[str, Case]) -> list[str]:
     lines = [
         f"## bf16, {BF16_STEPS} steps, by trend",
         "",
-        f"Less {BF16_BASELINE}, whose losses have a standard deviation of {baseline.std():.2f}. The",
-        f"intervals, 95 %, are from the means of blocks of {BF16_BLOCK} steps.",
+        f"The baseline is {BF16_BASELINE}, whose losses have a standard deviation of {baseline.std():.2f}. The",
+        f"95 % intervals are from the means of blocks of {BF16_BLOCK} steps.",
         "",
         "| run | largest | mean residual | first half | second half |",
         "|---|---|---|---|---|",

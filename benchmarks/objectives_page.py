@@ -36,10 +36,10 @@ def introduction(base: Figures, runs: Sequence[Figures]) -> list[str]:
     return [
         "# Objectives on the miniature",
         "",
-        f"`benchmarks/objectives.py`, {datetime.now(UTC):%Y-%m-%d}, commits {', '.join(commits)}. Every objective",
-        f"trains the shipped base for {STEPS} steps of {PAIRS_PER_STEP} pairs, linear decay after 20 steps of warm-up,",
-        f"fp32, all weights. Evaluation: {prompts} prompts that no pair has, {images} images each, the same noise for",
-        "all models, 20 DDIM steps, no guidance. The reward is of 2.",
+        f"`benchmarks/objectives.py` made this page on {datetime.now(UTC):%Y-%m-%d} (commits {', '.join(commits)}).",
+        f"Every objective trains the shipped base for {STEPS} steps of {PAIRS_PER_STEP} pairs in fp32, all weights,",
+        f"with 20 steps of warm-up and linear decay. The evaluation draws {prompts} prompts that no pair has, {images}",
+        "images each, from the same noise for all models, in 20 DDIM steps without guidance. A reward is at most 2.",
         "",
     ]
 
@@ -97,11 +97,11 @@ def cells(base: Figures, runs: Sequence[Figures], control: Sequence[Figures]) ->
 
 def legend() -> list[str]:
     return [
-        "In brackets: 95 % intervals of 10,000 resamples of whole prompts, each with its images of all seeds; after",
-        "the gain on the base, that of each seed. Better, worse: shares of images whose reward is more than",
-        f"{MARGIN} above or below that of the base from the same noise. Gain on sft: against the run of the same seed.",
-        "Diversity: root mean square between images of one prompt. Chosen error: how far the policy's error on chosen",
-        "images is above the reference's, mean of the last 50 steps.",
+        "Brackets hold 95 % intervals from 10,000 resamples of whole prompts, each with its images of all seeds. After",
+        "the gain on the base comes the gain of each seed. Better and worse are the shares of images whose reward is",
+        f"more than {MARGIN} above or below that of the base from the same noise. Gain on sft compares with the run of",
+        "the same seed. Diversity is the root mean square between images of one prompt. Chosen error is the policy's",
+        "error on chosen images minus the reference's, the mean of the last 50 steps.",
     ]
 
 
@@ -126,7 +126,7 @@ def verdict(base: Figures, runs: Sequence[Figures], control: Sequence[Figures]) 
         return "Improves the base on every seed, and more than sft does"
     if beside.high < 0:
         return "Improves the base on every seed, but less than sft does"
-    return "Improves the base on every seed, no more than sft does as far as the interval tells"
+    return "Improves the base on every seed, but its interval does not show more than sft does"
 
 
 def pooled(runs: Sequence[Figures], rivals: Sequence[Figures], of: Callable[[np.ndarray], np.ndarray]) -> Interval:
@@ -148,8 +148,8 @@ def searched(base: Figures, trained: Sequence[Figures]) -> list[str]:
     lines = [
         f"## The search, on training seed {SEARCH_SEED}",
         "",
-        "The same steps, pairs and evaluation. Chosen is the largest reward; of settings within 0.02 of it, the one",
-        "with the fewest images that became worse.",
+        "Steps, pairs and evaluation are the same. The chosen setting is the one with the largest reward or, of those",
+        "within 0.02 of it, the one with the fewest images that became worse.",
         "",
         row(["objective", "setting", "reward", "better", "worse", "valid", "background", "chosen"]),
         "|---" * 8 + "|",

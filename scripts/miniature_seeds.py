@@ -64,9 +64,10 @@ def main() -> None:
     lines = [
         "# The miniature over training seeds",
         "",
-        f"`scripts/miniature_seeds.py`, {datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip()}: the quickstart,",
-        f"{steps} steps on 2 ranks with ZeRO-2 in bf16, once for each training seed. Evaluation: the 24 prompts of",
-        "test_unique, 8 images each, 20 DDIM steps, guidance 1; rewards are means, of 2.",
+        f"`scripts/miniature_seeds.py` ran the quickstart on {datetime.now(UTC):%Y-%m-%d} at commit",
+        f"{commit.stdout.strip()}, once for each training seed: {steps} steps on 2 ranks with ZeRO-2 in bf16. The",
+        "evaluation draws the 24 prompts of test_unique, 8 images each, in 20 DDIM steps at guidance 1. Rewards are",
+        "means and at most 2.",
         "",
         *table(summaries),
         "",
