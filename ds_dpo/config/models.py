@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from ds_dpo.config.base import Section, free_field, identity_field
+from ds_dpo.config.families import DEFAULT_FAMILY, FamilyName
 from ds_dpo.precision import Precision
 
 
@@ -18,9 +19,7 @@ class ModelConfig(Section):
     )
     revision: str | None = identity_field("commit or branch on the hub; none: its default branch", default=None)
     variant: str | None = identity_field("weight files of this variant, such as fp16; none: full ones", default=None)
-    family: Literal["sdxl", "sdxl_refiner", "sd15", "sd21"] = identity_field(
-        "how prompts and sizes condition the UNet", default="sdxl"
-    )
+    family: FamilyName = identity_field("how prompts and sizes condition the UNet", default=DEFAULT_FAMILY)
     prediction_type: Literal["epsilon", "v_prediction"] | None = identity_field(
         "what the UNet predicts; none: as the model's scheduler config says", default=None
     )

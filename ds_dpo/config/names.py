@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ds_dpo.config.families import FAMILY_NAMES
 from ds_dpo.config.optimization import NO_ADAFACTOR
 
 # Names without a section, shown first in --help.
@@ -75,7 +76,7 @@ ALIASES = {
 
 # Names that users of those scripts will try, where nothing here means the same.
 _PRECISION = "precision is set in the file of --deepspeed_config, such as zero2_bf16 or zero2_fp16"
-EXPLAINED = {
+EXPLAINED: dict[str, str] = {
     "scale_lr": "the rate is never scaled: give the effective one as --learning_rate (the authors' sdxl.sh: "
     "1e-8 x 2048 = 2.048e-5)",
     "train_batch_size": "it counts one rank's pairs in diffusers and all ranks' in DeepSpeed: give --micro_batch_pairs "
@@ -95,7 +96,7 @@ EXPLAINED = {
     "sft": "give --objective.type sft",
     "train_method": "give --objective.type, such as dpo or sft",
     "loss_type": "give --objective.type, such as dpo (sigmoid), hinge or ipo",
-    "sdxl": "give --model.family sdxl",
+    **{family: f"give --model.family {family}" for family in FAMILY_NAMES},
     "enable_xformers_memory_efficient_attention": "give --model.attention xformers",
     "resume_from_checkpoint": "the same command with the same --output_dir resumes its newest valid checkpoint",
     "random_crop": "give --data.crop random",

@@ -8,13 +8,12 @@ from ds_dpo.config.base import Section, free_field, identity_field
 from ds_dpo.config.cadence import CadenceConfig
 from ds_dpo.config.data import DataConfig
 from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.config.families import LIMITS
 from ds_dpo.config.held_out import HeldOutConfig, WatchdogConfig
 from ds_dpo.config.models import ModelConfig, ReferenceConfig
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS, ObjectiveConfig, TermsConfig
 from ds_dpo.config.optimization import AdapterConfig, NonFiniteConfig, OptimizerConfig, ScheduleConfig
 from ds_dpo.config.supervision import SupervisionConfig
-
-FAMILIES_WITHOUT_SIZES = ("sd15", "sd21")
 
 
 class BatchConfig(Section):
@@ -142,18 +141,20 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def only_sdxl_is_told_sizes(self) -> RunConfig:
-        if self.model.family in FAMILIES_WITHOUT_SIZES and self.data.size_conditioning != "fixed":
+        if not LIMITS[self.model.family].takes_sizes and self.data.size_conditioning != "fixed":
             raise ValueError(
                 f"data.size_conditioning true has no effect on model.family {self.model.family}; leave it fixed"
             )
         return self
 
     @model_validator(mode="after")
-    def a_refiner_draws_no_image_of_its_own(self) -> RunConfig:
-        if self.model.family == "sdxl_refiner" and self.cadence.sample_every_steps is not None:
+    def a_family_that_cannot_draw_draws_nothing(self) -> RunConfig:
+        family, every_steps = self.model.family, self.cadence.sample_every_steps
+        reason = LIMITS[family].undrawable
+        if reason is not None and every_steps is not None:
             raise ValueError(
-                f"cadence.sample_every_steps {self.cadence.sample_every_steps} with model.family sdxl_refiner: a "
-                "refiner only ends what SDXL's base has begun; give sample_every_steps none"
+                f"cadence.sample_every_steps {every_steps} with model.family {family}: {reason}; give "
+                "sample_every_steps none"
             )
         return self
 

@@ -20,7 +20,7 @@ from ds_dpo.export.source import Source, choose_base, find_source, unet_config
 from ds_dpo.export.tensors.frozen import restore_frozen
 from ds_dpo.export.tensors.verification import Distance, measure_distance, verify_files
 from ds_dpo.export.tensors.weights import Weights, averaged, select_keys
-from ds_dpo.models.families.of_config import family_of_config
+from ds_dpo.models.families.table import family_of
 from ds_dpo.process.say import Say
 from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
 
@@ -138,7 +138,7 @@ def card_facts(
     job: Job, source: Source, checkpoint: ZeroCheckpoint, plan: Plan, written: Written, distance: Distance | None
 ) -> CardFacts:
     """What the model card of this export states."""
-    request = job.request
+    request, family = job.request, family_of(job.config)
     moved = {} if distance is None else {"relative distance from the base": f"{distance.relative:.3g}"}
     facts = CardFacts(
         format=request.format,  # type: ignore[arg-type]  # the table of formats has these names
@@ -149,7 +149,7 @@ def card_facts(
         dtype=request.dtype,
         is_ema=request.ema,
         base=request.base,
-        family=family_of_config(job.config),
+        family=None if family is None else family.name,
         vae=request.vae,
         steps=checkpoint.global_steps,
         zero_stage=checkpoint.stage,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
 from ds_dpo.errors import ModelError
-from ds_dpo.models.families.table import FAMILIES, family_of_unet
+from ds_dpo.models.families.table import FAMILIES, family_of
 from ds_dpo.models.families.text import TextEncoder, TextTower
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
@@ -155,7 +155,8 @@ def _start_part(model: ModelConfig) -> Part:
 
 def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[str, Any]) -> None:
     """Raise ModelError where the UNet is not conditioned as model.family says, or does more than predict noise."""
-    found = family_of_unet(unet_config, pooled_width=_pooled_width(pipeline, unet_config))
+    family = family_of(unet_config, lambda name: pipeline.text_encoder(name).config)
+    found = None if family is None else family.name
     if found != model.family:
         raise ModelError(
             f"model.family {model.family}, but the UNet of {model.pretrained} (addition_embed_type "
@@ -167,12 +168,6 @@ def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[s
             f"{model.pretrained}: its UNet takes {unet_config['in_channels']} channels and gives "
             f"{unet_config['out_channels']}; only text-to-image models can be trained, not inpainting or upscaling ones"
         )
-
-
-def _pooled_width(pipeline: Pipeline, unet_config: Mapping[str, Any]) -> int | None:
-    if unet_config.get("addition_embed_type") is None:
-        return None
-    return int(pipeline.text_encoder("text_encoder_2").config["projection_dim"])
 
 
 def _check_vae(model: ModelConfig, config: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import yaml
 from ds_dpo.config.asset_paths import ASSET_PREFIX
 from ds_dpo.errors import ConfigError
 from ds_dpo.export.card.usage import usage
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.precision import Precision
 from ds_dpo.run_folder.folder import RunFolder, flatten, precision_of
 
@@ -53,12 +54,6 @@ OBJECTIVE_WORDS: dict[str, tuple[str, str | None]] = {
 }
 # Those that are a function of Diffusion-DPO's logit, and so cite it.
 ON_DPO_LOGIT = frozenset({"dpo", "ipo", "hinge", "dmpo", "sdpo", "dspo"})
-FAMILY_TAGS = {
-    "sdxl": "stable-diffusion-xl",
-    "sdxl_refiner": "stable-diffusion-xl",
-    "sd15": "stable-diffusion",
-    "sd21": "stable-diffusion",
-}
 FORMAT_TAGS = {"lora": ("lora",)}
 CONTENT_WORDS = {
     "unet": "The UNet",
@@ -229,7 +224,7 @@ def _metadata(facts: CardFacts) -> Any:
 
 
 def _tags(facts: CardFacts) -> list[str]:
-    family = [FAMILY_TAGS[facts.family]] if facts.family in FAMILY_TAGS else []
+    family = [FAMILIES[facts.family].published.hub_tag] if facts.family in FAMILIES else []
     objective = ["diffusion-dpo"] if _cites_dpo(facts) else []
     return ["text-to-image", "diffusers", *family, *objective, *FORMAT_TAGS.get(facts.format, ()), "ds_dpo"]
 

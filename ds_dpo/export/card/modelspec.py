@@ -6,19 +6,12 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ds_dpo.models.families.of_config import family_of_config
+from ds_dpo.models.families.table import family_of
 
 # https://github.com/Stability-AI/ModelSpec
 SPEC_VERSION = "1.0.0"
 IMPLEMENTATION_LDM = "https://github.com/Stability-AI/generative-models"
 IMPLEMENTATION_DIFFUSERS = "https://github.com/huggingface/diffusers"
-ARCHITECTURES = {
-    "sd15": "stable-diffusion-v1",
-    "sd21": "stable-diffusion-v2-768-v",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl_refiner": "stable-diffusion-xl-v1-refiner",
-}
-SD2_EPSILON = "stable-diffusion-v2-512"
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers -> modelspec
 LATENT_SCALE = 8  # pixels a latent
 HASH = "modelspec.hash_sha256"
@@ -31,11 +24,9 @@ def describe_model(
 
     prediction_type: as diffusers' scheduler names it; None where it is not known, and then not stated.
     """
-    family = family_of_config(config)
-    architecture = SD2_EPSILON if (family, prediction_type) == ("sd21", "epsilon") else ARCHITECTURES[family]
     entries = {
         "sai_model_spec": SPEC_VERSION,
-        "architecture": f"{architecture}/lora" if is_lora else architecture,
+        "architecture": _architecture(config, prediction_type, suffix="/lora" if is_lora else ""),
         "implementation": IMPLEMENTATION_DIFFUSERS if is_lora else IMPLEMENTATION_LDM,
         "title": title,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -43,6 +34,14 @@ def describe_model(
         "prediction_type": None if prediction_type is None else PREDICTION_TYPES.get(prediction_type),
     }
     return {f"modelspec.{name}": value for name, value in entries.items() if value is not None}
+
+
+def _architecture(config: Mapping[str, Any], prediction_type: str | None, *, suffix: str) -> str | None:
+    family = family_of(config)
+    if family is None:
+        return None
+    published = family.published
+    return published.architecture_of_prediction.get(prediction_type or "", published.architecture) + suffix
 
 
 def _resolution(sample_size: int | Sequence[int] | None) -> str | None:

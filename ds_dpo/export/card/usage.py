@@ -7,16 +7,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ds_dpo.config.asset_paths import ASSET_PREFIX
+from ds_dpo.config.families import DEFAULT_FAMILY
+from ds_dpo.models.families.family import Published
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.precision import TORCH_NAMES, Precision
 
 PROMPT = "a pelican riding a bicycle along a pier, golden hour"
-PIPELINES = {
-    "sdxl": "StableDiffusionXLPipeline",
-    "sdxl_refiner": "StableDiffusionXLImg2ImgPipeline",
-    "sd15": "StableDiffusionPipeline",
-    "sd21": "StableDiffusionPipeline",
-}
-GUIDANCE = {"sdxl": "5.0", "sdxl_refiner": "5.0", "sd15": "7.5", "sd21": "7.5"}
 
 
 class Exported(Protocol):
@@ -69,7 +65,7 @@ def _single_file(exported: Exported, base: str, name: str) -> str:
         ]
         folders = "ComfyUI: put the file into `models/diffusion_models`, and load text encoders and VAE of the base."
         return f"{folders}\n\n{_python('DiffusionPipeline, UNet2DConditionModel', load, exported)}"
-    pipeline = PIPELINES[exported.family or "sdxl"]
+    pipeline = _published(exported).pipeline_class
     load = [f"pipeline = {pipeline}.from_single_file({place}, torch_dtype={dtype})"]
     folders = "ComfyUI: put the file into `models/checkpoints`; A1111 and Forge: into `models/Stable-diffusion`."
     return f"{folders}\n\n{_python(pipeline, load, exported)}"
@@ -93,17 +89,21 @@ USAGES: dict[str, Callable[[Exported, str, str], str]] = {
 
 
 def _python(imports: str, load: list[str], exported: Exported) -> str:
-    # a refiner ends what SDXL's base has drawn
-    given = "image=IMAGE_OF_THE_BASE, " if exported.family == "sdxl_refiner" else ""
+    published = _published(exported)
+    given = f"{published.draw_arguments}guidance_scale={published.guidance_scale}"
     draw = [
         'pipeline.to("cuda")',
-        f"image = pipeline({_text(PROMPT)}, {given}guidance_scale={GUIDANCE[exported.family or 'sdxl']}).images[0]",
+        f"image = pipeline({_text(PROMPT)}, {given}).images[0]",
         'image.save("pelican.png")',
     ]
     start = ["import torch", f"from diffusers import {imports}"]
     if any("resolve_asset(" in line for line in load):
         start.append("from ds_dpo.config.asset_paths import resolve_asset")
     return "\n".join(["```python", *start, "", *load, *draw, "```"])
+
+
+def _published(exported: Exported) -> Published:
+    return FAMILIES[exported.family or DEFAULT_FAMILY].published
 
 
 def _file_address(exported: Exported, name: str) -> str:

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.export.tensors.safetensors_stream import TensorSpec, write_safetensors
-from ds_dpo.models.families.of_config import family_of_config
+from ds_dpo.models.families.table import family_of
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 # kohya's readers know these two only by the names of a single file
 KOHYA_MODULES = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
-# A1111 shows a LoRA for the models that its ss_base_model_version, or ss_v2, names
-KOHYA_BASES = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "sdxl_refiner": "sdxl_refiner_v1-0"}
 PRIVATE_SETTINGS = ("base_model_name_or_path", "revision", "auto_mapping")  # of the machine that trained
 
 
@@ -161,10 +159,12 @@ def kohya_metadata(layers: Mapping[str, LoraLayer], config: Mapping[str, Any]) -
     """What kohya's trainer writes and A1111 sorts its LoRAs by."""
     ranks: Sequence[int] = sorted({layer.rank for layer in layers.values()})
     alphas = sorted({layer.scale * layer.rank for layer in layers.values()})
+    family = family_of(config)
+    base = {} if family is None else {"ss_base_model_version": family.published.kohya_base}
     return {
         "ss_network_module": "networks.lora",
-        "ss_base_model_version": KOHYA_BASES[family_of_config(config)],
-        "ss_v2": str(family_of_config(config) == "sd21"),
+        **base,
+        "ss_v2": str(family is not None and family.published.is_kohya_v2),
         "ss_network_dim": str(ranks[0]) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{alphas[0]:g}" if len(alphas) == 1 else "Dynamic",
     }

@@ -15,6 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ds_dpo.errors import ModelError
 from ds_dpo.models.weights.alignment import align_weights
@@ -22,6 +23,8 @@ from ds_dpo.models.weights.files import FileWeights, WeightFiles, read_json
 from ds_dpo.models.weights.ldm_parts import Stored
 from ds_dpo.process.quiet import quiet_output
 
+# classes by the name that diffusers gives them in every pipeline
+TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 Places = Callable[[Iterable[str]], Mapping[str, Stored]]
 
 

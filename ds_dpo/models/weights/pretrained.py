@@ -13,7 +13,6 @@ from transformers import CLIPTokenizer
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
-from ds_dpo.models.families.table import TEXT_ENCODERS
 from ds_dpo.models.weights.derived_configs import derived_vae_config
 from ds_dpo.models.weights.files import (
     TEXT_STEM,
@@ -28,7 +27,7 @@ from ds_dpo.models.weights.files import (
 )
 from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
 from ds_dpo.models.weights.ldm_parts import same_names, vae_places
-from ds_dpo.models.weights.parts import FilePart, FolderPart, Part, Places
+from ds_dpo.models.weights.parts import TEXT_ENCODERS, FilePart, FolderPart, Part, Places
 from ds_dpo.models.weights.single_file import VAE_PREFIX, SingleFile, prefixed, unet_places
 from ds_dpo.process.quiet import quiet_output
 

@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 
 from ds_dpo.config.asset_paths import ASSET_PREFIX, resolve_asset
 from ds_dpo.errors import ModelError
-from ds_dpo.models.families.table import FAMILIES, TEXT_ENCODERS
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.weights.derived_configs import (
     Config,
     Shapes,
@@ -30,7 +30,7 @@ from ds_dpo.models.weights.derived_configs import (
 from ds_dpo.models.weights.files import Header, read_header, read_json
 from ds_dpo.models.weights.ldm_keys import UNET_PREFIX, ldm_names
 from ds_dpo.models.weights.ldm_parts import Stored, clip_places, open_clip_places, vae_places
-from ds_dpo.models.weights.parts import FilePart, Places, skeleton
+from ds_dpo.models.weights.parts import TEXT_ENCODERS, FilePart, Places, skeleton
 from ds_dpo.models.weights.unet_shapes import known_shapes
 
 VAE_PREFIX = "first_stage_model."

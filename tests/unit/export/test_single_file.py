@@ -16,7 +16,7 @@ from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import ModelError
 from ds_dpo.export.card.modelspec import describe_model
 from ds_dpo.export.single_file import read_base_file, single_file_shapes, write_single_file
-from ds_dpo.models.families.of_config import family_of_config
+from ds_dpo.models.families.table import FAMILIES, family_of
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.models.weights.ldm_keys import ldm_names
 from ds_dpo.zero_shards.reader import open_checkpoint
@@ -113,7 +113,7 @@ def test_modelspec():
         config = read_json(Path(resolve_asset(f"ds_dpo://assets/model_configs/{family}/unet/config.json")))
         described = describe_model(config, title="mine", prediction_type=predicts)
         assert described["modelspec.architecture"] == expected
-        assert family_of_config(config) == family
+        assert family_of(config) is FAMILIES[family]
     assert sdxl["modelspec.resolution"] == "1024x1024"
     assert sdxl["modelspec.prediction_type"] == "epsilon"
     sd15 = describe_model({**TINY_SD15, "sample_size": [64, 96]}, title="mine", prediction_type=None, is_lora=True)

@@ -18,10 +18,13 @@ from tiny_families import SMALL_UNETS, shipped
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ds_dpo.batch import PreferenceBatch
+from ds_dpo.config.families import FAMILY_NAMES, LIMITS
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.miniature.models import make_tokenizer, make_vae
-from ds_dpo.models.families.table import FAMILIES, family_of_unet, refiner_size_ids
+from ds_dpo.models.families.family import TextConfig
+from ds_dpo.models.families.sdxl import refiner_size_ids
+from ds_dpo.models.families.table import FAMILIES, family_of
 from ds_dpo.models.loading import load_text, load_unet, read_noise_schedule
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.objectives.losses import OBJECTIVES
@@ -40,6 +43,10 @@ def text_config(**more: Any) -> CLIPTextConfig:
 
 def tiny_unet(family: str) -> Any:
     return UNet2DConditionModel.from_config({**shipped(family, "unet"), **SMALL_UNETS[family], "sample_size": 8})
+
+
+def text_encoders_of_width(pooled_width: int) -> TextConfig:
+    return lambda name: {"projection_dim": pooled_width}
 
 
 @pytest.fixture(scope="module")
@@ -159,15 +166,25 @@ def test_a_step_compares_with_diffusers_own_target_and_reaches_every_weight(
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_shipped_unets_are_of_their_own_family(family: str) -> None:
-    assert family_of_unet(shipped(family, "unet"), pooled_width=1280) == family
+    config = shipped(family, "unet")
+    assert family_of(config, text_encoders_of_width(1280)) is FAMILIES[family]
+    assert family_of(config) is FAMILIES[family], "where no text encoder is at hand"
 
 
 def test_unets_of_no_family_are_told() -> None:
-    sdxl = shipped("sdxl", "unet")
-    assert family_of_unet({**sdxl, "projection_class_embeddings_input_dim": 1280 + 4 * 256}, pooled_width=1280) is None
-    assert family_of_unet({**sdxl, "projection_class_embeddings_input_dim": 1280}, pooled_width=1280) is None
-    assert family_of_unet({**sdxl, "addition_embed_type": "image"}, pooled_width=1280) is None
-    assert family_of_unet(sdxl, pooled_width=1281) is None
+    sdxl, text_config = shipped("sdxl", "unet"), text_encoders_of_width(1280)
+    assert family_of({**sdxl, "projection_class_embeddings_input_dim": 1280 + 4 * 256}, text_config) is None
+    assert family_of({**sdxl, "projection_class_embeddings_input_dim": 1280}, text_config) is None
+    assert family_of({**sdxl, "addition_embed_type": "image"}, text_config) is None
+    assert family_of({**sdxl, "addition_embed_type": "image"}) is None
+    assert family_of(sdxl, text_encoders_of_width(1281)) is None
+
+
+def test_every_name_has_a_row_that_agrees_with_its_limits() -> None:
+    assert tuple(FAMILIES) == FAMILY_NAMES == tuple(LIMITS)
+    for name, family in FAMILIES.items():
+        assert family.name == name
+        assert LIMITS[family.name].takes_sizes == (family.size_ids is not None)
 
 
 def test_base_and_refiner_are_told_apart(refiner: tuple[Any, ModelConfig], sdxl: ModelConfig) -> None:

@@ -1,0 +1,31 @@
+"""The model families by name, and what a configuration may ask of each; models.families has all else of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+FamilyName = Literal["sdxl", "sdxl_refiner", "sd15", "sd21"]
+FAMILY_NAMES: tuple[FamilyName, ...] = get_args(FamilyName)
+DEFAULT_FAMILY: FamilyName = "sdxl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyLimits:
+    """What a family cannot do. takes_sizes: its denoiser is conditioned on the sizes of images.
+
+    undrawable: why its denoiser alone cannot draw validation images; None for one that can.
+    """
+
+    takes_sizes: bool
+    undrawable: str | None = None
+
+
+LIMITS: dict[FamilyName, FamilyLimits] = {
+    "sdxl": FamilyLimits(takes_sizes=True),
+    "sdxl_refiner": FamilyLimits(
+        takes_sizes=True, undrawable="a refiner only finishes images that SDXL's base has begun"
+    ),
+    "sd15": FamilyLimits(takes_sizes=False),
+    "sd21": FamilyLimits(takes_sizes=False),
+}

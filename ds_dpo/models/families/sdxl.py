@@ -1,0 +1,79 @@
+"""SDXL and its refiner: two text encoders or the second one alone, pooled text, and the sizes of the image."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ds_dpo.models.families.family import Config, Family, Published, TextConfig
+from ds_dpo.models.families.text import encode_sdxl
+
+# What the refiner is conditioned on for an image to be improved; it takes 2.5 for one to avoid. Source: diffusers'
+# StableDiffusionXLImg2ImgPipeline, aesthetic_score; SalesforceAIResearch/DiffusionDPO, train.py
+AESTHETIC_SCORE = 6.0
+
+
+def sdxl_size_ids(time_ids: Tensor) -> Tensor:
+    """Return the sizes that condition SDXL for N images, (N, 6) fp32: all of time_ids, (N, 6).
+
+    Source: arXiv:2307.01952, section 2.2.
+    """
+    return time_ids
+
+
+def refiner_size_ids(time_ids: Tensor) -> Tensor:
+    """Return the sizes that condition SDXL's refiner for N images, (N, 5) fp32.
+
+    They are original height, width, crop top, left, and an aesthetic score, which is that of good images for both
+    images of a pair. time_ids: (N, 6), whose last two, the target's size, are left out. Source:
+    StableDiffusionXLImg2ImgPipeline._get_add_time_ids with requires_aesthetics_score.
+    """
+    scores = torch.full_like(time_ids[:, :1], AESTHETIC_SCORE)
+    return torch.cat([time_ids[:, :4], scores], dim=1)
+
+
+def _is_of(config: Config, text_config: TextConfig | None, *, num_sizes: int, attends_at_the_bottom: bool) -> bool:
+    """Tell whether a UNet is conditioned on pooled text and that number of sizes.
+
+    Where the pooled text's width is not at hand, attention at the lowest resolution tells: of SDXL's UNets the refiner
+    alone has none there.
+    """
+    if config.get("addition_embed_type") != "text_time":
+        return False
+    if text_config is None:
+        return ("Attn" in config["down_block_types"][-1]) == attends_at_the_bottom
+    sizes_width: int = config["projection_class_embeddings_input_dim"] - text_config("text_encoder_2")["projection_dim"]
+    return sizes_width == num_sizes * config["addition_time_embed_dim"]
+
+
+SDXL = Family(
+    name="sdxl",
+    is_of=partial(_is_of, num_sizes=6, attends_at_the_bottom=True),
+    text_encoders=("text_encoder", "text_encoder_2"),
+    encode=encode_sdxl,
+    size_ids=sdxl_size_ids,
+    published=Published(
+        pipeline_class="StableDiffusionXLPipeline",
+        guidance_scale="5.0",
+        hub_tag="stable-diffusion-xl",
+        architecture="stable-diffusion-xl-v1-base",
+        kohya_base="sdxl_base_v1-0",
+    ),
+)
+SDXL_REFINER = Family(
+    name="sdxl_refiner",
+    is_of=partial(_is_of, num_sizes=5, attends_at_the_bottom=False),
+    text_encoders=("text_encoder_2",),
+    encode=encode_sdxl,
+    size_ids=refiner_size_ids,
+    published=Published(
+        pipeline_class="StableDiffusionXLImg2ImgPipeline",
+        guidance_scale="5.0",
+        draw_arguments="image=IMAGE_OF_THE_BASE, ",  # it finishes what SDXL's base has drawn
+        hub_tag="stable-diffusion-xl",
+        architecture="stable-diffusion-xl-v1-refiner",
+        kohya_base="sdxl_refiner_v1-0",
+    ),
+)

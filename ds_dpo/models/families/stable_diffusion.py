@@ -1,0 +1,46 @@
+"""Stable Diffusion 1.5 and 2.1: one text encoder, and no sizes."""
+
+from __future__ import annotations
+
+from ds_dpo.models.families.family import Config, Family, Published, TextConfig
+from ds_dpo.models.families.text import encode_sd15
+
+
+def _is_sd15(config: Config, text_config: TextConfig | None) -> bool:
+    return config.get("addition_embed_type") is None and not config.get("use_linear_projection")
+
+
+def _is_sd21(config: Config, text_config: TextConfig | None) -> bool:
+    """SD2.1 projects into its transformers by a matrix, SD1.5 by a convolution."""
+    return config.get("addition_embed_type") is None and bool(config.get("use_linear_projection"))
+
+
+SD15 = Family(
+    name="sd15",
+    is_of=_is_sd15,
+    text_encoders=("text_encoder",),
+    encode=encode_sd15,
+    published=Published(
+        pipeline_class="StableDiffusionPipeline",
+        guidance_scale="7.5",
+        hub_tag="stable-diffusion",
+        architecture="stable-diffusion-v1",
+        kohya_base="sd_v1",
+    ),
+)
+SD21 = Family(
+    name="sd21",
+    is_of=_is_sd21,
+    text_encoders=("text_encoder",),
+    # its text encoder's config leaves out the last layer, so that the last states are those of the last but one
+    encode=encode_sd15,
+    published=Published(
+        pipeline_class="StableDiffusionPipeline",
+        guidance_scale="7.5",
+        hub_tag="stable-diffusion",
+        architecture="stable-diffusion-v2-768-v",
+        architecture_of_prediction={"epsilon": "stable-diffusion-v2-512"},
+        kohya_base="sd_v2",
+        is_kohya_v2=True,
+    ),
+)
