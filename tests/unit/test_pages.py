@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -85,3 +86,12 @@ def test_every_package_is_named_in_the_page_on_the_layout() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     packages = [path.parent.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("__init__.py")]
     assert [name for name in packages if f"`{name}/`" not in text and name != "ds_dpo"] == []
+
+
+def test_the_page_on_the_layout_has_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = [each["layers"] for each in contracts if each.get("containers") == ["ds_dpo"]]
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert "\n".join(f"    {row}" for row in layers) in text
