@@ -15,7 +15,7 @@ from small_launch import SEEN
 
 from ds_dpo.errors import ConfigError
 from ds_dpo.launch.earlier import end_earlier_launches
-from ds_dpo.launch.supervise import conclude
+from ds_dpo.launch.supervise import DONE_SECONDS, conclude
 from ds_dpo.process.departure import EXIT_STATUS_OF_HANG, EXIT_STATUS_OF_LOST_LEASE
 from ds_dpo.process.launchers import is_alive, parent_id, process_of
 from ds_dpo.supervision.lease import Lease, Outcome, leases, read_notice
@@ -129,10 +129,12 @@ def test_a_runner_that_stays_when_all_is_done_is_ended(tmp_path, monkeypatch):
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(quick_supervisor(tmp_path)), os.environ.get("PYTHONPATH", "")])
     )
+    began = time.monotonic()
     with launch(tmp_path, "stays") as run:
         run.launcher.send_signal(signal.SIGTERM)
         assert run.wait_until_all_are_gone() == 0, "what was asked is done and saved"
         assert "processes are still running" in run.said()
+    assert time.monotonic() - began < DONE_SECONDS, "the supervisor is not the impatient one"
 
 
 def quick_supervisor(folder):
@@ -142,7 +144,7 @@ def quick_supervisor(folder):
     (place / "sitecustomize.py").write_text(
         "import sys\n"
         "if sys.argv[0:] == [] or 'launcher' in sys.orig_argv:\n"
-        "    from ds_dpo.hosts import supervise\n"
+        "    from ds_dpo.launch import supervise\n"
         "    supervise.KILL_SECONDS = 1.0\n"
         "    supervise.SECONDS_BY_SIGN['done'] = 1.0\n"
     )
