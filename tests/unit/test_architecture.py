@@ -3,9 +3,12 @@
 import ast
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 
 from repository import PACKAGE, ROOT
+
+PROGRAMS = ("tests", "scripts", "benchmarks")  # folders of Python beside the package
 
 
 def own_top_level_names() -> set[str]:
@@ -75,3 +78,37 @@ def test_no_file_is_long() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
     long = {str(path.relative_to(ROOT)): number for path, number in lines.items() if number > MOST_LINES}
     assert long == {}
+
+
+def test_every_import_of_the_package_finds_its_name() -> None:
+    """Also in tests, scripts and benchmarks, which mypy does not look at."""
+    sources = [*PACKAGE.rglob("*.py"), *(path for folder in PROGRAMS for path in (ROOT / folder).rglob("*.py"))]
+    lost = [
+        f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ds_dpo"
+        for alias in node.names
+        if alias.name not in _names_of(node.module or "")
+    ]
+    assert lost == []
+
+
+@cache
+def _names_of(module: str) -> frozenset[str]:
+    """Return what can be imported from a module by its source, without importing it."""
+    place = ROOT.joinpath(*module.split("."))
+    if place.is_dir():
+        return frozenset(path.stem if path.suffix == ".py" else path.name for path in place.iterdir())
+    file = place.with_suffix(".py")
+    if not file.exists():
+        return frozenset()
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return frozenset(names)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_families import tiny_model
 from torch import Tensor, nn
 
-from ds_dpo.config.load import ModelConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.models.loading import load_text, load_unet, load_vae
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.weights.alignment import align_weights, is_aligned
