@@ -15,8 +15,8 @@ from baseline_cases import OBJECTIVES, read_baselines, train_all
 from invariance_cases import STEPS
 
 pytestmark = pytest.mark.launch
-# Of a loss. Another processor takes other kernels, which round fp32 in another order; 20 steps make little of it. A rate
-# that is a thousandth larger moves dpo's curve by 2e-3.
+# Of a loss. Another processor takes other kernels, which round fp32 in another order; 20 steps make little of it.
+# A rate that is a thousandth larger moves dpo's curve by 2e-3.
 TOLERANCE = 1e-4
 BASELINES = read_baselines()
 
