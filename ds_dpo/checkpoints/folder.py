@@ -6,12 +6,13 @@ import itertools
 import os
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from ds_dpo.distributed.collectives import raise_together, rank, world_size
+from ds_dpo.distributed.collectives import rank, world_size
+from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.errors import CheckpointError
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
@@ -55,24 +56,14 @@ class Retention:
         return self.every_steps is not None and step % self.every_steps == 0
 
 
-Result = TypeVar("Result")
-
-
-def together(action: Callable[[], Result], *, when: bool = True) -> Result | None:
-    """Do a rank's part, then let every rank know if one of them failed; a refusing disk is a CheckpointError."""
-    result: Result | None = None
-    error: Exception | None = None
-    if when:
+@contextmanager
+def together_on_disk() -> Iterator[None]:
+    """Let every rank know if the body of one failed; an OSError is then a CheckpointError that names the rank."""
+    with raised_everywhere():
         try:
-            result = action()
-        except CheckpointError as caught:
-            error = caught
-        except OSError as caught:
-            error = CheckpointError(f"the checkpoint could not be written{where()}: {caught}")
-        except Exception as caught:  # of the program, and not of the disk: it ends the run, on all ranks
-            error = caught
-    raise_together(error)
-    return result
+            yield
+        except OSError as error:
+            raise CheckpointError(f"the checkpoint could not be written{where()}: {error}") from error
 
 
 def where() -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.checkpoints.folder import LATEST, RunIdentity, rank_of, recover_interrupted, together, unused_name
+from ds_dpo.checkpoints.folder import LATEST, RunIdentity, rank_of, recover_interrupted, together_on_disk, unused_name
 from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_main, rank, world_size
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError
@@ -45,12 +45,13 @@ class CheckpointStore:
         Returns False, and does nothing, where there is none of that step or before. Raises CheckpointError on all ranks
         together.
         """
-        found = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
-        names = [str(name) for name in found]  # type: ignore[attr-defined]
+        names = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
         later = [name for name in names if (manifest.step_of(Path(name)) or 0) > step]
         if len(later) == len(names):
             return False
-        together(lambda: self._set_aside(later), when=is_main())
+        with together_on_disk():
+            if is_main():
+                self._set_aside(later)
         return True
 
     def _set_aside(self, names: Sequence[str]) -> None:
@@ -65,9 +66,10 @@ class CheckpointStore:
         checkpoints or a `latest` and none can be used: training never starts over in silence.
         """
         reach("load.begin")
-        together(lambda: recover_interrupted(self._folder, self._say), when=is_main())
-        found = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
-        names = [str(name) for name in found]  # type: ignore[attr-defined]
+        with together_on_disk():
+            if is_main():
+                recover_interrupted(self._folder, self._say)
+        names = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
         reasons: list[str] = []
         for name in names:
             errors = [error for error in gather_objects(self._verify(self._folder / name)) if error is not None]

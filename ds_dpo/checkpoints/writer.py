@@ -22,7 +22,7 @@ from ds_dpo.checkpoints.folder import (
     gib,
     point_latest,
     rank_of,
-    together,
+    together_on_disk,
     unused_name,
 )
 from ds_dpo.checkpoints.job import WritingJob
@@ -121,13 +121,16 @@ class CheckpointWriter:
         assert self._job is None, "one checkpoint at a time"
         final = self._folder / manifest.step_folder_name(step)
         partial = self._folder / (PARTIAL_PREFIX + final.name)
-        together(lambda: reach("save.begin"))
+        with together_on_disk():
+            reach("save.begin")
         files = [*self._engine.checkpoint_files(client_state=contents.client_state), *contents.files]
         files += self._unet_config()
         assert all(rank_of(file.name) == rank() for file in files), "whose file it is must show in its name"
         has_memory, size = self._measure(files, in_background=in_background)
         try:
-            together(lambda: self._open(partial, size, first), when=is_main())
+            with together_on_disk():
+                if is_main():
+                    self._open(partial, size, first)
         except CheckpointError:
             self._discard(partial)
             raise
@@ -158,13 +161,16 @@ class CheckpointWriter:
         self._copies.release()
         self._job = None
         try:
-            together(job.raise_error)
+            with together_on_disk():
+                job.raise_error()
             files: dict[str, FileEntry] = {}
             for part in gather_objects(job.entries):
-                assert isinstance(part, dict)
                 files |= part
-            together(lambda: reach("save.agreed"))
-            together(lambda: self._complete(job, files), when=is_main())
+            with together_on_disk():
+                reach("save.agreed")
+            with together_on_disk():
+                if is_main():
+                    self._complete(job, files)
         except CheckpointError:
             self._discard(job.partial)
             raise
@@ -183,13 +189,15 @@ class CheckpointWriter:
         written, those that it will push out are still there. Raises CheckpointError on all ranks together where the
         disk has no room for as many more as will stand at a time.
         """
-        further = [int(str(size)) for size in gather_objects(further_bytes)]
-        size, kept = self._engine.checkpoint_bytes() + sum(further), self._retention.newest
-        together(lambda: self._check_start(size, saves_left), when=is_main())
+        size = self._engine.checkpoint_bytes() + sum(gather_objects(further_bytes))
+        kept = self._retention.newest
+        with together_on_disk():
+            if is_main():
+                self._check_start(size, saves_left)
         lines = [f"checkpoints: about {gib(size)} GiB each, at most {kept} stay and one more while it is written"]
         if in_background:
             own = self._engine.own_checkpoint_bytes() + further_bytes
-            most = max(int(str(size)) for size in gather_objects(own))
+            most = max(gather_objects(own))
             lines.append(
                 f"checkpoints: written in the background from copies of up to {gib(most)} GiB a rank in host memory"
             )
@@ -217,9 +225,7 @@ class CheckpointWriter:
         needed: dict[str, int] = {}
         available: dict[str, int] = {}
         size = 0
-        for part in gather_objects(own):
-            assert isinstance(part, tuple)
-            host, host_bytes, host_available, file_bytes = part
+        for host, host_bytes, host_available, file_bytes in gather_objects(own):
             needed[host] = needed.get(host, 0) + host_bytes
             if host_available is not None:
                 available[host] = min(available.get(host, host_available), host_available)

@@ -9,14 +9,14 @@ runtime/zero/stage3.py and runtime/bf16_optimizer.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ds_dpo.distributed.collectives import raise_together
+from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.engine.layout import EngineLayout, engine_layout
 from ds_dpo.engine.moving_average import MovingAverage
 from ds_dpo.errors import CheckpointError
@@ -35,14 +35,13 @@ def read_into(raw: Any, folder: Path, *, average: MovingAverage | None, has_froz
     Returns what the caller of save_checkpoint gave. Raises CheckpointError on all ranks together, before anything is
     changed, where the checkpoint cannot be carried over; a file that fails later leaves the engine unfit for use.
     """
-    opened: tuple[ZeroCheckpoint, TrainingState, EngineLayout] = _together(
-        lambda: _open(raw, folder, average=average, has_frozen_weights=has_frozen_weights)
-    )
-    checkpoint, training, layout = opened
+    with raised_everywhere():
+        checkpoint, training, layout = _open(raw, folder, average=average, has_frozen_weights=has_frozen_weights)
     prepare = getattr(raw.optimizer, "checkpoint_event_prologue", None)
     if prepare is not None:
         prepare()  # ZeRO 3: no weight is whole now
-    _together(lambda: _read(raw, checkpoint, training, layout, average=average, with_frozen=has_frozen_weights))
+    with raised_everywhere():
+        _read(raw, checkpoint, training, layout, average=average, with_frozen=has_frozen_weights)
     _follow_masters(raw)
     return training.client_state
 
@@ -164,13 +163,3 @@ def _follow_masters(raw: Any) -> None:
         optimizer.checkpoint_event_epilogue()  # small weights are whole again on each rank
     else:
         optimizer.update_lp_params()
-
-
-def _together(action: Callable[[], Any]) -> Any:
-    result, error = None, None
-    try:
-        result = action()
-    except CheckpointError as caught:
-        error = caught
-    raise_together(error)
-    return result

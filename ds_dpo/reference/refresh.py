@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ds_dpo.distributed.collectives import is_main, raise_together
+from ds_dpo.distributed.collectives import is_main
+from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError
 from ds_dpo.models.reference import FrozenCopy
@@ -61,12 +62,8 @@ class ReferenceRefresh(RunPart):
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
         """Take the checkpoint's weights. Raises CheckpointError on all ranks where they do not fit."""
-        error: CheckpointError | None = None
-        try:
+        with raised_everywhere():
             load_reference(self._reference.module, folder / REFERENCE_FILE)
-        except CheckpointError as caught:
-            error = caught
-        raise_together(error)
         self._watch.accept()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_dpo.distributed.collectives import gather_objects, is_main
+from ds_dpo.distributed.collectives import gather_objects
+from ds_dpo.distributed.together import said_once
 from ds_dpo.engine.engine import share_weights
 from ds_dpo.engine.settings import ResolvedDeepSpeed, reference_settings
 from ds_dpo.errors import ReferenceChangedError
@@ -89,9 +90,8 @@ class ReferenceWatch:
                 f"{self._expected[changed[0]][:16]} before, {found[changed[0]][:16]} now): its memory was written to, "
                 "so the objective compared with something else than the start; do not use this run's checkpoints"
             )
-            error.is_said_elsewhere = not is_main()
-            raise error
+            raise said_once(error)
 
     def _checksums(self) -> list[str]:
         """Return the checksum of every rank's weights."""
-        return [str(checksum) for checksum in gather_objects(weights_checksum(self._reference.weights()))]
+        return gather_objects(weights_checksum(self._reference.weights()))

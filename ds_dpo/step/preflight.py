@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ds_dpo.batch import PreferenceBatch
-from ds_dpo.distributed.collectives import gather_objects, is_main
+from ds_dpo.distributed.collectives import gather_objects
+from ds_dpo.distributed.together import said_once
 from ds_dpo.encoding.feed import Encode
 from ds_dpo.errors import PreflightError
 from ds_dpo.precision import Precision
@@ -26,15 +27,14 @@ def require_equal_start(step: PreferenceStep, batch: PreferenceBatch) -> None:
     dtype and kernels the paired difference is 0 by construction (diffusion.paired_error_difference), and a plain DPO
     loss ln 2.
     """
-    differences = [float(str(value)) for value in gather_objects(step.largest_difference(batch))]
+    differences = gather_objects(step.largest_difference(batch))
     if any(value != 0 for value in differences):  # NaN is not 0 either
         largest = max(differences, key=lambda value: (math.isnan(value), value))
         error = PreflightError(
             f"policy and reference come from the same weights, yet their errors differ by up to {largest:g} before the "
             "first update; the attention kernels, a dtype or the weights are not the same on both sides"
         )
-        error.is_said_elsewhere = not is_main()
-        raise error
+        raise said_once(error)
 
 
 # Largest difference that rounding leaves between errors of the same weights, as a share of the error: other images in
@@ -60,7 +60,7 @@ def require_near_start(step: PreferenceStep, batch: PreferenceBatch, *, precisio
     cached = torch.cat([batch.reference_chosen_error, batch.reference_rejected_error])
     own = float(relative_difference(policy, cached).max())
     # NaN is no small difference
-    largest = max(math.inf if math.isnan(value) else value for value in map(float, map(str, gather_objects(own))))
+    largest = max(math.inf if math.isnan(value) else value for value in gather_objects(own))
     if largest <= NEAR_ERRORS[precision]:
         return largest
     error = PreflightError(
@@ -68,8 +68,7 @@ def require_near_start(step: PreferenceStep, batch: PreferenceBatch, *, precisio
         f"the first update, and rounding in {precision} leaves at most {NEAR_ERRORS[precision]:g}: the cache is not of "
         "this run's reference; make it anew with scripts/cache.py --reference"
     )
-    error.is_said_elsewhere = not is_main()
-    raise error
+    raise said_once(error)
 
 
 def look_at_start(

@@ -21,12 +21,12 @@ from ds_dpo.checkpoints.writer import CheckpointWriter
 from ds_dpo.config.identity import identity
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import PairStream, open_stream
-from ds_dpo.distributed.collectives import gather_objects, is_main, node_turns, raise_together
+from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.distributed.environment import RankEnvironment, export_environment
+from ds_dpo.distributed.together import node_turns, raised_everywhere
 from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
 from ds_dpo.engine.engine import Engine, build_engine, pick_device, silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed, describe
-from ds_dpo.errors import ConfigError
 from ds_dpo.evaluation.drawing.sampling import ValidationSampler
 from ds_dpo.evaluation.pages.validation_pages import ValidationPages
 from ds_dpo.models.loading import (
@@ -304,13 +304,9 @@ def _open_stream(
 
 
 def _write_start(folder: RunFolder, config: RunConfig, resolved: ResolvedDeepSpeed, feed: PairFeed) -> None:
-    error: ConfigError | None = None
-    if is_main():
-        try:
+    with raised_everywhere():
+        if is_main():
             folder.write_start(config, resolved.settings, world_size=resolved.world_size, data=feed.counts)
-        except ConfigError as caught:
-            error = caught
-    raise_together(error)
 
 
 def _cadence(config: RunConfig, resolved: ResolvedDeepSpeed) -> Cadence:

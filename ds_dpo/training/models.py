@@ -8,8 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.collectives import is_main, node_turns
+from ds_dpo.distributed.collectives import is_main
 from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import Encoders, load_encoders
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter

@@ -17,6 +17,7 @@ from ds_dpo.checkpoints.store import CheckpointStore
 from ds_dpo.checkpoints.writer import Contents
 from ds_dpo.config.cadence import CadenceConfig
 from ds_dpo.distributed.collectives import gather_objects, is_main
+from ds_dpo.distributed.together import said_once
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError, CollapseError, DataError
 from ds_dpo.process.fault_points import reach
@@ -147,8 +148,7 @@ class Trainer:
                 f"{verdict.sentence}; stopped at step {self._progress.step}, which is saved: the same command goes on "
                 "from there; another run with a lower learning_rate or a higher beta would hold it"
             )
-            error.is_said_elsewhere = not is_main()
-            raise error
+            raise said_once(error)
         self._saving.settle()
         if not self._store.set_aside_after(verdict.good_step):
             self._watchdog.lower_rate(f"{verdict.sentence}; no checkpoint is of step {verdict.good_step} or before: ")
@@ -224,12 +224,11 @@ class Trainer:
         if num_bad_rows <= self._max_bad_rows:
             return
         own_rows = "\n  ".join(str(row) for row in self._bad_rows())
-        rows = "\n  ".join(str(part) for part in gather_objects(own_rows) if part)
+        rows = "\n  ".join(part for part in gather_objects(own_rows) if part)
         error = DataError(
             f"{num_bad_rows} rows could not be read, and data.max_bad_rows allows {self._max_bad_rows}:\n  {rows}"
         )
-        error.is_said_elsewhere = not is_main()
-        raise error
+        raise said_once(error)
 
     def _save(self, *, is_last: bool = False, renews: bool = False) -> None:
         """Save unless this step is saved already. is_last, renews: see Saving.save."""

@@ -19,6 +19,7 @@ from ds_dpo.checkpoints.folder import RunIdentity
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.distributed.collectives import gather_objects, is_main
+from ds_dpo.distributed.together import said_once
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import DsDpoError, NonFiniteError
 from ds_dpo.process.say import Say
@@ -105,7 +106,7 @@ class NonFiniteWatch(RunPart):
     ) -> NonFiniteError:
         """Write the record of a step, and return the error that ends the run; all ranks call it together."""
         own = [list(zip(*(part.tolist() for part in batch), strict=True)) for batch in seen]
-        of_ranks: list[Any] = gather_objects([pair for batch in own for pair in batch])
+        of_ranks = gather_objects([pair for batch in own for pair in batch])
         facts, identity = self._facts, self._facts.identity
         first = int(metrics["pairs_seen"]) - facts.pairs_per_step
         pairs = [
@@ -137,9 +138,7 @@ class NonFiniteWatch(RunPart):
             checkpoint=step_folder_name(step),
             pairs=tuple(pairs),
         )
-        error = NonFiniteError(self._message(record, self._written(record)))
-        error.is_said_elsewhere = not is_main()
-        return error
+        return said_once(NonFiniteError(self._message(record, self._written(record))))
 
     def _written(self, record: StepRecord) -> str:
         """Write the record on rank 0; returns what is to be done with it."""

@@ -10,8 +10,8 @@ import torch
 
 from ds_dpo.data.reading.open_source import open_source
 from ds_dpo.data.source import PairSource
-from ds_dpo.distributed.collectives import node_turns
 from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
+from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of
 from ds_dpo.encoding.cache.pairs import open_cache
 from ds_dpo.encoding.cache.plan import Request

@@ -21,8 +21,8 @@ from torch import Tensor
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.data.images import cut_image, decode_rgb
 from ds_dpo.data.source import BadRowError, PairRecord, PairSource
-from ds_dpo.distributed.collectives import node_turns
 from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.cache.record import StoredImages, StoredText
 from ds_dpo.encoding.cache.scan import SIDES, Buckets, key_of_image, key_of_prompt
 from ds_dpo.encoding.cache.shard_file import IMAGE_SCHEMA, PROMPT_SCHEMA, new_shard

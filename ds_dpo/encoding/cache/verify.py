@@ -40,7 +40,7 @@ def verify_files(cache: PairCache, *, place: RankEnvironment, say: Say) -> None:
     problems = [problem for name, rows in own for problem in _file_problems(cache, name, rows)]
     if place.rank == 0:
         problems += _pair_problems(cache)
-    found = [problem for of_rank in gather_objects(problems) for problem in of_rank]  # type: ignore[attr-defined]
+    found = [problem for of_rank in gather_objects(problems) for problem in of_rank]
     if found:
         more = [f"and {len(found) - NUM_PROBLEMS_LISTED} more"] if len(found) > NUM_PROBLEMS_LISTED else []
         listed = "\n  ".join([*found[:NUM_PROBLEMS_LISTED], *more])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from ds_dpo.data.source import PairSource
-from ds_dpo.distributed.collectives import barrier, broadcast_object, gather_objects, is_main, raise_together
+from ds_dpo.distributed.collectives import barrier, gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.distributed.together import on_main
 from ds_dpo.encoding.cache.finish import finish, note_entry
 from ds_dpo.encoding.cache.plan import (
     Layout,
@@ -75,20 +76,6 @@ def write_cache(
 
 def _enter(held: ExitStack, request: Request) -> None:
     held.enter_context(locked(request.out))
-
-
-def on_main(function: Callable[[], T]) -> T:
-    """Return on every rank what a function returns on rank 0; what it raises there is raised everywhere."""
-    result: T | None = None
-    error: Exception | None = None
-    if is_main():
-        try:
-            result = function()
-        except Exception as caught:
-            error = caught
-    raise_together(error)
-    shared: T = broadcast_object(result)  # type: ignore[assignment]
-    return shared
 
 
 @dataclass(frozen=True, kw_only=True)

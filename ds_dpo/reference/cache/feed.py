@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.collectives import is_main, raise_together
+from ds_dpo.distributed.collectives import is_main
+from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.encoding.feed import PairFeed
-from ds_dpo.errors import DsDpoError
 from ds_dpo.precision import Precision
 from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.errors import PairsWithReferenceErrors, ReferenceErrors, open_reference_errors
@@ -19,14 +19,8 @@ def open_covering_errors(config: RunConfig, *, say: Say) -> ReferenceErrors:
 
     Raises on all ranks DataError where it is not whole, and ConfigError where it is not enough for the run.
     """
-    errors: ReferenceErrors | None = None
-    failure: Exception | None = None
-    try:
+    with raised_everywhere():
         errors = _open_covering(config, say=say)
-    except DsDpoError as caught:
-        failure = caught
-    raise_together(failure)
-    assert errors is not None, "errors or a failure"
     return errors
 
 
@@ -46,12 +40,8 @@ def with_reference_errors(
 
     Raises ConfigError on all ranks, naming each part in which the cache is of something else.
     """
-    stale: Exception | None = None
-    if is_main():
-        assert start is not None, "rank 0"
-        try:
+    with raised_everywhere():
+        if is_main():
+            assert start is not None, "rank 0"
             errors.require_fits(fingerprint_of(config, feed, start, precision=precision))
-        except DsDpoError as caught:
-            stale = caught
-    raise_together(stale)
     return replace(feed, pairs=PairsWithReferenceErrors(feed.pairs, errors))

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.collectives import gather_objects, is_main, node_turns
+from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
+from ds_dpo.distributed.together import node_turns, on_main
 from ds_dpo.encoding.cache.program import LONGEST_WAIT
-from ds_dpo.encoding.cache.write import on_main
 from ds_dpo.encoding.feed import PairFeed, build_encode, load_encoders, open_feed
 from ds_dpo.engine.engine import pick_device, silence_deepspeed, start_communication
 from ds_dpo.errors import ConfigError, DataError
@@ -203,7 +203,7 @@ class _Ranks:
             again = torch.cat(errors_of(self.feed.pairs.read(index, visit))).cpu()
             stored = torch.tensor(errors.read(index, visit))
             largest = max(largest, float(relative_difference(again, stored).max()))
-        largest = max(float(str(found)) for found in gather_objects(largest))
+        largest = max(gather_objects(largest))
         if not largest <= NEAR_ERRORS[self.options.precision]:
             raise DataError(
                 f"{errors.folder}: computed again, errors differ by {largest:.2g} of themselves, more than rounding in "

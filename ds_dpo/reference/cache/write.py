@@ -20,12 +20,12 @@ from torch import Tensor
 from ds_dpo.data.stream.loader import PairReader
 from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.distributed.together import on_main
 from ds_dpo.encoding.cache.finish import SOFTWARE
 from ds_dpo.encoding.cache.plan import begin, locked, require_same_plan
 from ds_dpo.encoding.cache.progress import Progress
 from ds_dpo.encoding.cache.record import StoredFile, replace_file
 from ds_dpo.encoding.cache.tasks import run_tasks
-from ds_dpo.encoding.cache.write import on_main
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.places import Places, batches_of

@@ -92,7 +92,7 @@ class HeldOut(RunPart):
         self._is_due, self._record, self._rewind, self._say = is_due, record, rewind, say
         self._batches = _cut(pairs, grid, micro_batch_pairs)
         # under ZeRO-3 each forward pass is a collective: a rank with fewer pairs repeats one
-        self._num_forwards = max(int(str(number)) for number in gather_objects(len(self._batches)))
+        self._num_forwards = max(gather_objects(len(self._batches)))
         self._start: Errors | None = None
         self._start_step = 0
         self._chosen_before: NDArray[np.float64] | None = None
@@ -200,8 +200,7 @@ class HeldOut(RunPart):
         own = torch.cat([values.double() for values in found[: len(self._batches)]]).cpu().numpy()
         places = [(self._pairs.positions[pair], item) for batch in self._batches for pair, item in batch]
         errors = np.empty((len(self._pairs.pair_ids), self._grid.num_items, 2))
-        gathered: Any = gather_objects((places, own))
-        for part_places, part in gathered:
+        for part_places, part in gather_objects((places, own)):
             for (position, item), values in zip(part_places, part, strict=True):
                 errors[position, item] = values
         return errors

@@ -11,7 +11,8 @@ from ds_dpo.batch import PreferenceBatch
 from ds_dpo.data.source import BadRowError
 from ds_dpo.data.stream.loader import PairReader
 from ds_dpo.data.stream.order import place_of
-from ds_dpo.distributed.collectives import gather_objects, raise_together, rank, world_size
+from ds_dpo.distributed.collectives import gather_objects, rank, world_size
+from ds_dpo.distributed.together import raised_everywhere, said_once
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
 
@@ -53,8 +54,7 @@ def read_held_out(
 
     found: dict[int, PreferenceBatch] = {}
     bad_rows: list[str] = []
-    error: Exception | None = None
-    try:
+    with raised_everywhere():
         # one by one: a pair's encoding then does not depend on which others a rank has
         for place in range(rank(), wanted, world_size()):
             try:
@@ -63,10 +63,7 @@ def read_held_out(
                 bad_rows.append(str(bad_row.bad_row))
         if not found:  # more ranks than pairs: each must have one to take part, and may have another's
             found = _first_readable(read, wanted)
-    except DataError as caught:
-        error = caught
-    raise_together(error)
-    gathered: Any = gather_objects(({place: int(pair.pair_ids) for place, pair in found.items()}, bad_rows))
+    gathered = gather_objects(({place: int(pair.pair_ids) for place, pair in found.items()}, bad_rows))
     id_of_place = {place: pair_id for ids, _ in gathered for place, pair_id in ids.items()}
     all_bad_rows = [row for _, rows in gathered for row in rows]
     for row in all_bad_rows:
@@ -99,5 +96,4 @@ def _require_enough(num_pairs: int, bad_rows: list[str], *, available: int, max_
     elif num_pairs < 2:
         error = DataError(f"{num_pairs} of {available} held-out pairs can be read; an interval needs at least 2")
     if error is not None:
-        error.is_said_elsewhere = rank() != 0
-        raise error
+        raise said_once(error)

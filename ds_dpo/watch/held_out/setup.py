@@ -6,8 +6,8 @@ import torch
 
 from ds_dpo.config.objectives import ReferenceNeed
 from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.collectives import node_turns
 from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import Encoders, PairFeed, build_encode, open_held_out
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import ConfigError

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from torch import distributed, multiprocessing
 
@@ -17,13 +16,10 @@ from ds_dpo.distributed.collectives import (
     broadcast_object,
     gather_objects,
     is_main,
-    node_turns,
-    raise_together,
     sum_across_ranks,
     world_size,
 )
-from ds_dpo.distributed.environment import RankEnvironment
-from ds_dpo.errors import CheckpointError, DataError
+from ds_dpo.errors import CheckpointError
 from ds_dpo.run_folder.metrics import StepSums
 from ds_dpo.storage.manifest import read_manifest
 from ds_dpo.storage.state_files import StateFile
@@ -32,15 +28,10 @@ from ds_dpo.storage.state_files import StateFile
 def test_alone_everything_works_without_a_process_group() -> None:
     assert (world_size(), is_main(), gather_objects("a"), broadcast_object("b")) == (1, True, ["a"], "b")
     assert sum_across_ranks(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
-    raise_together(None)
-    with pytest.raises(DataError, match="x"):
-        raise_together(DataError("x"))
 
 
 def test_two_ranks(tmp_path: Path) -> None:
     multiprocessing.spawn(follow_one_another, args=(tmp_path,), nprocs=2)
-    assert (tmp_path / "turns").read_text().split() == ["in0", "out0", "in1", "out1"]
-    assert (tmp_path / "failing_turns").read_text().split() == ["in0"], "rank 1 never enters"
 
 
 def follow_one_another(rank: int, folder: Path) -> None:
@@ -51,8 +42,6 @@ def follow_one_another(rank: int, folder: Path) -> None:
     assert broadcast_object(rank) == 0
     assert sum_across_ranks(torch.tensor([1.0, rank])).tolist() == [2, 1]
     means_are_over_the_pairs_of_all_ranks(rank)
-    a_failure_of_one_is_raised_by_all(rank)
-    ranks_of_a_node_take_turns(rank, folder)
     ranks_agree_on_a_checkpoint(rank, folder / "checkpoints")
     distributed.destroy_process_group()
 
@@ -63,38 +52,6 @@ def means_are_over_the_pairs_of_all_ranks(rank: int) -> None:
     means, totals = sums.reduce(counters={"asked": float(rank), "bad_rows": 2.0})
     assert means == {"loss": 3.0}
     assert totals == {"asked": 1.0, "bad_rows": 4.0}
-
-
-def a_failure_of_one_is_raised_by_all(rank: int) -> None:
-    raise_together(None)
-    error = raised_by(lambda: raise_together(CheckpointError("disk of rank 1 is full") if rank == 1 else None))
-    assert type(error) is CheckpointError
-    assert str(error) == "disk of rank 1 is full"
-    # with both failing, each has its own to tell
-    assert str(raised_by(lambda: raise_together(DataError(f"of {rank}")))) == f"of {rank}"
-
-    class Foreign(Exception):
-        """Of another library; cannot be sent to another process."""
-
-    error = raised_by(lambda: raise_together(Foreign("broken") if rank == 0 else None))
-    assert type(error) is (Foreign if rank == 0 else RuntimeError)
-    assert str(error) == ("broken" if rank == 0 else "Foreign: broken")
-
-
-def ranks_of_a_node_take_turns(rank: int, folder: Path) -> None:
-    place = RankEnvironment(
-        rank=rank, world_size=2, local_rank=rank, local_world_size=2, master_addr="127.0.0.1", master_port=1
-    )
-
-    def take_turn(name: str, failing: int | None) -> None:
-        with node_turns(place), (folder / name).open("a") as file:
-            file.write(f"in{rank} ")
-            if rank == failing:
-                raise DataError("no such dataset")
-            file.write(f"out{rank} ")
-
-    take_turn("turns", None)
-    assert str(raised_by(lambda: take_turn("failing_turns", 0))) == "no such dataset"
 
 
 def ranks_agree_on_a_checkpoint(rank: int, folder: Path) -> None:

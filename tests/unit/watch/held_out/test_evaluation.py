@@ -285,7 +285,6 @@ def test_ranks_share_the_pairs_and_one_without_any_takes_anothers(monkeypatch: p
     alone = read(4)
     found: list[HeldOutPairs] = []
     monkeypatch.setattr(pairs_module, "world_size", lambda: 6)
-    monkeypatch.setattr(pairs_module, "raise_together", lambda error: None)
     ids = ({place: pair_id for place, pair_id in enumerate(alone.pair_ids)}, [])
     monkeypatch.setattr(pairs_module, "gather_objects", lambda value: [ids])
     for rank in range(6):
