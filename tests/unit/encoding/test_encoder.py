@@ -9,7 +9,7 @@ from ds_dpo.batch import CachedSamples, PairSamples
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import DataError
-from ds_dpo.models.families.table import refiner_size_ids, sdxl_size_ids
+from ds_dpo.models.families.sdxl import refiner_size_ids, sdxl_size_ids
 from ds_dpo.models.families.text import TextEncoder, encode_sd15, encode_sdxl
 from ds_dpo.models.loading import load_text, load_vae
 

@@ -39,7 +39,7 @@ from ds_dpo.encoding.cache.write import write_cache
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.models import loading
-from ds_dpo.models.families.table import sdxl_size_ids
+from ds_dpo.models.families.sdxl import sdxl_size_ids
 from ds_dpo.models.loading import latent_shape, load_text, load_vae
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import torch_dtype
