@@ -34,7 +34,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, *, engine: Engine, identity: RunIdentity, say: Say) -> None:
         """say: takes one line for each thing found amiss, and what was done about it."""
-        self._folder = folder
+        self.folder = folder
         self._say = say
         self._engine = engine
         self._identity = identity
@@ -45,7 +45,7 @@ class CheckpointStore:
         Returns False, and does nothing, where there is none of that step or before. Raises CheckpointError on all ranks
         together.
         """
-        names = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
+        names = broadcast_object([path.name for path in manifest.checkpoint_folders(self.folder)])
         later = [name for name in names if (manifest.step_of(Path(name)) or 0) > step]
         if len(later) == len(names):
             return False
@@ -56,8 +56,8 @@ class CheckpointStore:
 
     def _set_aside(self, names: Sequence[str]) -> None:
         for name in names:
-            os.replace(self._folder / name, unused_name(self._folder / f"{name}{ROLLED_BACK_SUFFIX}"))
-        manifest.sync_folder(self._folder)
+            os.replace(self.folder / name, unused_name(self.folder / f"{name}{ROLLED_BACK_SUFFIX}"))
+        manifest.sync_folder(self.folder)
 
     def load_newest(self) -> LoadedCheckpoint | None:
         """Load the newest checkpoint that verifies, whatever ranks and ZeRO stage saved it; None where none was saved.
@@ -68,26 +68,26 @@ class CheckpointStore:
         reach("load.begin")
         with together_on_disk():
             if is_main():
-                recover_interrupted(self._folder, self._say)
-        names = broadcast_object([path.name for path in manifest.checkpoint_folders(self._folder)])
+                recover_interrupted(self.folder, self._say)
+        names = broadcast_object([path.name for path in manifest.checkpoint_folders(self.folder)])
         reasons: list[str] = []
         for name in names:
-            errors = [error for error in gather_objects(self._verify(self._folder / name)) if error is not None]
+            errors = [error for error in gather_objects(self._verify(self.folder / name)) if error is not None]
             if not errors:
                 reach("load.verified")
-                folder = self._folder / name
+                folder = self.folder / name
                 client_state = self._read(folder)
                 reach("load.read")
                 return LoadedCheckpoint(folder=folder, client_state=client_state)
             reasons.append(str(errors[0]))
             self._say(f"passed over: {errors[0]}")
-        latest = self._folder / LATEST
+        latest = self.folder / LATEST
         if reasons:
-            raise CheckpointError(f"no checkpoint in {self._folder} can be used: " + "; ".join(reasons))
+            raise CheckpointError(f"no checkpoint in {self.folder} can be used: " + "; ".join(reasons))
         if broadcast_object(latest.exists()):
             named = latest.read_text(encoding="utf-8").strip()
             raise CheckpointError(
-                f"{latest} names {named!r}, but {self._folder} holds no checkpoint; restore it, or give another "
+                f"{latest} names {named!r}, but {self.folder} holds no checkpoint; restore it, or give another "
                 "output_dir to start anew"
             )
         return None

@@ -25,7 +25,7 @@ def predict_after_running() -> None:
 
     def run_and_predict(self: Trainer) -> bool:
         finished = run(self)
-        engine = self._engine
+        engine = self.optimizer_step.engine
         engine.module.eval()
         inputs = unet_inputs(engine.module.config, engine.module.dtype, seed=0)
         with torch.no_grad():
@@ -34,7 +34,7 @@ def predict_after_running() -> None:
                 with adapters_disabled(engine.policy):
                     found["off"] = engine.policy(**inputs).sample
         if int(os.environ.get("RANK", "0")) == 0:
-            torch.save(found, self._store._folder.parent / "live.pt")
+            torch.save(found, self.checkpoints.store.folder.parent / "live.pt")
         return finished
 
     Trainer.run = run_and_predict

@@ -20,10 +20,10 @@ def save_again_before_going_on() -> None:
     run = Trainer.run
 
     def save_again_and_run(self: Trainer) -> bool:
-        step = self._progress.step
+        step = self.progress.step
         if step:
-            folder = self._store._folder.parent / "resaved" / f"step_{step:08d}"
-            leave_state(self._engine, folder)
+            folder = self.checkpoints.store.folder.parent / "resaved" / f"step_{step:08d}"
+            leave_state(self.optimizer_step.engine, folder)
         return run(self)
 
     Trainer.run = save_again_and_run

@@ -42,10 +42,14 @@ def record_sharding() -> None:
 
     def train_and_record(self) -> bool:
         is_done = train_all(self)
-        if self._writer is not None:
-            models = {"policy": self._engine.module, "reference": getattr(self._step._reference, "module", None)}
+        if self.record.metrics is not None:
+            step = self.optimizer_step
+            models = {
+                "policy": step.engine.module,
+                "reference": getattr(step.preference_step._reference, "module", None),
+            }
             found = {name: held_elements(module) for name, module in models.items() if module is not None}
-            (self._store._folder.parent / "sharding.json").write_text(json.dumps(found))
+            (self.checkpoints.store.folder.parent / "sharding.json").write_text(json.dumps(found))
         return is_done
 
     Trainer.run = train_and_record

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ds_dpo.config.data import DataConfig
 from ds_dpo.data.source import BadRow, BadRowError
+from ds_dpo.data.stream.bad_rows import too_many_bad_rows
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
@@ -28,7 +29,6 @@ S = TypeVar("S")
 
 # where every second row were bad, one position in 10**6 would need more
 MAX_REPLACEMENTS = 20
-NUM_ROWS_LISTED = 20
 
 
 class PairReader(Protocol[S]):
@@ -206,19 +206,13 @@ class PairStream(Generic[S]):
         for bad_row in batch.bad_rows:
             self._bad_rows.append(bad_row)
             self._say(f"bad row replaced: {bad_row}")
-        if len(self._bad_rows) > self._max_bad_rows:
-            raise DataError(self._too_many_bad_rows())
+        error = too_many_bad_rows(self._bad_rows, limit=self._max_bad_rows)
+        if error is not None:
+            raise error
         if batch.error is not None:
             raise DataError(batch.error)
         assert batch.samples is not None, "samples or an error"
         return batch.samples
-
-    def _too_many_bad_rows(self) -> str:
-        listed = [str(bad_row) for bad_row in self._bad_rows[:NUM_ROWS_LISTED]]
-        if len(self._bad_rows) > NUM_ROWS_LISTED:
-            listed.append(f"and {len(self._bad_rows) - NUM_ROWS_LISTED} more")
-        head = f"{len(self._bad_rows)} bad rows, and data.max_bad_rows is {self._max_bad_rows}; mend them or raise it:"
-        return "\n  ".join([head, *listed])
 
 
 def open_stream(

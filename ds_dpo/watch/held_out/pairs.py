@@ -9,6 +9,7 @@ from typing import Any
 
 from ds_dpo.batch import PreferenceBatch
 from ds_dpo.data.source import BadRowError
+from ds_dpo.data.stream.bad_rows import too_many_bad_rows
 from ds_dpo.data.stream.loader import PairReader
 from ds_dpo.data.stream.order import place_of
 from ds_dpo.distributed.collectives import gather_objects, rank, world_size
@@ -87,13 +88,8 @@ def _first_readable(read: Callable[[int], PreferenceBatch], num_places: int) -> 
 
 def _require_enough(num_pairs: int, bad_rows: list[str], *, available: int, max_bad_rows: int) -> None:
     """All ranks come to the same end, as they were told the same."""
-    error: DataError | None = None
-    if len(bad_rows) > max_bad_rows:
-        error = DataError(
-            f"{len(bad_rows)} held-out pairs cannot be read, and data.max_bad_rows allows {max_bad_rows}:\n  "
-            + "\n  ".join(bad_rows)
-        )
-    elif num_pairs < 2:
+    error = too_many_bad_rows(bad_rows, limit=max_bad_rows, what="held-out pairs")
+    if error is None and num_pairs < 2:
         error = DataError(f"{num_pairs} of {available} held-out pairs can be read; an interval needs at least 2")
     if error is not None:
         raise said_once(error)

@@ -318,7 +318,7 @@ def test_bad_rows_are_counted_and_named_in_this_process(workers):
 def test_more_bad_rows_than_allowed_is_an_error_that_lists_them(workers):
     stream = stream_of(WITH_BAD, workers=workers, micro=4, max_bad_rows=0)
     head, a_row = (
-        r"\d bad rows, and data.max_bad_rows is 0; mend them or raise it:",
+        r"\d rows cannot be read, and data.max_bad_rows allows 0; mend them or raise it:",
         r"row \d: (no caption|rejected image: .*)",
     )
     message = rf"^{head}(\n  {a_row})+$"
@@ -373,7 +373,7 @@ def test_workers_ignore_signals_that_are_meant_for_the_trainer():
 
 DEAD_WORKER = """
     import multiprocessing, os, signal, sys
-    sys.path.insert(0, {folder!r})
+    sys.path[:0] = {folders!r}
     from ds_dpo.errors import DataError
     from pair_files import ListedPairs
     from test_stream import stream_of
@@ -420,7 +420,7 @@ def test_another_failure_of_the_loader_is_left_as_it_is(monkeypatch):
 
 FORKED_AFTER_THREADS = """
     import sys, torch
-    sys.path.insert(0, {folder!r})
+    sys.path[:0] = {folders!r}
     from pair_files import ListedPairs
     from test_stream import stream_of
     torch.set_num_threads(2)
@@ -433,7 +433,7 @@ FORKED_AFTER_THREADS = """
 
 
 def run_program(script):
-    script = textwrap.dedent(script.format(folder=str(SUPPORT)))
+    script = textwrap.dedent(script.format(folders=[str(SUPPORT), os.path.dirname(__file__)]))
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, env=environment, check=False

@@ -1,0 +1,92 @@
+"""The second phase of a run: models loaded, held-out pairs encoded, the policy in its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ds_dpo.encoding.feed import PairFeed
+from ds_dpo.engine.engine import Engine, build_engine
+from ds_dpo.models.loading import file_weights
+from ds_dpo.models.start import checkpoint_start
+from ds_dpo.reference.cache.feed import with_reference_errors
+from ds_dpo.training.models import Models, load_models
+from ds_dpo.training.opening import OpenedRun
+from ds_dpo.watch.held_out.pairs import HeldOutPairs
+from ds_dpo.watch.held_out.setup import load_held_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltRun:
+    """A run with its models on their device. feed: with the errors of a cached reference, where there is one.
+
+    held_out_pairs: None where none are judged.
+    """
+
+    opened: OpenedRun
+    models: Models
+    engine: Engine
+    feed: PairFeed
+    held_out_pairs: HeldOutPairs | None
+
+    def start_weights(self) -> None:
+        """Give a fresh run the master weights of its files rather than their rounding to the run's precision."""
+        config = self.opened.config
+        if self.models.adapter is None:  # whose weights have no values in the file
+            self.engine.set_master_weights(checkpoint_start(config.model) or file_weights(config.model))
+        self.keep_average()  # anew: from the file's own values
+
+    def keep_average(self) -> None:
+        """Keep a moving average of the weights, if the configuration asks for one."""
+        decay = self.opened.config.ema.decay
+        if decay is not None:
+            self.engine.keep_average(decay=decay)
+
+
+def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> BuiltRun | None:
+    """Load what the run needs and give the policy its engine; every rank calls it.
+
+    is_asked_to_stop: asked once the models are loaded; None is returned where it says so. Raises DsDpoError on all
+    ranks together.
+    """
+    config, resolved, place = opened.config, opened.resolved, opened.place
+    judges_held_out = config.held_out.every_steps is not None
+    models = load_models(
+        config,
+        resolved,
+        place,
+        device=opened.device,
+        with_encoders=opened.keeps_encoders or judges_held_out,
+        log=opened.log,
+    )
+    if is_asked_to_stop():
+        return None
+    held_out_pairs = None
+    if judges_held_out:
+        assert models.encoders is not None, "loaded where held-out pairs are encoded"
+        held_out_pairs = load_held_out(
+            config, opened.feed, models.encoders, place, device=opened.device, say=opened.log.line
+        )
+    if not opened.keeps_encoders:
+        models = replace(models, encoders=None)
+    feed = opened.feed
+    if opened.errors is not None:
+        feed = with_reference_errors(
+            feed, opened.errors, config=config, start=models.start, precision=resolved.precision
+        )
+    engine = build_engine(
+        models.policy,
+        settings=resolved.settings,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        max_train_steps=config.max_train_steps,
+        # an export of an adapter alone takes the rest from model.pretrained
+        saves_frozen_weights=models.adapter is None or config.model.unet_init is not None,
+    )
+    return BuiltRun(
+        opened=opened,
+        models=models,
+        engine=engine,
+        feed=feed,
+        held_out_pairs=held_out_pairs,
+    )

@@ -1,0 +1,33 @@
+"""Validation images of the policy as it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ds_dpo.distributed.collectives import is_main
+from ds_dpo.evaluation.drawing.sampling import ValidationSampler
+from ds_dpo.evaluation.pages.validation_pages import ValidationPages
+from ds_dpo.run_folder.metrics import MetricsWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationDrawing:
+    """Draws on all ranks together, and writes pages and curves on rank 0. metrics: rank 0's writer."""
+
+    module: nn.Module
+    sampler: ValidationSampler
+    pages: ValidationPages
+    metrics: MetricsWriter | None
+
+    def draw(self, *, step: int) -> None:
+        """Draw the validation prompts with the policy of a step. Raises ConfigError where a page cannot be written."""
+        self.module.eval()
+        images = self.sampler()
+        self.module.train()
+        if not is_main():
+            return
+        self.pages.write(images, step=step)
+        if self.metrics is not None:
+            self.metrics.write_images("validation", images, step=step)
