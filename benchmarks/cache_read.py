@@ -46,13 +46,14 @@ from ds_dpo.encoding.cache.record import (
     IMAGE_ROW,
     PAIR_ROW,
     PROMPT_ROW,
+    RECORD_NAME,
     CacheRecord,
-    StoredFile,
     StoredImages,
     StoredText,
-    write_record,
 )
 from ds_dpo.encoding.cache.shard_file import IMAGE_SCHEMA, PROMPT_SCHEMA, new_shard, value_offsets
+from ds_dpo.making.record import write_record_file
+from ds_dpo.storage.manifest import FileEntry
 
 NUM_SHARDS, IMAGES_OF_SHARD, PROMPTS_OF_SHARD = 4, 256, 128
 NUM_ROWS = (10**3, 10**5, 10**6)
@@ -74,7 +75,7 @@ TEXT = StoredText(states_shape=(77, 2048), pooled_width=1280, dtype="fp16")
 # ---- a cache of random values ----
 
 
-def write_shards(folder: Path) -> dict[str, StoredFile]:
+def write_shards(folder: Path) -> dict[str, FileEntry]:
     """Write the shards that every index points to, and return their names and sizes."""
     random = np.random.default_rng(0)
     files = {}
@@ -86,7 +87,7 @@ def write_shards(folder: Path) -> dict[str, StoredFile]:
             with new_shard(folder / name, schema) as written:
                 for number in range(num_rows):
                     written.rows.add(row(number.to_bytes(16, "little"), random))
-            files[name] = StoredFile.of(written.entry)
+            files[name] = written.entry
     return files
 
 
@@ -105,7 +106,7 @@ def _values(random: np.random.Generator, count: int) -> bytes:
     return random.standard_normal(count, dtype=np.float32).astype(np.float16).tobytes()
 
 
-def write_index(folder: Path, shards: Path, files: dict[str, StoredFile], *, num_pairs: int) -> None:
+def write_index(folder: Path, shards: Path, files: dict[str, FileEntry], *, num_pairs: int) -> None:
     """Write an index of so many pairs, each with two images and a prompt of its own rows, over the same shards."""
     folder.mkdir()
     for kind in ("images", "prompts"):
@@ -143,7 +144,7 @@ def write_index(folder: Path, shards: Path, files: dict[str, StoredFile], *, num
         prompt_shards=[f"prompts/{shard}.arrow" for shard in range(NUM_SHARDS)],
         files=files,
     )
-    write_record(folder, record)
+    write_record_file(folder / RECORD_NAME, record)
 
 
 def _places(shards: Path, kind: str, column: str, of_shard: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,14 +28,14 @@ from torch.nn.functional import softplus
 
 from ds_dpo.config.load import load_config
 from ds_dpo.data.stream.order import PairOrder
-from ds_dpo.encoding.cache.record import StoredFile
 from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
+from ds_dpo.making.record import write_record_file
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.errors import ReferenceErrors
-from ds_dpo.reference.cache.record import ERRORS_ROW, Coverage, ReferenceRecord, write_reference_record
+from ds_dpo.reference.cache.record import ERRORS_ROW, RECORD_NAME, Coverage, ReferenceRecord
 from ds_dpo.step.preference_step import squared_errors_of_pairs
 from ds_dpo.storage.manifest import hash_file
 
@@ -105,7 +105,7 @@ def measure_reading(num_rows: int) -> None:
         folder = Path(name)
         rows = np.full(visits * num_pairs, np.array((0.1, 0.2), ERRORS_ROW))
         np.save(folder / "errors.npy", rows)
-        write_reference_record(folder, made_record(folder, num_pairs=num_pairs, visits=visits))
+        write_record_file(folder / RECORD_NAME, made_record(folder, num_pairs=num_pairs, visits=visits))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         errors = ReferenceErrors(folder)
@@ -138,7 +138,7 @@ def made_record(folder: Path, *, num_pairs: int, visits: int) -> ReferenceRecord
         shard_pairs=1024,
         batch_pairs=4,
         table="errors.npy",
-        files={"errors.npy": StoredFile.of(hash_file(folder / "errors.npy"))},
+        files={"errors.npy": hash_file(folder / "errors.npy")},
     )
 
 

@@ -113,7 +113,7 @@ def _parse(fields: dict[str, Any]) -> Manifest:
         raise ValueError(f"format {fields['format']!r}, this version reads {MANIFEST_FORMAT}")
     files = {str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in fields["files"].items()}
     # a manifest is an untrusted file too: it must not send the reader outside of its folder
-    outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    outside = [name for name in files if leads_outside(name)]
     if outside:
         raise ValueError(f"file {outside[0]!r} lies outside of the checkpoint")
     return Manifest(
@@ -125,6 +125,12 @@ def _parse(fields: dict[str, Any]) -> Manifest:
         layout=None if fields.get("layout") is None else str(fields["layout"]),
         files=files,
     )
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a name that a file states as relative to its folder could lead out of the folder."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 @contextlib.contextmanager

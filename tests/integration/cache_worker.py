@@ -23,6 +23,7 @@ from ds_dpo.encoding.cache import write as write_module
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of
 from ds_dpo.encoding.cache.plan import Request
 from ds_dpo.encoding.cache.unit import load_encoders
+from ds_dpo.making.make import make
 
 NUM_TRIALS = 10
 MAX_ROWS = 22
@@ -101,8 +102,8 @@ class Maker:
         for name in ("replace", "fsync", "unlink", "mkdir"):
             setattr(os, name, between_events(getattr(os, name)))
         data = self.config.data.model_copy(update={"workers": workers})
-        write_module.write_cache(
-            Request(
+        making = write_module.PairCacheMaking(
+            request=Request(
                 config=self.config.model_copy(update={"data": data}),
                 text_dtype="fp32",
                 out=folder,
@@ -112,12 +113,13 @@ class Maker:
                 shard_pairs=SHARD_PAIRS,
                 images_at_once=IMAGES_AT_ONCE,
             ),
-            self.source,
+            source=self.source,
             fingerprint=self.fingerprint,
             place=self.place,
             device=torch.device("cpu"),
             say=lambda line: None,
         )
+        make(making)
 
 
 def main(out: Path) -> None:

@@ -23,14 +23,14 @@ from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
 from ds_dpo.errors import DsDpoError
+from ds_dpo.making.make import make
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.fingerprint import fingerprint_of, start_of_policy
-from ds_dpo.reference.cache.places import places_of
 from ds_dpo.reference.cache.record import Coverage
-from ds_dpo.reference.cache.write import ReferenceRequest, write_reference_cache
+from ds_dpo.reference.cache.write import ReferenceErrorsMaking
 from ds_dpo.step.preference_step import squared_errors_of_pairs
 
 NUM_TRIALS = 8
@@ -67,24 +67,22 @@ class Maker:
     def make(self, folder: Path, *, steps: int, errors_of=None) -> None:
         sizes = list(self.feed.pairs.bucket_sizes)
         coverage = Coverage.of_run(steps, pairs_per_step=4, bucket_sizes=sizes)
-        write_reference_cache(
-            ReferenceRequest(
-                out=folder,
-                coverage=coverage,
-                bucket_sizes=sizes,
-                shard_pairs=SHARD_PAIRS,
-                batch_pairs=BATCH_PAIRS,
-                fingerprint=self.fingerprint,
-                source_description=self.feed.description,
-                device_name="cpu",
-                workers=0,
-            ),
-            places_of(coverage, bucket_sizes=tuple(sizes), seed=self.config.seed),
-            self.feed.pairs,
-            lambda: errors_of or self.errors_of,
+        making = ReferenceErrorsMaking(
+            out=folder,
+            coverage=coverage,
+            seed=self.config.seed,
+            pairs=self.feed.pairs,
+            shard_pairs=SHARD_PAIRS,
+            batch_pairs=BATCH_PAIRS,
+            fingerprint=self.fingerprint,
+            source_description=self.feed.description,
+            device_name="cpu",
+            workers=0,
+            load=lambda: errors_of or self.errors_of,
             place=read_environment({}),
             say=lambda line: None,
         )
+        make(making)
 
     def in_fork(self, folder: Path, *, events_until_kill: int | None) -> tuple[int, int, bool]:
         """Return how many pairs a maker computed, how many events it went through, and whether it was killed."""

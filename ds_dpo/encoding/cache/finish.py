@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,52 +21,50 @@ from ds_dpo.encoding.cache.record import (
     PAIRS,
     PROMPT_ROW,
     PROMPTS,
+    RECORD_NAME,
     CacheRecord,
-    StoredFile,
     StoredImages,
     StoredText,
-    replace_file,
-    write_record,
 )
 from ds_dpo.encoding.cache.scan import SIDES, Buckets, Distinct, Scan, read_scan
 from ds_dpo.encoding.cache.shard_file import new_shard, read_columns, value_offsets
 from ds_dpo.errors import DataError
+from ds_dpo.making.record import replace_file, software_versions, write_record_file, write_rows
 from ds_dpo.storage.manifest import FileEntry, hash_file
 
 BAD_PAIR_SCHEMA = pa.schema([("index", pa.int64()), ("uid", pa.string()), ("reason", pa.string())])
-SOFTWARE = ("ds_dpo", "torch", "diffusers", "transformers", "pillow")
 PAIR_COLUMNS = ("index", "pair_id", "uid", "target_probability", "weight", "error")
 
 
 def finish(
     layout: Layout, source: PairSource, *, fingerprint: Mapping[str, str], images: StoredImages, text: StoredText
 ) -> CacheRecord:
-    """Write the tables, then cache.json, then remove the work folder; every unit must be there.
+    """Write the tables, then cache.json; every unit must be there.
 
     Raises DataError where a shard does not hold what the scan says.
     """
-    units = range(layout.num_units)
+    units = range(len(layout.units))
     buckets = Buckets(sizes=source.bucket_sizes, shapes=source.bucket_shapes)
     scan = read_scan([layout.scan(unit) for unit in units], columns=PAIR_COLUMNS)
     image_rows, image_errors = _image_rows([layout.images(unit) for unit in units], scan.images, buckets)
     prompt_rows = _prompt_rows([layout.prompts(unit) for unit in units], scan.prompts)
     pair_rows, bad_pairs = _pair_rows(scan, buckets, image_errors)
     files = {
-        PAIRS: _write_table(layout.out / PAIRS, pair_rows),
-        IMAGES: _write_table(layout.out / IMAGES, image_rows),
-        PROMPTS: _write_table(layout.out / PROMPTS, prompt_rows),
+        PAIRS: write_rows(layout.out / PAIRS, pair_rows),
+        IMAGES: write_rows(layout.out / IMAGES, image_rows),
+        PROMPTS: write_rows(layout.out / PROMPTS, prompt_rows),
         BAD_PAIRS: _write_bad_pairs(layout.out / BAD_PAIRS, bad_pairs),
     }
     image_shards = [layout.images(unit) for unit in units]
     prompt_shards = [layout.prompts(unit) for unit in units]
     for path in (*image_shards, *prompt_shards):
-        files[_inside(layout, path)] = StoredFile.of(shard_entry(layout, path))
+        files[_inside(layout, path)] = shard_entry(layout, path)
     record = CacheRecord(
         fingerprint=dict(fingerprint),
         source_description=source.description,
         source_counts={name: int(count) for name, count in source.counts.items()},
         source_fingerprint=dict(source.fingerprint),
-        software={name: version(name) for name in SOFTWARE},
+        software=software_versions(),
         num_pairs=len(pair_rows),
         num_bad_pairs=len(bad_pairs),
         num_images=len(image_rows),
@@ -83,8 +78,7 @@ def finish(
         prompt_shards=[_inside(layout, path) for path in prompt_shards],
         files=files,
     )
-    write_record(layout.out, record)
-    shutil.rmtree(layout.work)
+    write_record_file(layout.out / RECORD_NAME, record)
     return record
 
 
@@ -163,18 +157,11 @@ def _reasons(pairs: pa.Table, *, rows: NDArray[np.void], image_errors: Sequence[
     return sorted(reasons.items())
 
 
-def _write_table(path: Path, rows: NDArray[np.void]) -> StoredFile:
-    content = io.BytesIO()
-    np.lib.format.write_array(content, rows, version=(1, 0), allow_pickle=False)
-    replace_file(path, content.getvalue())
-    return StoredFile.of(hash_file(path))
-
-
-def _write_bad_pairs(path: Path, bad_pairs: Sequence[Mapping[str, Any]]) -> StoredFile:
+def _write_bad_pairs(path: Path, bad_pairs: Sequence[Mapping[str, Any]]) -> FileEntry:
     with new_shard(path, BAD_PAIR_SCHEMA) as shard:
         for pair in bad_pairs:
             shard.rows.add(pair)
-    return StoredFile.of(shard.entry)
+    return shard.entry
 
 
 def _inside(layout: Layout, path: Path) -> str:

@@ -32,7 +32,7 @@ from ds_dpo.encoding.cache.record import (
     read_record,
 )
 from ds_dpo.encoding.cache.shard_file import BATCH_ROWS, opened_shard
-from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.making.record import check_sizes, differences, refuse_if_stale
 from ds_dpo.precision import torch_dtype
 from ds_dpo.process.say import Say
 
@@ -44,7 +44,7 @@ class PairCache:
         """Read the record and compare the files' sizes. Raises DataError where something is missing or cut short."""
         self.folder = folder
         self.record: CacheRecord = read_record(folder)
-        self._check_sizes()
+        check_sizes(folder, self.record.files)
         self._files = OpenFiles(folder)
         self.pairs = RowFile(self._files, folder, PAIRS, PAIR_ROW)
         self.images = RowFile(self._files, folder, IMAGES, IMAGE_ROW)
@@ -68,23 +68,14 @@ class PairCache:
 
         wanted: a fingerprint, as the cache's record has it.
         """
-        found = self.record.fingerprint
-        differences = [
-            f"{name}: the cache has {found.get(name, '(nothing)')}, this run {wanted.get(name, '(nothing)')}"
-            for name in [*wanted, *(name for name in found if name not in wanted)]
-            if found.get(name) != wanted.get(name)
-        ]
+        changes = differences(self.record.fingerprint, wanted, asker="this run")
         if data.flip != "off" and not self.record.images.mirrored:
-            differences.append(
+            changes.append(
                 f"data.flip: {data.flip} needs mirrored images, which the cache does not have (scripts/cache.py "
                 "--flips stores them); off would fit"
             )
-        if differences:
-            listed = "\n  ".join(differences)
-            raise ConfigError(
-                f"data.cache {self.folder} is stale: it was not made of what this run is to train on:\n  {listed}\n"
-                "make it anew with scripts/cache.py and this configuration, in another folder, or set these back"
-            )
+        why = "it was not made of what this run is to train on"
+        refuse_if_stale("data.cache", self.folder, changes, why=why, program="scripts/cache.py")
 
     def image(self, row: Any, *, is_mirrored: bool) -> Tensor:
         """Return the stored moments (2C, H, W), or mean (C, H, W), of an IMAGE_ROW, in the cache's dtype."""
@@ -111,17 +102,6 @@ class PairCache:
             batch, place = divmod(row, BATCH_ROWS)
             found = reader.get_batch(batch).slice(place, 1).to_pylist()[0]
         return BadRowError(found["uid"], found["reason"])
-
-    def _check_sizes(self) -> None:
-        for name, expected in self.record.files.items():
-            path = self.folder / name
-            if not path.is_file():
-                raise DataError(f"{path}: missing, but the cache's record lists it")
-            if path.stat().st_size != expected.size:
-                raise DataError(
-                    f"{path}: {path.stat().st_size} bytes, the cache's record says {expected.size}; it was cut short "
-                    "or altered"
-                )
 
 
 def open_cache(folder: str | Path, *, say: Say) -> PairCache:

@@ -17,8 +17,9 @@ from ds_dpo.encoding.cache.pairs import open_cache
 from ds_dpo.encoding.cache.plan import Request
 from ds_dpo.encoding.cache.unit import load_encoders
 from ds_dpo.encoding.cache.verify import verify_files, verify_pairs
-from ds_dpo.encoding.cache.write import write_cache
+from ds_dpo.encoding.cache.write import PairCacheMaking
 from ds_dpo.engine.engine import pick_device, silence_deepspeed, start_communication
+from ds_dpo.making.make import make
 from ds_dpo.models.weights.pretrained import fetch_models
 from ds_dpo.run_folder.log import RunLog
 
@@ -26,17 +27,23 @@ from ds_dpo.run_folder.log import RunLog
 LONGEST_WAIT = timedelta(days=7)
 
 
-def run(request: Request, *, verify: int | None) -> None:
-    """Make the cache; or, with `verify` given, look through it and encode so many of its pairs again.
-
-    Raises DsDpoError with a message for the user.
-    """
+def join_ranks() -> tuple[RankEnvironment, torch.device, RunLog]:
+    """Join the other ranks of this launch; returns this rank's place, its device, and a log that rank 0 prints."""
     silence_deepspeed()
     place = read_environment(os.environ)
     export_environment(place)
     device = pick_device(place.local_rank)
     start_communication(timeout=LONGEST_WAIT, device=device)
-    ranks = _Ranks(request=request, place=place, device=device, log=RunLog(speaks=place.rank == 0))
+    return place, device, RunLog(speaks=place.rank == 0)
+
+
+def run(request: Request, *, verify: int | None) -> None:
+    """Make the cache; or, with `verify` given, look through it and encode so many of its pairs again.
+
+    Raises DsDpoError with a message for the user.
+    """
+    place, device, log = join_ranks()
+    ranks = _Ranks(request=request, place=place, device=device, log=log)
     ranks.locate_models()
     if verify is None:
         ranks.make()
@@ -56,15 +63,15 @@ class _Ranks:
             fetch_models(self.request.config.model)
 
     def make(self) -> None:
-        source, fingerprint = self._open_source(), self._fingerprint()
-        write_cache(
-            self.request,
-            source,
-            fingerprint=fingerprint,
+        making = PairCacheMaking(
+            request=self.request,
+            source=self._open_source(),
+            fingerprint=self._fingerprint(),
             place=self.place,
             device=self.device,
             say=self.log.line,
         )
+        make(making)
         open_cache(self.request.out, say=self.log.line)
         self.log.line(f"train from it with --data.cache {self.request.out}; look through it with --verify")
 

@@ -13,17 +13,16 @@ A folder without cache.json is no cache.
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path, PurePosixPath
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import model_validator
 
-from ds_dpo.errors import DataError
+from ds_dpo.making.folder import work_of
+from ds_dpo.making.record import RecordPart, read_record_file
 from ds_dpo.precision import Precision, torch_dtype
-from ds_dpo.storage.manifest import FileEntry, sync_folder
+from ds_dpo.storage.manifest import FileEntry, leads_outside
 
 FORMAT_VERSION = 1
 RECORD_NAME = "cache.json"
@@ -62,11 +61,7 @@ PROMPT_ROW = np.dtype([("text_states", "<i8"), ("pooled", "<i8"), ("shard", "<i8
 Quantity = Literal["moments", "mean"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StoredImages(_Part):
+class StoredImages(RecordPart):
     """quantity: what is kept of a posterior. channels: C of the latent. factor: pixels of a latent's side.
 
     vae_dtype: in which the VAE ran. scaling: what its config says of shift and scale.
@@ -90,7 +85,7 @@ class StoredImages(_Part):
         return int(np.prod(self.shape(pixels))) * torch_dtype(self.dtype).itemsize
 
 
-class StoredText(_Part):
+class StoredText(RecordPart):
     """states_shape: (L, D). pooled_width: P, None for a family without. dtype: that of the text encoders."""
 
     states_shape: tuple[int, int]
@@ -102,18 +97,7 @@ class StoredText(_Part):
         return (int(np.prod(self.states_shape)) + (self.pooled_width or 0)) * torch_dtype(self.dtype).itemsize
 
 
-class StoredFile(_Part):
-    """Size in bytes and hexadecimal SHA-256 of one file."""
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, entry: FileEntry) -> StoredFile:
-        return cls(size=entry.size, sha256=entry.sha256)
-
-
-class CacheRecord(_Part):
+class CacheRecord(RecordPart):
     """The content of cache.json.
 
     fingerprint: what training compares, by name. source_*: the dataset as it was when the cache was made.
@@ -137,14 +121,12 @@ class CacheRecord(_Part):
     text: StoredText
     image_shards: list[str]
     prompt_shards: list[str]
-    files: dict[str, StoredFile]
+    files: dict[str, FileEntry]
 
     @model_validator(mode="after")
     def only_files_of_the_cache_are_named(self) -> CacheRecord:
         # a record is an untrusted file too: it must not send the reader outside of its folder
-        outside = [
-            name for name in self.files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
-        ]
+        outside = [name for name in self.files if leads_outside(name)]
         unlisted = [name for name in (*self.image_shards, *self.prompt_shards) if name not in self.files]
         if outside or unlisted:
             raise ValueError(f"{(outside + unlisted)[0]} is no file of the cache")
@@ -153,47 +135,5 @@ class CacheRecord(_Part):
 
 def read_record(folder: Path) -> CacheRecord:
     """Read cache.json. Raises DataError where there is none, or it is not one of this version."""
-    state = "was not finished: run scripts/cache.py again" if (folder / "work").is_dir() else "is no cache"
-    return read_json_record(folder / RECORD_NAME, CacheRecord, version=FORMAT_VERSION, state_without=state)
-
-
-Record = TypeVar("Record", bound=BaseModel)
-
-
-def read_json_record(path: Path, kind: type[Record], *, version: int, state_without: str) -> Record:
-    """Read the file that is written last of a cache, and by which it exists.
-
-    version: its field `format`. state_without: what a folder without the file is, for the message.
-    Raises DataError where the file is missing, not JSON, of another version, or does not hold what kind says.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path.parent} has no {path.name}, so it {state_without}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != version:
-        raise DataError(f"{path}: format {found!r}, this version reads {version}; make the cache anew")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: not the record of a cache ({where}: {first['msg']})") from None
-
-
-def write_record(folder: Path, record: CacheRecord) -> None:
-    """Write cache.json, synced: from then on the cache exists."""
-    replace_file(folder / RECORD_NAME, (record.model_dump_json(indent=1) + "\n").encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and sync it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    state = "was not finished: run scripts/cache.py again" if work_of(folder).is_dir() else "is no cache"
+    return read_record_file(folder / RECORD_NAME, CacheRecord, format_version=FORMAT_VERSION, state_without=state)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ds_dpo.data.source import BadRowError, PairSource, RawImage
 from ds_dpo.encoding.cache.shard_file import new_shard, read_columns
-from ds_dpo.encoding.cache.tasks import run_tasks
+from ds_dpo.making.tasks import run_tasks
 
 SIDES = ("chosen", "rejected")
 PAIRS_OF_TASK = 16

@@ -26,8 +26,8 @@ from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.cache.record import StoredImages, StoredText
 from ds_dpo.encoding.cache.scan import SIDES, Buckets, key_of_image, key_of_prompt
 from ds_dpo.encoding.cache.shard_file import IMAGE_SCHEMA, PROMPT_SCHEMA, new_shard
-from ds_dpo.encoding.cache.tasks import run_tasks
 from ds_dpo.errors import DataError
+from ds_dpo.making.tasks import run_tasks
 from ds_dpo.models.families.text import TextEncoder
 from ds_dpo.models.loading import load_text, load_vae
 from ds_dpo.models.vae import OVERFLOW_ADVICE, PIXELS_AT_ONCE, encode_moments

@@ -4,89 +4,67 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from ds_dpo.data.source import PairSource
-from ds_dpo.distributed.collectives import barrier, gather_objects
+from ds_dpo.distributed.collectives import barrier
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import on_main
 from ds_dpo.encoding.cache.finish import finish, note_entry
-from ds_dpo.encoding.cache.plan import (
-    Layout,
-    Request,
-    begin,
-    is_finished,
-    layout_of,
-    locked,
-    plan_of,
-    require_same_plan,
-    stored_images,
+from ds_dpo.encoding.cache.plan import Layout, Request, plan_of, stored_images
+from ds_dpo.encoding.cache.record import (
+    IMAGE_SHARDS,
+    PROMPT_SHARDS,
+    RECORD_NAME,
+    CacheRecord,
+    StoredImages,
+    StoredText,
+    read_record,
 )
-from ds_dpo.encoding.cache.progress import Progress
-from ds_dpo.encoding.cache.record import CacheRecord, StoredImages, StoredText, read_record, replace_file
 from ds_dpo.encoding.cache.scan import Buckets, Scan, read_scan, scan_unit
 from ds_dpo.encoding.cache.unit import Encoders, load_encoders, wanted_of_places, write_images, write_prompts
 from ds_dpo.errors import DataError
+from ds_dpo.making.make import Finished, Units, share_of
+from ds_dpo.making.progress import Progress
+from ds_dpo.making.record import replace_file
 from ds_dpo.process.say import Say
 
 SHARE_OF_ARROW = 0.01  # of a shard's bytes, at most, is not its values
-T = TypeVar("T")
-
-
-def write_cache(
-    request: Request,
-    source: PairSource,
-    *,
-    fingerprint: Mapping[str, str],
-    place: RankEnvironment,
-    device: torch.device,
-    say: Say,
-) -> CacheRecord:
-    """Make the cache that was asked for, or go on making it; every rank of `place` calls it.
-
-    fingerprint: what training will compare. say: prints, on rank 0. Raises DsDpoError on all ranks where the cache
-    cannot be begun or finished. A rank that fails as it encodes raises alone and its launcher ends the others: the
-    units that were encoded stay.
-    """
-    with ExitStack() as held:
-        on_main(lambda: _enter(held, request))
-        making = _Making(
-            request=request,
-            source=source,
-            fingerprint=fingerprint,
-            layout=layout_of(request, source),
-            place=place,
-            device=device,
-            say=say,
-        )
-        finished = on_main(making.begin)
-        if finished is not None:
-            return finished
-        making.scan()
-        making.encode()
-        record = on_main(making.finish)
-    return record
-
-
-def _enter(held: ExitStack, request: Request) -> None:
-    held.enter_context(locked(request.out))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Making:
+class PairCacheMaking:
+    """A making of encoded pairs, for `make`: scanned in units, then encoded in the same units.
+
+    fingerprint: what training will compare. say: prints on rank 0.
+    """
+
     request: Request
     source: PairSource
     fingerprint: Mapping[str, str]
-    layout: Layout
     place: RankEnvironment
     device: torch.device
     say: Say
+    verb = "encoded"
+    things = "pairs"
+    subfolders = (IMAGE_SHARDS, PROMPT_SHARDS)
+
+    @property
+    def out(self) -> Path:
+        return self.request.out
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(out=self.out, units=self.units)
+
+    @property
+    def units(self) -> Units:
+        return Units(len(self.source), self.request.shard_pairs)
 
     @property
     def buckets(self) -> Buckets:
@@ -96,41 +74,56 @@ class _Making:
     def workers(self) -> int:
         return self.request.config.data.workers
 
-    def begin(self) -> CacheRecord | None:
-        """Prepare the folder, or return the record of what is finished there already."""
-        plan = plan_of(self.request, self.source, fingerprint=self.fingerprint)
-        if is_finished(self.layout.out):
-            record = read_record(self.layout.out)
-            require_same_plan(self.layout, _plan_of_record(record), {**plan, "shard_pairs": None})
-            shutil.rmtree(self.layout.work, ignore_errors=True)  # a kill just before its removal leaves it
-            self.say(f"{self.layout.out} is finished already; nothing is encoded")
-            return record
-        goes_on = begin(self.layout, plan)
-        done = self.layout.num_units - len(self.layout.unencoded())
-        self.say(
-            f"{'going on with' if goes_on else 'making'} {self.layout.out}: {len(self.source)} pairs in "
-            f"{self.layout.num_units} units of up to {self.request.shard_pairs}; {done} are encoded"
+    def plan(self) -> dict[str, Any]:
+        """Return everything that a shard's content follows from."""
+        source = self.source
+        return plan_of(
+            self.request,
+            fingerprint=self.fingerprint,
+            source=source.fingerprint,
+            num_pairs=len(source),
+            images=stored_images(self.request, source),
         )
-        return None
+
+    def finished(self) -> Finished[CacheRecord] | None:
+        """Return the cache that is in the folder already; once it is finished, its shards may be of any size."""
+        if not (self.out / RECORD_NAME).is_file():
+            return None
+        record = read_record(self.out)
+        plan = plan_of(
+            self.request,
+            fingerprint=record.fingerprint,
+            source=record.source_fingerprint,
+            num_pairs=record.num_pairs,
+            images=record.images,
+        )
+        return Finished(record=record, plan=plan)
+
+    def missing(self) -> list[int]:
+        """Return the units that are not encoded."""
+        return self.layout.unencoded()
+
+    def make_units(self, missing: Sequence[int]) -> None:
+        """Scan, then encode, what is missing."""
+        self.scan()
+        if missing:
+            self.encode(missing)
 
     def scan(self) -> None:
         """Write what is missing of the scan, each rank its part."""
-        missing = on_main(self.layout.unscanned)
+        own = share_of(self.place, on_main(self.layout.unscanned))
         order = self.source.file_order()
-        own = self._own(missing)
-        progress = Progress("scanned", "pairs", total=sum(len(order[self._span(unit)]) for unit in own), say=self.say)
-        for unit in own:
-            indices = order[self._span(unit)].tolist()
+        spans = {unit: self.units.span(unit) for unit in own}
+        progress = Progress("scanned", "pairs", total=sum(map(len, spans.values())), say=self.say)
+        for unit, span in spans.items():
+            indices = order[span.start : span.stop].tolist()
             scan_unit(self.source, indices, self.layout.scan(unit), buckets=self.buckets, workers=self.workers)
             progress.add(len(indices))
         barrier()
 
-    def encode(self) -> None:
+    def encode(self, missing: Sequence[int]) -> None:
         """Encode what is missing, each rank its part."""
-        missing = on_main(self.layout.unencoded)
-        if not missing:
-            return
-        scan = read_scan([self.layout.scan(unit) for unit in range(self.layout.num_units)], columns=("index", "prompt"))
+        scan = read_scan([self.layout.scan(unit) for unit in range(len(self.units))], columns=("index", "prompt"))
         encoders = load_encoders(
             self.request.config.model,
             text_dtype=self.request.text_dtype,
@@ -143,13 +136,12 @@ class _Making:
         images = encoders.images
         num_bytes = _bytes_of_units(scan, missing, self, images=images, text=text)
         on_main(lambda: self._prepare_encoding(scan, text, num_bytes=num_bytes))
-        own = self._own(missing)
-        wanted = {unit: scan.images.rows_between(2 * self._span(unit).start, 2 * self._span(unit).stop) for unit in own}
-        progress = Progress("encoded", "images", total=sum(map(len, wanted.values())), say=self.say)
+        own = share_of(self.place, missing)
+        num_images = sum(len(scan.images.rows_between(*self._image_places(unit))) for unit in own)
+        progress = Progress("encoded", "images", total=num_images, say=self.say)
         for unit in own:
             self._encode_unit(unit, scan, encoders, text, progress)
-        counts = np.array(gather_objects(progress.done), np.int64)
-        self.say(f"encoded {counts.sum()} images in this run, on {len(counts)} ranks")
+        progress.say_sum()
 
     def finish(self) -> CacheRecord:
         """Write tables and record."""
@@ -158,7 +150,7 @@ class _Making:
         return finish(self.layout, self.source, fingerprint=self.fingerprint, images=images, text=text)
 
     def _encode_unit(self, unit: int, scan: Scan, encoders: Encoders, text: StoredText, progress: Progress) -> None:
-        span = self._span(unit)
+        span = self.units.span(unit)
         prompts_path, images_path = self.layout.prompts(unit), self.layout.images(unit)
         if not prompts_path.exists():
             rows = scan.prompts.rows_between(span.start + (unit > 0), span.stop + 1)  # '' stands before all pairs
@@ -166,7 +158,7 @@ class _Making:
             prompts = ["" if place == 0 else scan.pairs["prompt"][place - 1].as_py() for place in places]
             note_entry(self.layout, prompts_path, write_prompts(prompts_path, prompts, encoders, text))
         if not images_path.exists():
-            rows = scan.images.rows_between(2 * span.start, 2 * span.stop)
+            rows = scan.images.rows_between(*self._image_places(unit))
             wanted = wanted_of_places(
                 scan.images.first[rows.start : rows.stop].tolist(),
                 index_of_pair=scan.pairs["index"].to_numpy(),
@@ -200,19 +192,14 @@ class _Making:
     def _text_note(self) -> Path:
         return self.layout.work / "text.json"
 
-    def _span(self, unit: int) -> slice:
-        """Return which places of the file order a unit has."""
-        start = unit * self.request.shard_pairs
-        return slice(start, min(start + self.request.shard_pairs, len(self.source)))
-
-    def _own(self, units: Sequence[int]) -> Sequence[int]:
-        """Return this rank's part, neighbours, of units that every rank has in the same order."""
-        rank, world_size = self.place.rank, self.place.world_size
-        return units[len(units) * rank // world_size : len(units) * (rank + 1) // world_size]
+    def _image_places(self, unit: int) -> tuple[int, int]:
+        """Return the first place of a scan's images that a unit has, and the first behind it."""
+        span = self.units.span(unit)
+        return 2 * span.start, 2 * span.stop
 
 
 def _bytes_of_units(
-    scan: Scan, units: Sequence[int], making: _Making, *, images: StoredImages, text: StoredText
+    scan: Scan, units: Sequence[int], making: PairCacheMaking, *, images: StoredImages, text: StoredText
 ) -> int:
     """Return about how many bytes the shards of these units will take."""
     shard_pairs = making.request.shard_pairs
@@ -224,13 +211,3 @@ def _bytes_of_units(
     prompts_missing = np.isin(np.maximum(scan.prompts.first - 1, 0) // shard_pairs, units)
     total = of_bucket[buckets.of_all(index)][is_missing].sum() + prompts_missing.sum() * text.num_bytes()
     return int(total * (1 + SHARE_OF_ARROW))
-
-
-def _plan_of_record(record: CacheRecord) -> dict[str, object]:
-    return {
-        "fingerprint": record.fingerprint,
-        "source": record.source_fingerprint,
-        "num_pairs": record.num_pairs,
-        "images": record.images.model_dump(mode="json"),
-        "shard_pairs": None,
-    }

@@ -15,13 +15,13 @@ from ds_dpo.data.stream.loader import PairReader
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.encoding.cache.reading import OpenFiles, RowFile
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.making.record import check_sizes, differences, refuse_if_stale
 from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.record import (
     BAD,
     ERRORS_ROW,
     ReferenceRecord,
     read_reference_record,
-    require_equal_fingerprint,
 )
 
 
@@ -33,11 +33,7 @@ class ReferenceErrors:
         self.folder = folder
         self.record: ReferenceRecord = read_reference_record(folder)
         table = folder / self.record.table
-        size = table.stat().st_size if table.is_file() else None
-        if size != self.record.files[self.record.table].size:
-            raise DataError(
-                f"{table}: {size or 'no'} bytes, not as the cache's record says; it was cut short or altered"
-            )
+        check_sizes(folder, self.record.files)
         self._rows = RowFile(OpenFiles(folder), folder, self.record.table, ERRORS_ROW)
         if len(self._rows) != self.record.num_visits * self.record.num_pairs:
             raise DataError(f"{table}: {len(self._rows)} rows, the record says otherwise; make the cache anew")
@@ -74,7 +70,9 @@ class ReferenceErrors:
 
     def require_fits(self, wanted: Mapping[str, str]) -> None:
         """Raise ConfigError naming each part in which the cache is not of what a run wants."""
-        require_equal_fingerprint(self.folder, self.record.fingerprint, wanted)
+        changes = differences(self.record.fingerprint, wanted, asker="this run")
+        why = "its errors are not those of this run's reference"
+        refuse_if_stale("reference.cache", self.folder, changes, why=why, program="scripts/cache.py --reference")
 
     def read(self, index: int, visit: int) -> tuple[float, float]:
         """Return the errors of the chosen and the rejected image.

@@ -93,10 +93,10 @@ def places_of(coverage: Coverage, *, bucket_sizes: tuple[int, ...], seed: int) -
     )
 
 
-def batches_of(places: Places, unit: int, *, shard_pairs: int, batch_pairs: int) -> Iterator[range]:
-    """Yield the batches of a unit of shard_pairs places: up to batch_pairs neighbours of one bucket."""
-    start, stop = unit * shard_pairs, min((unit + 1) * shard_pairs, len(places))
-    while start < stop:
-        end = min(start + batch_pairs, places.group_end(start), stop)
+def batches_of(places: Places, unit: range, *, batch_pairs: int) -> Iterator[range]:
+    """Yield the batches of a unit's places: up to batch_pairs neighbours of one bucket."""
+    start = unit.start
+    while start < unit.stop:
+        end = min(start + batch_pairs, places.group_end(start), unit.stop)
         yield range(start, end)
         start = end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from torch import Tensor
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import gather_objects, is_main
-from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
+from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import node_turns, on_main
-from ds_dpo.encoding.cache.program import LONGEST_WAIT
+from ds_dpo.encoding.cache.program import join_ranks
 from ds_dpo.encoding.feed import PairFeed, build_encode, load_encoders, open_feed
-from ds_dpo.engine.engine import pick_device, silence_deepspeed, start_communication
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.making.make import make
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.loading import load_unet
 from ds_dpo.models.start import checkpoint_start, pin_start
@@ -29,9 +28,8 @@ from ds_dpo.objectives.losses import OBJECTIVES
 from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.reference.cache.errors import ReferenceErrors, open_reference_errors
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of, start_of_policy
-from ds_dpo.reference.cache.places import places_of
 from ds_dpo.reference.cache.record import BAD, Coverage
-from ds_dpo.reference.cache.write import Compute, ReferenceRequest, write_reference_cache
+from ds_dpo.reference.cache.write import Compute, ReferenceErrorsMaking
 from ds_dpo.run_folder.log import RunLog
 from ds_dpo.step.preference_step import squared_errors_of_pairs
 from ds_dpo.step.preflight import NEAR_ERRORS, relative_difference
@@ -71,12 +69,7 @@ def run(options: ReferenceOptions, *, verify: int | None) -> None:
     config = options.config
     if not OBJECTIVES[config.objective.type].uses_reference:
         raise ConfigError(f"objective.type {config.objective.type} has no reference, so there is nothing to compute")
-    silence_deepspeed()
-    place = read_environment(os.environ)
-    export_environment(place)
-    device = pick_device(place.local_rank)
-    start_communication(timeout=LONGEST_WAIT, device=device)
-    log = RunLog(speaks=place.rank == 0)
+    place, device, log = join_ranks()
     precision = options.precision
     with node_turns(place):  # the node's first rank downloads and counts, the others find its files
         fetch_models(config.model)
@@ -121,27 +114,22 @@ class _Ranks:
 
     def make(self) -> None:
         options, config = self.options, self.options.config
-        bucket_sizes = list(self.feed.pairs.bucket_sizes)
-        coverage = self._coverage(bucket_sizes)
-        request = ReferenceRequest(
+        making = ReferenceErrorsMaking(
             out=options.out,
-            coverage=coverage,
-            bucket_sizes=bucket_sizes,
+            coverage=self._coverage(),
+            seed=config.seed,
+            pairs=self.feed.pairs,
             shard_pairs=options.shard_pairs,
             batch_pairs=options.batch_pairs or default_batch_pairs(config.data.resolution),
             fingerprint=on_main(self._fingerprint),
             source_description=self.feed.description,
             device_name=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             workers=config.data.workers,
-        )
-        write_reference_cache(
-            request,
-            places_of(coverage, bucket_sizes=tuple(bucket_sizes), seed=config.seed),
-            self.feed.pairs,
-            self._compute,
+            load=self._compute,
             place=self.place,
             say=self.log.line,
         )
+        make(making)
         open_reference_errors(options.out, say=self.log.line)
         self.log.line(f"train with --reference.residency cached --reference.cache {options.out}")
 
@@ -152,8 +140,9 @@ class _Ranks:
             self._verify_pairs(errors, num_pairs=num_pairs)
         self.log.line(f"{self.options.out} is whole")
 
-    def _coverage(self, bucket_sizes: list[int]) -> Coverage:
+    def _coverage(self) -> Coverage:
         config, visits = self.options.config, self.options.visits
+        bucket_sizes = list(self.feed.pairs.bucket_sizes)
         pairs_per_step = config.batch.pairs_per_step
         if visits is not None:
             return Coverage.of_visits(visits, pairs_per_step=pairs_per_step, bucket_sizes=bucket_sizes)

@@ -9,16 +9,16 @@ A folder without reference.json is no such cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.encoding.cache.record import RECORD_NAME as PAIR_CACHE_NAME
-from ds_dpo.encoding.cache.record import StoredFile, read_json_record, replace_file
-from ds_dpo.errors import ConfigError
+from ds_dpo.making.folder import work_of
+from ds_dpo.making.record import RecordPart, read_record_file
+from ds_dpo.storage.manifest import FileEntry
 
 FORMAT_VERSION = 1
 RECORD_NAME = "reference.json"
@@ -28,14 +28,12 @@ NOT_COMPUTED = float("nan")
 BAD = -1.0
 
 
-class Coverage(BaseModel):
+class Coverage(RecordPart):
     """Which (pair, visit) are there: those that a run meets, or all of so many visits.
 
     num_positions: the positions of the run's order from 0 on, in steps of pairs_per_step. whole_visits: of every
     bucket; where there is one bucket, both say the same.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_positions: int
     pairs_per_step: int
@@ -63,14 +61,12 @@ class Coverage(BaseModel):
         return max(order.visits_begun(num_steps)) <= self.whole_visits
 
 
-class ReferenceRecord(BaseModel):
+class ReferenceRecord(RecordPart):
     """The content of reference.json.
 
     fingerprint: what training compares, by name. num_visits: rows of the table for each pair. shard_pairs, batch_pairs:
     how it was computed, so that it can be gone on with to the same bits. num_bad: (pair, visit) that could not be read.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT_VERSION
     fingerprint: dict[str, str]
@@ -85,7 +81,7 @@ class ReferenceRecord(BaseModel):
     shard_pairs: int
     batch_pairs: int
     table: str
-    files: dict[str, StoredFile]
+    files: dict[str, FileEntry]
 
     @model_validator(mode="after")
     def the_table_is_a_file_of_the_folder(self) -> ReferenceRecord:
@@ -97,41 +93,13 @@ class ReferenceRecord(BaseModel):
 
 def read_reference_record(folder: Path) -> ReferenceRecord:
     """Read reference.json. Raises DataError where there is none, or it is not one of this version."""
-    return read_json_record(
-        folder / RECORD_NAME, ReferenceRecord, version=FORMAT_VERSION, state_without=_what_it_is(folder)
-    )
+    state = _what_it_is(folder)
+    return read_record_file(folder / RECORD_NAME, ReferenceRecord, format_version=FORMAT_VERSION, state_without=state)
 
 
 def _what_it_is(folder: Path) -> str:
     if (folder / PAIR_CACHE_NAME).is_file():
         return "is a cache of encoded pairs; it goes to data.cache"
-    if (folder / "work").is_dir():
+    if work_of(folder).is_dir():
         return "was not finished: run scripts/cache.py --reference again"
     return "is no cache of reference errors; scripts/cache.py --reference makes one"
-
-
-def write_reference_record(folder: Path, record: ReferenceRecord) -> None:
-    """Write reference.json, synced: from then on the cache exists."""
-    replace_file(folder / RECORD_NAME, (record.model_dump_json(indent=1) + "\n").encode())
-
-
-def differences_of(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Return a line for each part in which a cache's fingerprint is not the one that a run wants."""
-    names = [*wanted, *(name for name in found if name not in wanted)]
-    return [
-        f"{name}: the cache has {found.get(name, '(nothing)')}, this run {wanted.get(name, '(nothing)')}"
-        for name in names
-        if found.get(name) != wanted.get(name)
-    ]
-
-
-def require_equal_fingerprint(folder: Path, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raise ConfigError naming each part in which a cache is not of the reference that a run has."""
-    differences = differences_of(found, wanted)
-    if differences:
-        listed = "\n  ".join(differences)
-        raise ConfigError(
-            f"reference.cache {folder} is stale: its errors are not those of this run's reference:\n  {listed}\n"
-            "make it anew with scripts/cache.py --reference and this configuration, in another folder, or set these "
-            "back"
-        )

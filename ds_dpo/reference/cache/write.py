@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,17 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_dpo.data.stream.loader import PairReader
-from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
-from ds_dpo.distributed.together import on_main
-from ds_dpo.encoding.cache.finish import SOFTWARE
-from ds_dpo.encoding.cache.plan import begin, locked, require_same_plan
-from ds_dpo.encoding.cache.progress import Progress
-from ds_dpo.encoding.cache.record import StoredFile, replace_file
-from ds_dpo.encoding.cache.tasks import run_tasks
 from ds_dpo.errors import DataError
+from ds_dpo.making.folder import work_of
+from ds_dpo.making.make import Finished, Units, share_of
+from ds_dpo.making.progress import Progress
+from ds_dpo.making.record import software_versions, write_record_file, write_rows
+from ds_dpo.making.tasks import run_tasks
 from ds_dpo.process.say import Say
-from ds_dpo.reference.cache.places import Places, batches_of
+from ds_dpo.reference.cache.places import Places, batches_of, places_of
 from ds_dpo.reference.cache.record import (
     BAD,
     ERRORS_ROW,
@@ -37,97 +32,12 @@ from ds_dpo.reference.cache.record import (
     Coverage,
     ReferenceRecord,
     read_reference_record,
-    write_reference_record,
 )
-from ds_dpo.storage.manifest import hash_file
 
 # of a unit: what was computed, or found BAD, in the order of its places
 COMPUTED_ROW = np.dtype([("index", "<i8"), ("visit", "<i8"), ("chosen", "<f4"), ("rejected", "<f4")])
 # samples of the loader -> the reference's errors of chosen and rejected images, (B,) each
 Compute = Callable[[Any], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceRequest:
-    """What is to be made. shard_pairs: places of a unit, computed as a whole. batch_pairs: of a forward pass.
-
-    fingerprint: what training will compare. source_description: of the dataset. workers: processes that read.
-    """
-
-    out: Path
-    coverage: Coverage
-    bucket_sizes: list[int]
-    shard_pairs: int
-    batch_pairs: int
-    fingerprint: Mapping[str, str]
-    source_description: str
-    device_name: str
-    workers: int
-
-    def plan(self) -> dict[str, Any]:
-        """Return everything that a unit's content follows from, to the bit; how many units there are may change."""
-        return _plan(
-            fingerprint=self.fingerprint,
-            coverage=self.coverage,
-            bucket_sizes=self.bucket_sizes,
-            shard_pairs=self.shard_pairs,
-            batch_pairs=self.batch_pairs,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceLayout:
-    """Where the files lie. A unit's file names its last place, as that of a shorter run holds less."""
-
-    out: Path
-
-    @property
-    def work(self) -> Path:
-        return self.out / "work"
-
-    @property
-    def plan(self) -> Path:
-        return self.work / "plan.json"
-
-    def unit(self, unit: int, stop: int) -> Path:
-        return self.work / f"errors_{unit:06d}_to_{stop}.npy"
-
-    def make_folders(self) -> None:
-        self.work.mkdir(parents=True, exist_ok=True)
-
-    def remove_unfinished_files(self) -> None:
-        for path in self.out.rglob(".*.partial"):
-            path.unlink(missing_ok=True)
-
-
-def write_reference_cache(
-    request: ReferenceRequest,
-    places: Places,
-    pairs: PairReader[Any],
-    compute: Callable[[], Compute],
-    *,
-    place: RankEnvironment,
-    say: Say,
-) -> ReferenceRecord:
-    """Compute what is missing of the cache that was asked for; every rank of `place` calls it with the same request.
-
-    compute: gives the function that computes, and is called where something is missing. say: prints, on rank 0. Raises
-    DsDpoError on all ranks where the cache cannot be begun or finished. A rank that fails as it computes raises alone
-    and its launcher ends the others: the units that were computed stay.
-    """
-    with ExitStack() as held:
-        on_main(lambda: _enter(held, request))
-        making = _Making(request=request, places=places, pairs=pairs, place=place, say=say)
-        finished = on_main(making.begin)
-        if finished is not None:
-            return finished
-        making.compute(compute)
-        record = on_main(making.finish)
-    return record
-
-
-def _enter(held: ExitStack, request: ReferenceRequest) -> None:
-    held.enter_context(locked(request.out))
 
 
 @dataclass(frozen=True)
@@ -141,106 +51,110 @@ class _Read:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Making:
-    request: ReferenceRequest
-    places: Places
+class ReferenceErrorsMaking:
+    """A making of reference errors, for `make`: places computed in units.
+
+    coverage: which (pair, visit) to compute. shard_pairs: places of a unit, computed as a whole. batch_pairs: of a
+    forward pass. fingerprint: what training will compare. source_description: of the dataset. workers: processes that
+    read. load: gives the function that computes; called on every rank if anything is missing. say: prints on rank 0.
+    """
+
+    out: Path
+    coverage: Coverage
+    seed: int
     pairs: PairReader[Any]
+    shard_pairs: int
+    batch_pairs: int
+    fingerprint: Mapping[str, str]
+    source_description: str
+    device_name: str
+    workers: int
+    load: Callable[[], Compute]
     place: RankEnvironment
     say: Say
+    verb = "computed"
+    things = "(pair, visit)"
+    subfolders = ()
 
     @property
-    def layout(self) -> ReferenceLayout:
-        return ReferenceLayout(out=self.request.out)
+    def bucket_sizes(self) -> list[int]:
+        return list(self.pairs.bucket_sizes)
+
+    @cached_property
+    def places(self) -> Places:
+        return places_of(self.coverage, bucket_sizes=tuple(self.bucket_sizes), seed=self.seed)
 
     @property
-    def num_units(self) -> int:
-        return -(-len(self.places) // self.request.shard_pairs)
+    def units(self) -> Units:
+        return Units(len(self.places), self.shard_pairs)
 
     def unit_file(self, unit: int) -> Path:
-        return self.layout.unit(unit, min((unit + 1) * self.request.shard_pairs, len(self.places)))
+        """Return where a unit lies; its file names its last place, as the last unit of a shorter run holds less."""
+        return work_of(self.out) / f"errors_{unit:06d}_to_{self.units.span(unit).stop}.npy"
 
-    def begin(self) -> ReferenceRecord | None:
-        """Prepare the folder, or return the record of what is there already and enough."""
-        plan, out = self.request.plan(), self.request.out
+    def plan(self) -> dict[str, Any]:
+        """Return everything that a unit's content follows from, to the bit; how many units there are may change."""
+        return _plan_of(self)
+
+    def finished(self) -> Finished[ReferenceRecord] | None:
+        """Return the cache that is in the folder already, of which this one may be an extension."""
         base = self._base()
-        if base is not None:
-            require_same_plan(self.layout, _plan_of_record(base), plan)
-            if _includes(base.coverage, self.request.coverage):
-                shutil.rmtree(self.layout.work, ignore_errors=True)  # a kill just before its removal leaves it
-                self.say(f"{out} is finished already; nothing is computed")
-                return base
-            self.layout.make_folders()
-            self.layout.remove_unfinished_files()
-            verb = "extending"
-        else:
-            verb = "going on with" if begin(self.layout, plan) else "making"
-        missing = self._missing()
-        self.say(
-            f"{verb} {out}: {len(self.places)} (pair, visit) in {self.num_units} units of up to "
-            f"{self.request.shard_pairs}; {self.num_units - len(missing)} are computed"
-        )
-        return None
+        if base is None:
+            return None
+        is_enough = _includes(base.coverage, self.coverage)
+        return Finished(record=base, plan=_plan_of(base), is_enough=is_enough)
 
-    def compute(self, compute: Callable[[], Compute]) -> None:
+    def missing(self) -> list[int]:
+        """Return the units that are not computed, after those that a finished cache holds whole."""
+        return self.units.missing(lambda unit: [self.unit_file(unit)], first=_first_unit_behind(self._base()))
+
+    def make_units(self, missing: Sequence[int]) -> None:
         """Compute what is missing, each rank its part."""
-        missing = on_main(self._missing)
-        rank, world_size = self.place.rank, self.place.world_size
-        own = missing[len(missing) * rank // world_size : len(missing) * (rank + 1) // world_size]
-        errors_of = compute() if missing else None  # all ranks load together
+        own = share_of(self.place, missing)
+        errors_of = self.load() if missing else None  # all ranks load together
         batches = [list(self._batches(unit)) for unit in own]
         total = sum(len(batch) for of_unit in batches for batch in of_unit)
-        progress = Progress("computed", "pairs", total=total, say=self.say)
-        reads = run_tasks(self._read, list(chain.from_iterable(batches)), workers=self.request.workers)
+        progress = Progress(self.verb, self.things, total=total, say=self.say)
+        reads = run_tasks(self._read, list(chain.from_iterable(batches)), workers=self.workers)
         for unit, of_unit in zip(own, batches, strict=True):
             assert errors_of is not None
             rows = [self._rows(next(reads), errors_of, progress) for _ in of_unit]
-            _write_rows(self.unit_file(unit), np.concatenate(rows))
-        counts = np.array(gather_objects(progress.done), np.int64)
-        self.say(f"computed {counts.sum()} (pair, visit) in this run, on {len(counts)} ranks")
+            write_rows(self.unit_file(unit), np.concatenate(rows))
+        progress.say_sum()
 
     def finish(self) -> ReferenceRecord:
-        """Write the table, then reference.json, then remove what is no longer needed."""
-        base, request = self._base(), self.request
-        first = 0 if base is None else _first_unit_behind(base)
-        units = [np.load(self.unit_file(unit)) for unit in range(first, self.num_units)]
-        table, num_bad = _table(units, num_pairs=sum(request.bucket_sizes), base=base, out=request.out)
+        """Write the table, then reference.json, and remove the table that it replaces."""
+        base = self._base()
+        units = [np.load(self.unit_file(unit)) for unit in range(_first_unit_behind(base), len(self.units))]
+        table, num_bad = _table(units, num_pairs=sum(self.bucket_sizes), base=base, out=self.out)
         name = f"errors_{len(self.places)}.npy"
-        content = io.BytesIO()
-        np.lib.format.write_array(content, table.reshape(-1), version=(1, 0), allow_pickle=False)
-        replace_file(request.out / name, content.getvalue())
+        entry = write_rows(self.out / name, table.reshape(-1))
         record = ReferenceRecord(
-            fingerprint=dict(request.fingerprint),
-            source_description=request.source_description,
-            software={**{name: version(name) for name in SOFTWARE}, "device": request.device_name},
+            fingerprint=dict(self.fingerprint),
+            source_description=self.source_description,
+            software={**software_versions(), "device": self.device_name},
             num_pairs=table.shape[1],
-            bucket_sizes=request.bucket_sizes,
+            bucket_sizes=self.bucket_sizes,
             num_visits=table.shape[0],
-            coverage=request.coverage,
+            coverage=self.coverage,
             num_computed=int((table["chosen"] >= 0).sum()),
             num_bad=num_bad,
-            shard_pairs=request.shard_pairs,
-            batch_pairs=request.batch_pairs,
+            shard_pairs=self.shard_pairs,
+            batch_pairs=self.batch_pairs,
             table=name,
-            files={name: StoredFile.of(hash_file(request.out / name))},
+            files={name: entry},
         )
-        write_reference_record(request.out, record)
+        write_record_file(self.out / RECORD_NAME, record)
         if base is not None:
-            (request.out / base.table).unlink(missing_ok=True)
-        shutil.rmtree(self.layout.work)
+            (self.out / base.table).unlink(missing_ok=True)
         return record
 
     def _base(self) -> ReferenceRecord | None:
         """Return the record of a finished cache in the folder, of which this one is to be an extension."""
-        return read_reference_record(self.request.out) if (self.request.out / RECORD_NAME).is_file() else None
-
-    def _missing(self) -> list[int]:
-        base = self._base()
-        first = 0 if base is None else _first_unit_behind(base)
-        return [unit for unit in range(first, self.num_units) if not self.unit_file(unit).exists()]
+        return read_reference_record(self.out) if (self.out / RECORD_NAME).is_file() else None
 
     def _batches(self, unit: int) -> Iterator[range]:
-        request = self.request
-        return batches_of(self.places, unit, shard_pairs=request.shard_pairs, batch_pairs=request.batch_pairs)
+        return batches_of(self.places, self.units.span(unit), batch_pairs=self.batch_pairs)
 
     def _read(self, batch: range) -> _Read:
         reads = [self.places.read(self.pairs, place) for place in batch]
@@ -265,36 +179,20 @@ class _Making:
         return rows
 
 
-def _plan(
-    *,
-    fingerprint: Mapping[str, str],
-    coverage: Coverage,
-    bucket_sizes: Sequence[int],
-    shard_pairs: int,
-    batch_pairs: int,
-) -> dict[str, Any]:
+def _plan_of(made: ReferenceErrorsMaking | ReferenceRecord) -> dict[str, Any]:
+    coverage = made.coverage
     if not coverage.num_positions:
         order = "whole visits"
-    elif len(bucket_sizes) > 1:
+    elif len(made.bucket_sizes) > 1:
         order = f"steps of {coverage.pairs_per_step}"  # which bucket a position is of follows from its step
     else:
         order = "positions"
     return {
-        "fingerprint": dict(fingerprint),
+        "fingerprint": dict(made.fingerprint),
         "order": order,
-        "shard_pairs": shard_pairs,
-        "batch_pairs": batch_pairs,
+        "shard_pairs": made.shard_pairs,
+        "batch_pairs": made.batch_pairs,
     }
-
-
-def _plan_of_record(record: ReferenceRecord) -> dict[str, Any]:
-    return _plan(
-        fingerprint=record.fingerprint,
-        coverage=record.coverage,
-        bucket_sizes=record.bucket_sizes,
-        shard_pairs=record.shard_pairs,
-        batch_pairs=record.batch_pairs,
-    )
 
 
 def _includes(found: Coverage, wanted: Coverage) -> bool:
@@ -302,11 +200,13 @@ def _includes(found: Coverage, wanted: Coverage) -> bool:
     return found.num_positions >= wanted.num_positions and found.whole_visits >= wanted.whole_visits
 
 
-def _first_unit_behind(base: ReferenceRecord) -> int:
+def _first_unit_behind(base: ReferenceRecord | None) -> int:
     """Return the first unit that a finished cache does not hold whole: its last one is computed again with more in it.
 
     Its batches may then be longer, and so their bits others.
     """
+    if base is None:
+        return 0
     coverage = base.coverage
     return (coverage.num_positions or coverage.whole_visits * base.num_pairs) // base.shard_pairs
 
@@ -323,12 +223,6 @@ def _table(
         for column in ("chosen", "rejected"):
             table[column][rows["visit"], rows["index"]] = rows[column]
     return table, int((table["chosen"] == BAD).sum())
-
-
-def _write_rows(path: Path, rows: NDArray[np.void]) -> None:
-    content = io.BytesIO()
-    np.lib.format.write_array(content, rows, version=(1, 0), allow_pickle=False)
-    replace_file(path, content.getvalue())
 
 
 def _require_finite(chosen: Tensor, rejected: Tensor, pair_ids: Tensor) -> None:

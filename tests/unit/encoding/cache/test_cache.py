@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import os
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +29,15 @@ from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.cache import write as write_module
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of, remembered_sha256
 from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache
-from ds_dpo.encoding.cache.plan import Request, locked
+from ds_dpo.encoding.cache.plan import Request
 from ds_dpo.encoding.cache.scan import find_distinct, key_of_image
 from ds_dpo.encoding.cache.shard_file import read_columns
 from ds_dpo.encoding.cache.unit import load_encoders
 from ds_dpo.encoding.cache.verify import verify_files, verify_pairs
-from ds_dpo.encoding.cache.write import write_cache
+from ds_dpo.encoding.cache.write import PairCacheMaking
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.making.make import make as make_folder
 from ds_dpo.models import loading
 from ds_dpo.models.families.sdxl import sdxl_size_ids
 from ds_dpo.models.loading import latent_shape, load_text, load_vae
@@ -121,14 +121,15 @@ def request(out: Path, run: RunConfig, **changes: Any) -> Request:
 
 
 def make(out: Path, run: RunConfig, said: list[str] | None = None, source: Any = None, **changes: Any) -> PairCache:
-    write_cache(
-        request(out, run, **changes),
-        SomePairs() if source is None else source,
+    making = PairCacheMaking(
+        request=request(out, run, **changes),
+        source=SomePairs() if source is None else source,
         fingerprint=fingerprint_of(run, text_dtype="fp32"),
         place=PLACE,
         device=CPU,
         say=[].append if said is None else said.append,
     )
+    make_folder(making)
     return PairCache(out)
 
 
@@ -354,11 +355,11 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("options", "changes", "named"),
     [
-        (["--data.resolution", "64"], {}, "fingerprint.data.resolution: it has 32, this command 64"),
-        ([], {"dtype": "fp16"}, "images.dtype: it has fp32, this command fp16"),
-        ([], {"mirrored": False}, "images.mirrored: it has True, this command False"),
-        ([], {"quantity": "mean"}, "images.quantity: it has moments, this command mean"),
-        (["--model.vae_dtype", "bf16"], {}, "images.vae_dtype: it has fp32, this command bf16"),
+        (["--data.resolution", "64"], {}, "fingerprint.data.resolution: the cache has 32, this command 64"),
+        ([], {"dtype": "fp16"}, "images.dtype: the cache has fp32, this command fp16"),
+        ([], {"mirrored": False}, "images.mirrored: the cache has True, this command False"),
+        ([], {"quantity": "mean"}, "images.quantity: the cache has moments, this command mean"),
+        (["--model.vae_dtype", "bf16"], {}, "images.vae_dtype: the cache has fp32, this command bf16"),
     ],
 )
 def test_another_cache_in_the_folder_is_refused_by_name(
@@ -387,7 +388,7 @@ def test_a_dataset_that_changed_in_between_is_refused(begun: Path) -> None:
     class Changed(SomePairs):
         fingerprint: Mapping[str, str] = {"content": "abd"}
 
-    with pytest.raises(ConfigError, match=r"source\.content: it has abc, this command abd"):
+    with pytest.raises(ConfigError, match=r"source\.content: the cache has abc, this command abd"):
         make(begun, config("--data.flip", "independent"), source=Changed())
 
 
@@ -413,28 +414,6 @@ def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"holds thesis\.txt and is no unfinished cache; name another folder"):
         make(tmp_path, config())
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.txt"]
-
-
-def hold(out: Path, is_held: Any) -> None:
-    with locked(out):
-        is_held.send(True)
-        is_held.recv()
-
-
-def test_two_makers_of_one_folder_are_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    here, there = fork.Pipe()
-    holder = fork.Process(target=hold, args=(tmp_path, there), daemon=True)
-    holder.start()
-    try:
-        assert here.recv()
-        with pytest.raises(ConfigError, match=r"another scripts/cache\.py is at work in it"):
-            make(tmp_path, config())
-    finally:
-        holder.kill()
-        holder.join()
-    with locked(tmp_path):
-        pass
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_encoded(

@@ -21,15 +21,15 @@ from ds_dpo.encoding.cache.record import (
     IMAGE_ROW,
     PAIR_ROW,
     PROMPT_ROW,
+    RECORD_NAME,
     CacheRecord,
-    StoredFile,
     StoredImages,
     StoredText,
     read_record,
-    write_record,
 )
 from ds_dpo.encoding.cache.shard_file import IMAGE_SCHEMA, PROMPT_SCHEMA, new_shard, read_columns, value_offsets
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.making.record import write_record_file
 from ds_dpo.storage.manifest import hash_file
 
 SHAPES = [(16, 16), (16, 32)]  # of the two buckets; the factor is 8, so latents are 2x2 and 2x4
@@ -131,9 +131,9 @@ def make_cache(folder, *, bad=(1,), mirrored=True, fingerprint=None):
         text=StoredText(states_shape=(3, 5), pooled_width=7, dtype="bf16"),
         image_shards=["images/0.arrow", "images/1.arrow"],
         prompt_shards=["prompts/0.arrow"],
-        files={name: StoredFile.of(hash_file(folder / name)) for name in files},
+        files={name: hash_file(folder / name) for name in files},
     )
-    write_record(folder, record)
+    write_record_file(folder / RECORD_NAME, record)
     return folder
 
 

@@ -21,13 +21,13 @@ from ds_dpo.data.stream.prepare import join_samples
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.making.make import make as make_folder
 from ds_dpo.models.denoiser.attention import AttentionChoice
 from ds_dpo.reference.cache import fingerprint as fingerprint_module
 from ds_dpo.reference.cache.errors import PairsWithReferenceErrors, ReferenceErrors
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of, start_of_policy
-from ds_dpo.reference.cache.places import places_of
 from ds_dpo.reference.cache.record import Coverage
-from ds_dpo.reference.cache.write import ReferenceRequest, write_reference_cache
+from ds_dpo.reference.cache.write import ReferenceErrorsMaking
 
 PLACE = read_environment({})
 SEED = 3
@@ -99,25 +99,22 @@ def make(
         coverage = Coverage.of_run(steps, pairs_per_step=PAIRS_PER_STEP, bucket_sizes=sizes)
     else:
         coverage = Coverage.of_visits(visits, pairs_per_step=PAIRS_PER_STEP, bucket_sizes=sizes)
-    request = ReferenceRequest(
+    making = ReferenceErrorsMaking(
         out=out,
         coverage=coverage,
-        bucket_sizes=sizes,
+        seed=SEED,
+        pairs=pairs,
         shard_pairs=6,
         batch_pairs=3,
         fingerprint={"unet": "abc"},
         source_description="numbered pairs",
         device_name="cpu",
         workers=0,
-    )
-    write_reference_cache(
-        replace(request, **changes),
-        places_of(coverage, bucket_sizes=tuple(sizes), seed=SEED),
-        pairs,
-        lambda: computing or Computing(),
+        load=lambda: computing or Computing(),
         place=PLACE,
         say=[].append if said is None else said.append,
     )
+    make_folder(replace(making, **changes))
     return ReferenceErrors(out)
 
 
@@ -338,9 +335,9 @@ def test_a_finished_cache_is_left_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"fingerprint": {"unet": "xyz"}}, "fingerprint.unet: it has abc, this command xyz"),
-        ({"shard_pairs": 8}, "shard_pairs: it has 6, this command 8"),
-        ({"batch_pairs": 2}, "batch_pairs: it has 3, this command 2"),
+        ({"fingerprint": {"unet": "xyz"}}, "fingerprint.unet: the cache has abc, this command xyz"),
+        ({"shard_pairs": 8}, "shard_pairs: the cache has 6, this command 8"),
+        ({"batch_pairs": 2}, "batch_pairs: the cache has 3, this command 2"),
     ],
 )
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, changes: Any, said: str) -> None:
@@ -359,7 +356,7 @@ def test_damage_is_found_when_it_is_opened(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cut short"):
         ReferenceErrors(errors.folder)
     table.unlink()
-    with pytest.raises(DataError, match="no bytes"):
+    with pytest.raises(DataError, match="missing, but the cache's record lists it"):
         ReferenceErrors(errors.folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"scripts/cache\.py --reference makes one"):

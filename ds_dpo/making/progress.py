@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
+from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.process.say import Say
 
 SECONDS_BETWEEN_LINES = 15
@@ -28,3 +29,8 @@ class Progress:
         left = timedelta(seconds=round((self._total - self.done) / rate))
         of = f"{self._verb} {self.done} of {self._total} {self._unit} of this rank"
         self._say(f"{of}, {rate:,.1f} {self._unit}/s, {left} left")
+
+    def say_sum(self) -> None:
+        """Say what all ranks together have done; every rank calls it."""
+        counts = gather_objects(self.done)
+        self._say(f"{self._verb} {sum(counts)} {self._unit} in this run, on {len(counts)} ranks")

@@ -1,0 +1,98 @@
+"""A folder while it is made: held by one process, with a plan in its work folder that a rerun must share."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.making.record import differences, replace_file
+from ds_dpo.run_folder.folder import flatten
+
+LOCK_NAME = ".lock"
+WORK_NAME = "work"
+PLAN_NAME = "plan.json"
+
+
+def work_of(out: Path) -> Path:
+    """Return the folder inside `out` that exists only until `out` is finished."""
+    return out / WORK_NAME
+
+
+def begin(out: Path, plan: Mapping[str, Any], *, subfolders: Sequence[str], is_extension: bool) -> str:
+    """Prepare `out` for its units; returns "making", "going on with" or "extending".
+
+    subfolders: names inside `out` to create. is_extension: `out` is finished and gets more units; it keeps its plan in
+    its record. Raises ConfigError if `out` holds something else, or a making with another plan.
+    """
+    work, plan_file = work_of(out), work_of(out) / PLAN_NAME
+    if is_extension:
+        state = "extending"
+    elif plan_file.is_file():
+        require_same_plan(out, _read_plan(plan_file), plan)
+        state = "going on with"
+    else:
+        _require_empty(out)
+        work.mkdir(exist_ok=True)
+        replace_file(plan_file, json.dumps(plan, indent=1).encode())
+        state = "making"
+    for folder in (work, *(out / name for name in subfolders)):
+        folder.mkdir(exist_ok=True)
+    for path in out.rglob(".*.partial"):
+        path.unlink(missing_ok=True)
+    return state
+
+
+def _require_empty(out: Path) -> None:
+    inside = sorted(path.name for path in out.iterdir() if path.name not in (LOCK_NAME, WORK_NAME))
+    if inside:
+        raise ConfigError(f"--out {out} holds {inside[0]} and is no unfinished cache; name another folder")
+
+
+def require_same_plan(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ConfigError that names each part in which two plans differ."""
+    changes = differences(flatten(old), flatten(json.loads(json.dumps(new))), asker="this command")
+    if changes:
+        listed = "\n  ".join(changes)
+        raise ConfigError(
+            f"--out {out} holds a cache of something else:\n  {listed}\n"
+            "set these back to go on with it, or name another folder"
+        )
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); remove the folder to begin anew") from error
+    return plan
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the folder for this process alone; the lock ends with the process, however it ends.
+
+    Raises ConfigError if another process holds it or the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
+    try:
+        # not flock: forked processes would share it, and still hold it for seconds after this process was killed
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"--out {out}: another scripts/cache.py is at work in it; wait until it ends, or name another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)

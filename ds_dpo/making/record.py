@@ -1,0 +1,119 @@
+"""The record of a finished folder: JSON, written last, that lists every other file with its size and SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.storage.manifest import FileEntry, sync_folder
+
+SOFTWARE = ("ds_dpo", "torch", "diffusers", "transformers", "pillow")
+
+
+class RecordPart(BaseModel):
+    """A record, or a part of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Record = TypeVar("Record", bound=RecordPart)
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of the packages that stored values depend on."""
+    return {name: version(name) for name in SOFTWARE}
+
+
+def read_record_file(path: Path, kind: type[Record], *, format_version: int, state_without: str) -> Record:
+    """Read a record.
+
+    format_version: what its field `format` must be. state_without: what a folder without the file is, for the message.
+    Raises DataError if the file is missing, is not JSON, has another format, or does not hold what `kind` says.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path.parent} has no {path.name}, so it {state_without}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != format_version:
+        raise DataError(f"{path}: format {found!r}, this version reads {format_version}; make the cache anew")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: not the record of a cache ({where}: {first['msg']})") from None
+
+
+def write_record_file(path: Path, record: RecordPart) -> None:
+    """Write a record, synced: from then on its folder is finished."""
+    replace_file(path, (record.model_dump_json(indent=1) + "\n").encode())
+
+
+def write_rows(path: Path, rows: NDArray[np.void]) -> FileEntry:
+    """Write rows of fixed width as a .npy file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, rows, version=(1, 0), allow_pickle=False)
+    content = buffer.getvalue()
+    replace_file(path, content)
+    return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def check_sizes(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Raise DataError that names the first file of a record that is missing or has another size."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: missing, but the cache's record lists it")
+        size = path.stat().st_size
+        if size != expected.size:
+            raise DataError(
+                f"{path}: {size} bytes, the cache's record says {expected.size}; it was cut short or altered"
+            )
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], *, asker: str) -> list[str]:
+    """Return a line for each name under which a cache has another value than is wanted. asker: who wants it."""
+    names = [*wanted, *(name for name in found if name not in wanted)]
+    return [
+        f"{name}: the cache has {found.get(name, '(nothing)')}, {asker} {wanted.get(name, '(nothing)')}"
+        for name in names
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def refuse_if_stale(field: str, folder: Path, changes: Sequence[str], *, why: str, program: str) -> None:
+    """Raise ConfigError that lists the differences between a cache and what a run needs, if there are any.
+
+    field: of the configuration, that names the folder. program: makes such a cache.
+    """
+    if changes:
+        listed = "\n  ".join(changes)
+        raise ConfigError(
+            f"{field} {folder} is stale: {why}:\n  {listed}\n"
+            f"make it anew with {program} and this configuration, in another folder, or set these back"
+        )
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and sync it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
