@@ -31,7 +31,7 @@ from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
 from ds_dpo.making.record import write_record_file
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.errors import ReferenceErrors
@@ -65,7 +65,7 @@ def measure_rounding(precision: str, *, num_pairs: int, device: torch.device, op
     encode = build_encode(feed, load_encoders(config, dtype=dtype), family=config.model.family, device=device)
     order = PairOrder(feed.pairs.bucket_sizes, pairs_per_step=num_pairs, seed=config.seed)
     samples = [feed.pairs.read(*order.place(position)) for position in range(num_pairs)]
-    unet = load_unet(config.model, dtype=dtype).to(device).requires_grad_(False)
+    unet = load_denoiser(config.model, dtype=dtype).to(device).requires_grad_(False)
     set_attention(unet, choose_attention(unet, config.model.attention, device=device, dtype=dtype))
     schedule = training_schedule(config.model, config.diffusion).to(device)
 

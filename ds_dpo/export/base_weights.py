@@ -24,7 +24,7 @@ def weights_at_hand(base: BaseModel | None) -> Mapping[str, Tensor] | None:
     if base is None:
         return None
     if Path(base.name).is_file():
-        return _in_file(base).unet().weights()
+        return _in_file(base).denoiser().weights()
     folder: Path | None = Path(base.name)
     if folder is not None and not folder.is_dir():
         config = _cached(base, "unet/config.json")

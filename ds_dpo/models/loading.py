@@ -21,29 +21,29 @@ from ds_dpo.models.families.table import FAMILIES, family_of
 from ds_dpo.models.families.text import TextEncoder, TextTower
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
-from ds_dpo.models.weights.pretrained import Pipeline, open_pipeline, open_unet_init, open_vae
+from ds_dpo.models.weights.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae
 from ds_dpo.precision import torch_dtype
 
 
-def load_unet(
+def load_denoiser(
     model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str, Tensor] | None = None
 ) -> UNet2DConditionModel:
-    """Return the UNet to train, on the host, in dtype and training mode, cast tensor by tensor as it is read.
+    """Return the denoiser to train, on the host, in dtype and training mode, cast tensor by tensor as it is read.
 
     start: weights in place of those that the model section names. Raises ModelError where it is missing, incomplete or
-    of another family, or where other weights than the pipeline's do not fit its UNet.
+    of another family, or where other weights than the pipeline's do not fit its denoiser.
     """
     pipeline = open_pipeline(model)
-    part = pipeline.unet()
+    part = pipeline.denoiser()
     _check_family(model, pipeline, part.config)
     if start is None and model.unet_init is None:
-        unet = part.load(dtype=dtype)
+        denoiser = part.load(dtype=dtype)
     else:
-        unet = skeleton(UNet2DConditionModel, part.config)
-        fill(unet, start or file_weights(model), dtype=dtype, source=f"model.unet_init {model.unet_init}")
-    assert isinstance(unet, UNet2DConditionModel)
-    _fix_kernels(unet)
-    return unet.train()
+        denoiser = skeleton(UNet2DConditionModel, part.config)
+        fill(denoiser, start or file_weights(model), dtype=dtype, source=f"model.unet_init {model.unet_init}")
+    assert isinstance(denoiser, UNet2DConditionModel)
+    _fix_kernels(denoiser)
+    return denoiser.train()
 
 
 def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
@@ -128,9 +128,9 @@ def peak_host_gib(
     The mapped file counts once, as ranks share its pages, and a copy in dtype for each rank that loads at once.
     start_bytes: of other weights than those that the model section names.
     """
-    unet = open_pipeline(model).unet()
+    denoiser = open_pipeline(model).denoiser()
     source_bytes = _start_part(model).num_bytes() if start_bytes is None else start_bytes
-    return (source_bytes + ranks_at_once * unet.num_parameters() * dtype.itemsize) / 2**30
+    return (source_bytes + ranks_at_once * denoiser.num_parameters() * dtype.itemsize) / 2**30
 
 
 def _fix_kernels(unet: UNet2DConditionModel) -> None:
@@ -150,7 +150,7 @@ def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 def _start_part(model: ModelConfig) -> Part:
-    return open_pipeline(model).unet() if model.unet_init is None else open_unet_init(model)
+    return open_pipeline(model).denoiser() if model.unet_init is None else open_denoiser_init(model)
 
 
 def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[str, Any]) -> None:
@@ -176,7 +176,7 @@ def _check_vae(model: ModelConfig, config: Mapping[str, Any]) -> None:
             f"model.vae_dtype fp16 with the VAE of {model.vae or model.pretrained}, whose config says force_upcast: "
             "SDXL's own gives NaN in fp16; take vae_dtype fp32 or bf16, or model.vae madebyollin/sdxl-vae-fp16-fix"
         )
-    unet_channels = open_pipeline(model).unet().config["in_channels"]
+    unet_channels = open_pipeline(model).denoiser().config["in_channels"]
     if config["latent_channels"] != unet_channels:
         raise ModelError(
             f"the VAE of {model.vae or model.pretrained} has {config['latent_channels']} latent channels, but the UNet "

@@ -16,10 +16,10 @@ from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.denoiser.trainable import choose_trained, describe_trained
-from ds_dpo.models.loading import describe_model, load_unet, peak_host_gib
+from ds_dpo.models.loading import describe_model, load_denoiser, peak_host_gib
 from ds_dpo.models.reference import HeldReference
 from ds_dpo.models.start import checkpoint_start
-from ds_dpo.models.weights.pretrained import fetch_models, open_unet_init
+from ds_dpo.models.weights.pretrained import fetch_models, open_denoiser_init
 from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
 from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
@@ -61,14 +61,14 @@ def load_models(
     with node_turns(place):
         fetch_models(model)
         if model.unet_init is not None and earlier is None:
-            open_unet_init(model)
+            open_denoiser_init(model)
     log.line(describe_model(model))
     peak = peak_host_gib(
         model, dtype=dtype, ranks_at_once=1, start_bytes=None if earlier is None else earlier.num_bytes()
     )
     log.line(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the UNet one after another")
     with node_turns(place):
-        policy = load_unet(model, dtype=dtype, start=earlier)
+        policy = load_denoiser(model, dtype=dtype, start=earlier)
         attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
         set_attention(policy, attention)
         start = start_of_policy(policy, attention) if residency is None and is_main() else None

@@ -18,7 +18,7 @@ def build_and_gather(rank: int, out: Path, stage: int, precision: str) -> None:
     from ds_dpo.config.load import load_config
     from ds_dpo.engine.engine import build_engine
     from ds_dpo.engine.settings import resolve_deepspeed
-    from ds_dpo.models.loading import file_weights, load_unet
+    from ds_dpo.models.loading import file_weights, load_denoiser
     from ds_dpo.precision import torch_dtype
 
     settings = f"zero{stage}_{precision}"
@@ -28,7 +28,7 @@ def build_and_gather(rank: int, out: Path, stage: int, precision: str) -> None:
     if stage == 3:
         resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     engine = build_engine(
-        load_unet(config.model, dtype=torch_dtype(precision)),
+        load_denoiser(config.model, dtype=torch_dtype(precision)),
         settings=resolved.settings,
         optimizer=config.optimizer,
         schedule=config.schedule,

@@ -25,7 +25,7 @@ from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
 from ds_dpo.errors import DsDpoError
 from ds_dpo.making.make import make
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.fingerprint import fingerprint_of, start_of_policy
@@ -51,7 +51,7 @@ class Maker:
         self.log = out / "events.log"
         self.config = load_config([*OPTIONS, "--micro_batch_pairs", "2"]).config
         self.feed = open_feed(self.config, precision="fp32", say=print)
-        unet = load_unet(self.config.model, dtype=torch.float32)
+        unet = load_denoiser(self.config.model, dtype=torch.float32)
         attention = choose_attention(unet, "sdpa", device="cpu", dtype=torch.float32)
         set_attention(unet, attention)
         start = start_of_policy(unet, attention)

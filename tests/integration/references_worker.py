@@ -34,7 +34,7 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
     from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.errors import ReferenceChangedError
     from ds_dpo.models.denoiser.predict import predict
-    from ds_dpo.models.loading import load_unet
+    from ds_dpo.models.loading import load_denoiser
     from ds_dpo.models.reference import FrozenCopy
     from ds_dpo.reference.residency import RESIDENCIES, ReferenceWatch
 
@@ -44,7 +44,7 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
     # nothing is small enough to stay whole, neither of the policy nor of the reference
     resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     dtype, device = torch_dtype(resolved.precision), torch.device("cpu")
-    unet = load_unet(config.model, dtype=dtype)
+    unet = load_denoiser(config.model, dtype=dtype)
     plain = FrozenCopy(unet, dtype=dtype, device=device)
     residency = RESIDENCIES["zero3"]
     shared = residency.settle(residency.copy(unet, dtype, device), resolved)
@@ -99,7 +99,7 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.models.denoiser.adapters import add_adapter
     from ds_dpo.models.denoiser.predict import predict
-    from ds_dpo.models.loading import load_unet
+    from ds_dpo.models.loading import load_denoiser
     from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter
     from ds_dpo.reference.residency import ReferenceWatch
 
@@ -110,7 +110,7 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     if stage == 3:
         resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     dtype = torch_dtype(resolved.precision)
-    unet = load_unet(config.model, dtype=dtype)
+    unet = load_denoiser(config.model, dtype=dtype)
     plain, reference = FrozenCopy(unet, dtype=dtype, device="cpu"), PolicyWithoutAdapter(unet)
     add_adapter(unet, AdapterConfig(type="lora", rank=2, dropout=0.5), seed=0)
     unet.enable_gradient_checkpointing()

@@ -56,9 +56,9 @@ def test_unet_is_that_of_the_engine(runs, tmp_path, case):
     consolidate_here(Request(source=runs / case, out=tmp_path / "out", dtype=precision), say=said.append)
     for words in (f"step 2, ZeRO stage {stage}, 2 ranks", "manifest verified", 'subfolder="unet"'):
         assert words in "\n".join(said)
-    unet = load_unet(tmp_path / "out", torch_dtype(precision))
+    unet = load_denoiser(tmp_path / "out", torch_dtype(precision))
     require_weights_and_prediction(unet, runs / f"{case}.pt", case)
-    base = load_unet(MINIATURE, torch_dtype(precision)).state_dict()
+    base = load_denoiser(MINIATURE, torch_dtype(precision)).state_dict()
     is_moved = {name: not torch.equal(weight, base[name]) for name, weight in unet.state_dict().items()}
     assert any(is_moved.values())
     if "frozen" in CASES[case]:
@@ -70,10 +70,10 @@ def test_unet_of_a_universal_checkpoint_is_that_of_the_engine(runs, tmp_path, ca
     folder = runs / case / "checkpoints" / "step_00000002_universal"
     base = str(MINIATURE)
     consolidate_here(Request(source=folder, out=tmp_path / "out", dtype="fp32", base=base), say=lambda line: None)
-    require_weights_and_prediction(load_unet(tmp_path / "out", torch.float32), runs / f"{case}.pt", case)
+    require_weights_and_prediction(load_denoiser(tmp_path / "out", torch.float32), runs / f"{case}.pt", case)
 
 
-def load_unet(folder, dtype):
+def load_denoiser(folder, dtype):
     return UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype).eval()
 
 

@@ -61,7 +61,7 @@ def locate_vae(name: str) -> Path:
     return found
 
 
-def locate_unet(name: str) -> Path:
+def locate_denoiser(name: str) -> Path:
     """Return a UNet's folder with config.json and weights, that of a hub id downloaded, or its .safetensors file.
 
     Raises ModelError where there is none.

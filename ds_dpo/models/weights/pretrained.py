@@ -19,8 +19,8 @@ from ds_dpo.models.weights.files import (
     UNET_STEM,
     VAE_STEM,
     find_weights,
+    locate_denoiser,
     locate_pipeline,
-    locate_unet,
     locate_vae,
     read_header,
     read_json,
@@ -35,7 +35,7 @@ from ds_dpo.process.quiet import quiet_output
 class Pipeline(Protocol):
     """What a run starts from. Names of text encoders and tokenizers are those of diffusers' folders."""
 
-    def unet(self) -> Part: ...
+    def denoiser(self) -> Part: ...
     def vae(self) -> Part: ...
     def text_encoder(self, name: str) -> Part: ...
 
@@ -57,7 +57,7 @@ class FolderPipeline:
     folder: Path
     variant: str | None
 
-    def unet(self) -> FolderPart:
+    def denoiser(self) -> FolderPart:
         return self._part("unet", UNet2DConditionModel, UNET_STEM)
 
     def vae(self) -> FolderPart:
@@ -153,17 +153,17 @@ def _vae_file(path: Path, usual: Mapping[str, Any]) -> FilePart:
     return FilePart(path=path, title="VAE", model_class=AutoencoderKL, config=config, places=places)
 
 
-def open_unet_init(model: ModelConfig) -> Part:
+def open_denoiser_init(model: ModelConfig) -> Part:
     """Return the UNet of model.unet_init: a folder of diffusers, a hub id or a file, under any of the usual names.
 
     Its configuration is that of the pipeline's UNet. Raises ModelError where there is none.
     """
     assert model.unet_init is not None
-    place = locate_unet(model.unet_init)
+    place = locate_denoiser(model.unet_init)
     if place.is_dir():
         find = partial(find_weights, stem=UNET_STEM, variant=None)
         return FolderPart(folder=place, model_class=UNet2DConditionModel, find=find)
-    names, config = read_header(place).shapes, open_pipeline(model).unet().config
+    names, config = read_header(place).shapes, open_pipeline(model).denoiser().config
     if any("lora" in name for name in names):
         raise ModelError(
             f"model.unet_init {place}: a LoRA, which is no UNet; fuse it into its model first: load_lora_weights, "

@@ -80,7 +80,7 @@ class SingleFile:
         self._header = read_header(path)
         self.family = _family_of(self._header)
 
-    def unet(self) -> FilePart:
+    def denoiser(self) -> FilePart:
         return FilePart(
             path=self.path,
             title="UNet",

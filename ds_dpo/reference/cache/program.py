@@ -20,7 +20,7 @@ from ds_dpo.encoding.feed import PairFeed, build_encode, load_encoders, open_fee
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.making.make import make
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.start import checkpoint_start, pin_start
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.models.weights.pretrained import fetch_models
@@ -94,7 +94,7 @@ def _load_reference(
     model: ModelConfig, place: RankEnvironment, *, dtype: torch.dtype, device: torch.device, log: RunLog
 ) -> _Reference:
     with node_turns(place):
-        unet = load_unet(model, dtype=dtype, start=checkpoint_start(model))
+        unet = load_denoiser(model, dtype=dtype, start=checkpoint_start(model))
         attention = choose_attention(unet, model.attention, device=device, dtype=dtype)
         set_attention(unet, attention)
         start = start_of_policy(unet, attention) if is_main() else None

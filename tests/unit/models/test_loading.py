@@ -24,8 +24,8 @@ from ds_dpo.models.loading import (
     describe_model,
     drawing_scheduler,
     latent_shape,
+    load_denoiser,
     load_text,
-    load_unet,
     load_vae,
     peak_host_gib,
     read_noise_schedule,
@@ -42,7 +42,7 @@ def rewrite_config(model: ModelConfig, part: str, **values: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_unet_holds_the_files_values_in_the_dtype(sdxl: ModelConfig, dtype: torch.dtype) -> None:
-    unet = load_unet(sdxl, dtype=dtype)
+    unet = load_denoiser(sdxl, dtype=dtype)
     in_file = load_file(Path(resolve_asset(sdxl.pretrained), "unet", "diffusion_pytorch_model.safetensors"))
     assert unet.training
     assert all(torch.equal(parameter, in_file[name].to(dtype)) for name, parameter in unet.named_parameters())
@@ -50,31 +50,31 @@ def test_the_unet_holds_the_files_values_in_the_dtype(sdxl: ModelConfig, dtype: 
 
 def test_a_family_that_is_not_the_models_is_an_error(sdxl: ModelConfig, sd15: ModelConfig) -> None:
     with pytest.raises(ModelError, match=r"family sd15, but .*text_time.* is sdxl.s; model.family sdxl would fit"):
-        load_unet(sdxl.model_copy(update={"family": "sd15"}), dtype=torch.float32)
+        load_denoiser(sdxl.model_copy(update={"family": "sd15"}), dtype=torch.float32)
     with pytest.raises(ModelError, match=r"family sdxl, but .*None.* is sd15.s; model.family sd15 would fit"):
-        load_unet(sd15.model_copy(update={"family": "sdxl"}), dtype=torch.float32)
+        load_denoiser(sd15.model_copy(update={"family": "sdxl"}), dtype=torch.float32)
 
 
 def test_a_family_that_is_not_known_is_an_error(sdxl_copy: ModelConfig) -> None:
     rewrite_config(sdxl_copy, "unet", addition_embed_type="image")
     with pytest.raises(ModelError, match=r"addition_embed_type image.* is of none of sdxl, sdxl_refiner"):
-        load_unet(sdxl_copy, dtype=torch.float32)
+        load_denoiser(sdxl_copy, dtype=torch.float32)
 
 
 def test_an_inpainting_unet_is_an_error(sdxl_copy: ModelConfig) -> None:
     rewrite_config(sdxl_copy, "unet", in_channels=9)
     with pytest.raises(ModelError, match="takes 9 channels and gives 4; only text-to-image"):
-        load_unet(sdxl_copy, dtype=torch.float32)
+        load_denoiser(sdxl_copy, dtype=torch.float32)
 
 
 def test_weights_of_other_shapes_are_a_model_error(sdxl_copy: ModelConfig) -> None:
     rewrite_config(sdxl_copy, "unet", block_out_channels=[48, 48])
     with pytest.raises(ModelError, match="unet: not loadable as UNet2DConditionModel"):
-        load_unet(sdxl_copy, dtype=torch.float32)
+        load_denoiser(sdxl_copy, dtype=torch.float32)
 
 
 def test_peak_host_memory_is_the_file_and_a_copy_for_each_rank(sdxl: ModelConfig) -> None:
-    numbers = sum(parameter.numel() for parameter in load_unet(sdxl, dtype=torch.float32).parameters())
+    numbers = sum(parameter.numel() for parameter in load_denoiser(sdxl, dtype=torch.float32).parameters())
     file = Path(resolve_asset(sdxl.pretrained), "unet", "diffusion_pytorch_model.safetensors")
     expected_bytes = file.stat().st_size + 3 * numbers * 2
     assert peak_host_gib(sdxl, dtype=torch.bfloat16, ranks_at_once=3) == expected_bytes / 2**30
@@ -251,14 +251,14 @@ def test_an_unreadable_config_is_named(sdxl_copy: ModelConfig) -> None:
     for content, message in (("{", "not readable as JSON"), ("[]", "holds a list")):
         path.write_text(content)
         with pytest.raises(ModelError, match=f"unet/config.json: {message}"):
-            load_unet(sdxl_copy, dtype=torch.float32)
+            load_denoiser(sdxl_copy, dtype=torch.float32)
     path.unlink()
     with pytest.raises(ModelError, match=r"unet/config.json: missing"):
-        load_unet(sdxl_copy, dtype=torch.float32)
+        load_denoiser(sdxl_copy, dtype=torch.float32)
 
 
 def test_sd15_is_loaded_whole(sd15: ModelConfig) -> None:
-    assert isinstance(load_unet(sd15, dtype=torch.float32), UNet2DConditionModel)
+    assert isinstance(load_denoiser(sd15, dtype=torch.float32), UNet2DConditionModel)
     assert latent_shape(sd15, (32, 32)) == (4, 8, 8)
     assert len(load_text(sd15, dtype=torch.float32).towers) == 1
     assert load_vae(sd15).config["latent_channels"] == 4

@@ -11,7 +11,7 @@ from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.models.denoiser.adapters import add_adapter
 from ds_dpo.models.denoiser.predict import predict
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter, assert_own_storage, held_tensors
 from ds_dpo.reference.checksum import weights_checksum
 
@@ -20,7 +20,7 @@ Inputs = tuple[Tensor, Tensor, Conditioning]
 
 @pytest.fixture
 def policy(sdxl: ModelConfig) -> UNet2DConditionModel:
-    return load_unet(sdxl, dtype=torch.float32)
+    return load_denoiser(sdxl, dtype=torch.float32)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def inputs() -> Inputs:
 def test_a_frozen_copy_predicts_exactly_as_the_policy_in_its_dtype(
     sdxl: ModelConfig, inputs: Inputs, dtype: torch.dtype
 ) -> None:
-    policy = load_unet(sdxl, dtype=dtype)
+    policy = load_denoiser(sdxl, dtype=dtype)
     policy.enable_gradient_checkpointing()
     reference = FrozenCopy(policy, dtype=dtype, device="cpu")
     prediction = reference.predict(*inputs)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
-from ds_dpo.models.loading import file_weights, load_unet, load_vae, peak_host_gib
+from ds_dpo.models.loading import file_weights, load_denoiser, load_vae, peak_host_gib
 from ds_dpo.models.weights.files import FileWeights
 from ds_dpo.models.weights.ldm_keys import ldm_names
 from ds_dpo.models.weights.ldm_parts import vae_places
@@ -105,11 +105,11 @@ def test_another_unet_starts_policy_and_master_weights(
     sdxl: ModelConfig, tuned: dict[str, Tensor], tmp_path: Path, form: str
 ) -> None:
     model = sdxl.model_copy(update={"unet_init": str(write_start(form, tuned, sdxl, tmp_path))})
-    policy = load_unet(model, dtype=torch.bfloat16)
+    policy = load_denoiser(model, dtype=torch.bfloat16)
     assert policy.training
     assert_same(policy.state_dict(), {name: tensor.bfloat16() for name, tensor in tuned.items()})
     assert_same(dict(file_weights(model)), tuned)
-    assert dict(policy.config) | {"_name_or_path": None} == dict(load_unet(sdxl, dtype=torch.bfloat16).config) | {
+    assert dict(policy.config) | {"_name_or_path": None} == dict(load_denoiser(sdxl, dtype=torch.bfloat16).config) | {
         "_name_or_path": None
     }
     numbers = sum(tensor.numel() for tensor in tuned.values())
@@ -118,7 +118,7 @@ def test_another_unet_starts_policy_and_master_weights(
 
 
 def test_weights_from_elsewhere_are_taken_in_place_of_any_file(sdxl: ModelConfig, tuned: dict[str, Tensor]) -> None:
-    policy = load_unet(sdxl, dtype=torch.float32, start=tuned)
+    policy = load_denoiser(sdxl, dtype=torch.float32, start=tuned)
     assert_same(policy.state_dict(), tuned)
     with torch.no_grad():
         policy.conv_in.weight.zero_()
@@ -138,7 +138,7 @@ def test_a_unet_that_is_not_the_pipelines_is_an_error(
 ) -> None:
     start = {name: tensor for name, tensor in {**tuned, **change}.items() if tensor is not None}
     with pytest.raises(ModelError, match=message):
-        load_unet(sdxl, dtype=torch.float32, start=start)
+        load_denoiser(sdxl, dtype=torch.float32, start=start)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_unet_that_is_not_the_pipelines_is_an_error(
 def test_a_file_that_is_no_unet_is_an_error(sdxl: ModelConfig, tmp_path: Path, names: list[str], message: str) -> None:
     save_file({name: torch.zeros(1) for name in names}, tmp_path / "a.safetensors")
     with pytest.raises(ModelError, match=f"model.unet_init .*a.safetensors: {message}"):
-        load_unet(sdxl.model_copy(update={"unet_init": str(tmp_path / "a.safetensors")}), dtype=torch.float32)
+        load_denoiser(sdxl.model_copy(update={"unet_init": str(tmp_path / "a.safetensors")}), dtype=torch.float32)
 
 
 def test_a_folder_without_a_unet_is_an_error(sdxl: ModelConfig, tmp_path: Path) -> None:

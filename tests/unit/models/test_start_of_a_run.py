@@ -13,7 +13,7 @@ from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.load import load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import CheckpointError
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.start import checkpoint_start, pin_start
 
 
@@ -51,7 +51,7 @@ def test_a_run_starts_from_the_masters_of_its_newest_checkpoint(tuned: dict[str,
     assert start is not None
     assert_same(dict(start), tuned)  # fp32, though the module was kept in bf16
     assert start.num_bytes() == 4 * sum(tensor.numel() for tensor in tuned.values())
-    policy = load_unet(pinned.model, dtype=torch.float32, start=start)
+    policy = load_denoiser(pinned.model, dtype=torch.float32, start=start)
     assert_same(policy.state_dict(), tuned)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
 from ds_dpo.config.models import ModelConfig
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.reference.block_offload import NUM_SLOTS, BlockOffload
 from ds_dpo.reference.checksum import weights_checksum
@@ -97,7 +97,7 @@ def test_weights_that_train_and_weights_of_two_blocks_are_refused() -> None:
 def test_a_unet_predicts_to_the_bit_as_without_and_keeps_its_weights(
     sdxl: ModelConfig, dtype: torch.dtype, max_block_bytes: int
 ) -> None:
-    policy = load_unet(sdxl, dtype=dtype)
+    policy = load_denoiser(sdxl, dtype=dtype)
     plain, offloaded = (FrozenCopy(policy, dtype=dtype, device=CPU) for _ in range(2))
     offload = BlockOffload(offloaded.module, device=CPU, max_block_bytes=max_block_bytes)
     # nothing computes from where the weights rest: every module with weights of its own sees them in a slot

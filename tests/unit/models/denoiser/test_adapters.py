@@ -12,14 +12,14 @@ from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.models.denoiser.adapters import AdapterPart, adapters_disabled, add_adapter
 from ds_dpo.models.denoiser.predict import predict
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 from ds_dpo.storage.state_files import write_files
 
 TARGETS = ["to_q", "to_out.0", "conv1"]
 
 
 def unet_of(sdxl, dtype=torch.float32):
-    return load_unet(sdxl, dtype=dtype)
+    return load_denoiser(sdxl, dtype=dtype)
 
 
 def with_adapter(sdxl, *, seed=3, dtype=torch.float32, **settings):

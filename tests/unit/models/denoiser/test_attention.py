@@ -15,14 +15,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.models.denoiser.attention import AttentionChoice, choose_attention, set_attention
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 
 Attend = Callable[..., Tensor]
 
 
 @pytest.fixture
 def unet(sdxl: ModelConfig) -> UNet2DConditionModel:
-    return load_unet(sdxl, dtype=torch.float32)
+    return load_denoiser(sdxl, dtype=torch.float32)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ds_dpo.batch import Conditioning
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.models.denoiser.predict import predict
-from ds_dpo.models.loading import load_unet
+from ds_dpo.models.loading import load_denoiser
 
 LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 TIMESTEPS = torch.tensor([10, 900])
@@ -39,7 +39,7 @@ class Recorder(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sdxl_prediction_is_the_unets_own_in_its_dtype(sdxl: ModelConfig, dtype: torch.dtype) -> None:
-    unet = load_unet(sdxl, dtype=dtype)
+    unet = load_denoiser(sdxl, dtype=dtype)
     conditioning = sdxl_conditioning()
     prediction = predict(unet, LATENTS, TIMESTEPS, conditioning)
     assert conditioning.pooled is not None
@@ -54,7 +54,7 @@ def test_sdxl_prediction_is_the_unets_own_in_its_dtype(sdxl: ModelConfig, dtype:
 
 
 def test_sd15_prediction_has_no_added_conditioning(sd15: ModelConfig) -> None:
-    unet = load_unet(sd15, dtype=torch.float32)
+    unet = load_denoiser(sd15, dtype=torch.float32)
     text_states = torch.randn(2, 16, 48)
     prediction = predict(unet, LATENTS, TIMESTEPS, Conditioning(text_states=text_states))
     assert torch.equal(prediction, unet(LATENTS, TIMESTEPS, text_states).sample)
@@ -73,12 +73,12 @@ def test_inputs_are_cast_to_the_dtype_but_sizes_and_timesteps_stay_exact() -> No
 
 def test_a_bf16_unet_tells_sizes_apart_that_bf16_does_not(sdxl: ModelConfig) -> None:
     assert torch.tensor(1026.0, dtype=torch.bfloat16) == 1024
-    unet = load_unet(sdxl, dtype=torch.bfloat16)
+    unet = load_denoiser(sdxl, dtype=torch.bfloat16)
     one, other = (predict(unet, LATENTS, TIMESTEPS, sdxl_conditioning(side=side)) for side in (1024, 1026))
     assert not torch.equal(one, other)
 
 
 def test_gradients_reach_the_unet(sdxl: ModelConfig) -> None:
-    unet = load_unet(sdxl, dtype=torch.float32)
+    unet = load_denoiser(sdxl, dtype=torch.float32)
     predict(unet, LATENTS, TIMESTEPS, sdxl_conditioning()).square().mean().backward()
     assert all(parameter.grad is not None for parameter in unet.parameters())

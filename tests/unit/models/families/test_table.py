@@ -25,7 +25,7 @@ from ds_dpo.miniature.models import make_tokenizer, make_vae
 from ds_dpo.models.families.family import TextConfig
 from ds_dpo.models.families.sdxl import refiner_size_ids
 from ds_dpo.models.families.table import FAMILIES, family_of
-from ds_dpo.models.loading import load_text, load_unet, read_noise_schedule
+from ds_dpo.models.loading import load_denoiser, load_text, read_noise_schedule
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.objectives.losses import OBJECTIVES
 from ds_dpo.step.preference_step import PreferenceStep
@@ -134,7 +134,7 @@ def test_a_step_compares_with_diffusers_own_target_and_reaches_every_weight(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     _, model = request.getfixturevalue(name)
-    policy = load_unet(model, dtype=torch.float32)
+    policy = load_denoiser(model, dtype=torch.float32)
     step = PreferenceStep(
         policy=policy,
         reference=FrozenCopy(policy, dtype=torch.float32, device="cpu"),
@@ -190,7 +190,7 @@ def test_every_name_has_a_row_that_agrees_with_its_limits() -> None:
 def test_base_and_refiner_are_told_apart(refiner: tuple[Any, ModelConfig], sdxl: ModelConfig) -> None:
     for model, other in ((refiner[1], "sdxl"), (sdxl, "sdxl_refiner")):
         with pytest.raises(ModelError, match=rf"family {other}, but .* is {model.family}'s"):
-            load_unet(model.model_copy(update={"family": other}), dtype=torch.float32)
+            load_denoiser(model.model_copy(update={"family": other}), dtype=torch.float32)
 
 
 def test_the_refiners_folder_needs_no_first_text_encoder(refiner: tuple[Any, ModelConfig]) -> None:

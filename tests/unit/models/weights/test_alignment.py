@@ -16,7 +16,7 @@ from tiny_families import tiny_model
 from torch import Tensor, nn
 
 from ds_dpo.config.models import ModelConfig
-from ds_dpo.models.loading import load_text, load_unet, load_vae
+from ds_dpo.models.loading import load_denoiser, load_text, load_vae
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.weights.alignment import align_weights, is_aligned
 
@@ -120,7 +120,7 @@ def model(request: pytest.FixtureRequest, sdxl_copy: ModelConfig, tmp_path: Path
         return ModelConfig(pretrained=str(path), family="sd15")
     folder = Path(sdxl_copy.pretrained)
     if request.param == "sharded":
-        unet = load_unet(sdxl_copy, dtype=torch.float32)
+        unet = load_denoiser(sdxl_copy, dtype=torch.float32)
         (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
         unet.save_pretrained(folder / "unet", max_shard_size="2MB")
         index = json.loads((folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").read_text())
@@ -131,7 +131,7 @@ def model(request: pytest.FixtureRequest, sdxl_copy: ModelConfig, tmp_path: Path
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_loaded_is_aligned(model: ModelConfig, dtype: torch.dtype) -> None:
-    assert_aligned(load_unet(model, dtype=dtype))
+    assert_aligned(load_denoiser(model, dtype=dtype))
     assert_aligned(load_vae(model))
     for tower in load_text(model, dtype=dtype).towers:
         assert_aligned(tower.encoder)
@@ -139,9 +139,10 @@ def test_what_is_loaded_is_aligned(model: ModelConfig, dtype: torch.dtype) -> No
 
 def test_a_start_of_a_checkpoint_is_aligned(sdxl: ModelConfig) -> None:
     start = {
-        name: at_odd_address(tensor, 40) for name, tensor in load_unet(sdxl, dtype=torch.float32).state_dict().items()
+        name: at_odd_address(tensor, 40)
+        for name, tensor in load_denoiser(sdxl, dtype=torch.float32).state_dict().items()
     }
-    policy = load_unet(sdxl, dtype=torch.float32, start=start)
+    policy = load_denoiser(sdxl, dtype=torch.float32, start=start)
     assert_aligned(policy)
     assert all(torch.equal(tensor, start[name]) for name, tensor in policy.state_dict().items())
 

@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
-from ds_dpo.models.loading import file_weights, load_unet
+from ds_dpo.models.loading import file_weights, load_denoiser
 from ds_dpo.models.weights import files as files_module
 from ds_dpo.models.weights.files import UNET_STEM, FileWeights, find_weights, locate_pipeline, locate_vae
 from ds_dpo.models.weights.hub import fetch_folder
@@ -62,7 +62,7 @@ def unet_folder(model: ModelConfig) -> Path:
 def test_whole_and_sharded_weights_of_a_variant_are_the_models_own(
     sdxl: ModelConfig, sdxl_copy: ModelConfig, variant: str | None, shard: str
 ) -> None:
-    unet = load_unet(sdxl, dtype=torch.float32)
+    unet = load_denoiser(sdxl, dtype=torch.float32)
     torch.nn.init.constant_(unet.conv_in.weight, 1 / 3)  # what fp16 cannot hold
     folder = unet_folder(sdxl_copy)
     (folder / f"{UNET_STEM}.safetensors").unlink()
@@ -107,7 +107,7 @@ def test_file_weights_read_a_tensor_only_when_asked(sdxl: ModelConfig, monkeypat
 
 
 def test_headers_give_the_number_of_parameters(sdxl: ModelConfig) -> None:
-    unet = load_unet(sdxl, dtype=torch.float32)
+    unet = load_denoiser(sdxl, dtype=torch.float32)
     files = find_weights(unet_folder(sdxl), UNET_STEM, variant=None)
     assert files.num_parameters() == sum(parameter.numel() for parameter in unet.parameters())
     assert files.num_bytes() == (unet_folder(sdxl) / f"{UNET_STEM}.safetensors").stat().st_size
@@ -122,7 +122,7 @@ def test_a_pickle_alone_is_refused(sdxl_copy: ModelConfig) -> None:
     folder = unet_folder(sdxl_copy)
     (folder / f"{UNET_STEM}.safetensors").rename(folder / f"{UNET_STEM}.bin")
     with pytest.raises(ModelError, match=r"only pickled weights \(diffusion_pytorch_model.bin\).*save_pretrained"):
-        load_unet(sdxl_copy, dtype=torch.float32)
+        load_denoiser(sdxl_copy, dtype=torch.float32)
 
 
 def test_a_torn_weight_file_is_named(sdxl_copy: ModelConfig) -> None:
@@ -212,4 +212,4 @@ def test_a_tensor_that_the_config_needs_and_the_file_lacks_is_an_error(sdxl_copy
     wider = UNet2DConditionModel.from_config({**config, "transformer_layers_per_block": [1, 2]})
     (folder / "config.json").write_text(json.dumps(dict(wider.config)))
     with pytest.raises(ModelError, match=r"unet: its weights lack \d+ tensors of its config, such as .*blocks\.1"):
-        load_unet(sdxl_copy, dtype=torch.float32)
+        load_denoiser(sdxl_copy, dtype=torch.float32)

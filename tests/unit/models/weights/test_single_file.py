@@ -25,8 +25,8 @@ from ds_dpo.export.source import BaseModel
 from ds_dpo.models.loading import (
     file_weights,
     latent_shape,
+    load_denoiser,
     load_text,
-    load_unet,
     load_vae,
     peak_host_gib,
     read_noise_schedule,
@@ -71,7 +71,7 @@ def assert_same(found: Any, expected: Any) -> None:
 def test_every_part_is_what_was_written_and_what_diffusers_reads(tiny: TinyModel, tmp_path: Path) -> None:
     model = of_file(tiny.save_file(tmp_path / "a.safetensors"), tiny.family, prediction_type="epsilon")
     unet, vae = tiny.modules["unet"], tiny.modules["vae"]
-    assert_same(load_unet(model, dtype=torch.float32).state_dict(), unet.state_dict())
+    assert_same(load_denoiser(model, dtype=torch.float32).state_dict(), unet.state_dict())
     assert_same(load_vae(model).state_dict(), vae.state_dict())
     assert_same(convert_ldm_unet_checkpoint(tiny.single_file(), unet.config), unet.state_dict())
     assert_same(convert_ldm_vae_checkpoint(tiny.single_file(), vae.config), vae.state_dict())
@@ -91,12 +91,12 @@ def test_every_part_is_what_was_written_and_what_diffusers_reads(tiny: TinyModel
 
 
 def test_the_modules_have_memory_of_their_own_in_the_dtype(sdxl_file: Path) -> None:
-    first = load_unet(of_file(sdxl_file), dtype=torch.float32)
+    first = load_denoiser(of_file(sdxl_file), dtype=torch.float32)
     assert first.training
     assert all(parameter.requires_grad for parameter in first.parameters())
     with torch.no_grad():
         first.conv_in.weight.zero_()
-    again = load_unet(of_file(sdxl_file), dtype=torch.bfloat16)
+    again = load_denoiser(of_file(sdxl_file), dtype=torch.bfloat16)
     assert again.dtype == torch.bfloat16
     assert again.conv_in.weight.abs().max() > 0
     assert latent_shape(of_file(sdxl_file), (16, 24)) == (4, 8, 12)
@@ -269,7 +269,7 @@ def test_options_that_one_file_would_ignore_are_errors(sdxl_file: Path, field: s
 @pytest.mark.parametrize(
     ("load", "part", "lost"),
     [
-        (partial(load_unet, dtype=torch.float32), "UNet", "model.diffusion_model.input_blocks.4.1.norm.bias"),
+        (partial(load_denoiser, dtype=torch.float32), "UNet", "model.diffusion_model.input_blocks.4.1.norm.bias"),
         (load_vae, "VAE", "first_stage_model.decoder.conv_in.bias"),
         (partial(load_text, dtype=torch.float32), "text_encoder_2", "conditioner.embedders.1.model.ln_final.bias"),
     ],
@@ -286,7 +286,7 @@ def test_tensors_that_no_unet_of_the_family_has_are_named(sdxl_file: Path, tmp_p
     more = {f"{UNET_PREFIX}input_blocks.4.1.extra.weight": torch.zeros(1)}
     save_file({**load_file(sdxl_file), **more}, tmp_path / "a.safetensors")
     with pytest.raises(ModelError, match=r"1 tensors that no UNet of sdxl has, such as .*extra.weight; give a"):
-        load_unet(of_file(tmp_path / "a.safetensors"), dtype=torch.float32)
+        load_denoiser(of_file(tmp_path / "a.safetensors"), dtype=torch.float32)
 
 
 def test_an_export_finds_its_base_in_one_file(sdxl_file: Path, tmp_path: Path) -> None:
