@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ds_dpo.config.fields import FIELDS
+from ds_dpo.config.names import RENAMED
 from ds_dpo.config.optimization import DECAYING_SCHEDULES
 from ds_dpo.config.run import RunConfig
 
@@ -39,6 +42,16 @@ def identity(config: RunConfig, precision: str) -> dict[str, object]:
         flat["schedule.decay_steps"] = config.schedule.decay_steps or config.max_train_steps
     flat["precision"] = precision
     return flat
+
+
+def fingerprint(fields: Mapping[str, object]) -> str:
+    """Return the SHA-256 of an identity, 64 hex digits, by which a checkpoint belongs to its run.
+
+    A renamed field counts under its first name, so that a run goes on from the checkpoints of an earlier version.
+    """
+    first_names = {now: first for first, now in RENAMED.items()}
+    named = {first_names.get(name, name): value for name, value in fields.items()}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def compare_identity(old: Mapping[str, object], new: Mapping[str, object]) -> list[Change]:

@@ -23,9 +23,9 @@ class ModelConfig(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = identity_field(
         "what the UNet predicts; none: as the model's scheduler config says", default=None
     )
-    unet_init: str | None = identity_field(
-        "another UNet to start policy and reference from: diffusers folder, hub id, .safetensors, or a run's folder or "
-        "checkpoint; none: the pipeline's own",
+    denoiser_init: str | None = identity_field(
+        "Other weights that policy and reference start from: a diffusers folder, a hub id, a .safetensors file, or a "
+        "run's folder or checkpoint (the pipeline's own if unset).",
         default=None,
     )
     vae: str | None = identity_field(

@@ -17,8 +17,12 @@ FLAT_NAMES = {
     "pretrained": "model.pretrained",
 }
 
+# What fields were called in earlier versions, whose files and commands go on working.
+RENAMED = {"model.unet_init": "model.denoiser_init"}
+
 # Names of diffusers', the authors' and transformers' training scripts, only where the meaning is the same.
 ALIASES = {
+    **RENAMED,
     "pretrained_model_name_or_path": "model.pretrained",
     "pretrained_vae_model_name_or_path": "model.vae",
     "revision": "model.revision",

@@ -36,11 +36,11 @@ def load_denoiser(
     pipeline = open_pipeline(model)
     part = pipeline.denoiser()
     _check_family(model, pipeline, part.config)
-    if start is None and model.unet_init is None:
+    if start is None and model.denoiser_init is None:
         denoiser = part.load(dtype=dtype)
     else:
         denoiser = skeleton(UNet2DConditionModel, part.config)
-        fill(denoiser, start or file_weights(model), dtype=dtype, source=f"model.unet_init {model.unet_init}")
+        fill(denoiser, start or file_weights(model), dtype=dtype, source=f"model.denoiser_init {model.denoiser_init}")
     assert isinstance(denoiser, UNet2DConditionModel)
     _fix_kernels(denoiser)
     return denoiser.train()
@@ -49,7 +49,7 @@ def load_denoiser(
 def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
     """Return the weights that the policy starts from, by parameter name, in the dtype of the file.
 
-    Each is read when it is asked for: those of model.unet_init, else the pipeline's own.
+    Each is read when it is asked for: those of model.denoiser_init, else the pipeline's own.
     """
     return _start_part(model).weights()
 
@@ -150,7 +150,7 @@ def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 def _start_part(model: ModelConfig) -> Part:
-    return open_pipeline(model).denoiser() if model.unet_init is None else open_denoiser_init(model)
+    return open_pipeline(model).denoiser() if model.denoiser_init is None else open_denoiser_init(model)
 
 
 def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[str, Any]) -> None:

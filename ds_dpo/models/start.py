@@ -40,7 +40,7 @@ class CheckpointWeights(Mapping[str, Tensor]):
 
 
 def pin_start(config: RunConfig) -> RunConfig:
-    """Return the configuration with a run as model.unet_init replaced by its newest whole checkpoint.
+    """Return the configuration with a run as model.denoiser_init replaced by its newest whole checkpoint.
 
     So that a run that is resumed has the start that it had, whatever the other run did since. Sizes of files are
     compared, their contents as they are read. Raises CheckpointError where the run has no whole checkpoint.
@@ -51,13 +51,13 @@ def pin_start(config: RunConfig) -> RunConfig:
     newest, reasons = newest_valid_checkpoint(run / "checkpoints", checksums=False)
     if newest is None:
         why = f"; the newest: {reasons[0]}" if reasons else ""
-        raise CheckpointError(f"model.unet_init {run}: a run without a whole checkpoint{why}")
-    model = config.model.model_copy(update={"unet_init": str(newest)})
+        raise CheckpointError(f"model.denoiser_init {run}: a run without a whole checkpoint{why}")
+    model = config.model.model_copy(update={"denoiser_init": str(newest)})
     return config.model_copy(update={"model": model})
 
 
 def checkpoint_start(model: ModelConfig) -> CheckpointWeights | None:
-    """Return the weights of the checkpoint that model.unet_init is; None where it is none.
+    """Return the weights of the checkpoint that model.denoiser_init is; None where it is none.
 
     Raises CheckpointError where the checkpoint is not whole; contents are verified as they are read.
     """
@@ -68,5 +68,5 @@ def checkpoint_start(model: ModelConfig) -> CheckpointWeights | None:
 
 
 def _folder_of(model: ModelConfig) -> Path | None:
-    name = model.unet_init
+    name = model.denoiser_init
     return Path(name) if name is not None and Path(name).is_dir() else None

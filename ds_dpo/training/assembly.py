@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from ds_dpo.checkpoints.folder import RunIdentity
-from ds_dpo.config.identity import identity
+from ds_dpo.config.identity import fingerprint, identity
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.distributed.environment import RankEnvironment
@@ -51,12 +48,11 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
 
 
 def identity_of(config: RunConfig, resolved: ResolvedDeepSpeed) -> RunIdentity:
-    fields = identity(config, resolved.precision)
     return RunIdentity(
         world_size=resolved.world_size,
         stage=resolved.stage,
         precision=resolved.precision,
-        fingerprint=hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(),
+        fingerprint=fingerprint(identity(config, resolved.precision)),
     )
 
 

@@ -81,7 +81,7 @@ def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> Bui
         schedule=config.schedule,
         max_train_steps=config.max_train_steps,
         # an export of an adapter alone takes the rest from model.pretrained
-        saves_frozen_weights=models.adapter is None or config.model.unet_init is not None,
+        saves_frozen_weights=models.adapter is None or config.model.denoiser_init is not None,
     )
     return BuiltRun(
         opened=opened,

@@ -60,7 +60,7 @@ def load_models(
     residency = RESIDENCIES[config.reference.residency]  # None: nothing is held, its errors are in a cache
     with node_turns(place):
         fetch_models(model)
-        if model.unet_init is not None and earlier is None:
+        if model.denoiser_init is not None and earlier is None:
             open_denoiser_init(model)
     log.line(describe_model(model))
     peak = peak_host_gib(

@@ -68,10 +68,12 @@ def locate_denoiser(name: str) -> Path:
     """
     names = ("config.json", f"{UNET_STEM}.safetensors", f"{UNET_STEM}*-of-*.safetensors", f"{UNET_STEM}*.index.json")
     patterns = tuple(f"{part}{name}" for part in ("", "unet/") for name in names)
-    place = locate(name, field="model.unet_init", revision=None, patterns=patterns)
+    place = locate(name, field="model.denoiser_init", revision=None, patterns=patterns)
     found = place if place.is_file() else _with_config(place, "unet")
     if found is None:
-        raise ModelError(f"model.unet_init {name}: {place} has neither config.json nor unet/config.json, so no UNet")
+        raise ModelError(
+            f"model.denoiser_init {name}: {place} has neither config.json nor unet/config.json, so no UNet"
+        )
     return found
 
 

@@ -154,19 +154,19 @@ def _vae_file(path: Path, usual: Mapping[str, Any]) -> FilePart:
 
 
 def open_denoiser_init(model: ModelConfig) -> Part:
-    """Return the UNet of model.unet_init: a folder of diffusers, a hub id or a file, under any of the usual names.
+    """Return the UNet of model.denoiser_init: a folder of diffusers, a hub id or a file, under any of the usual names.
 
     Its configuration is that of the pipeline's UNet. Raises ModelError where there is none.
     """
-    assert model.unet_init is not None
-    place = locate_denoiser(model.unet_init)
+    assert model.denoiser_init is not None
+    place = locate_denoiser(model.denoiser_init)
     if place.is_dir():
         find = partial(find_weights, stem=UNET_STEM, variant=None)
         return FolderPart(folder=place, model_class=UNet2DConditionModel, find=find)
     names, config = read_header(place).shapes, open_pipeline(model).denoiser().config
     if any("lora" in name for name in names):
         raise ModelError(
-            f"model.unet_init {place}: a LoRA, which is no UNet; fuse it into its model first: load_lora_weights, "
+            f"model.denoiser_init {place}: a LoRA, which is no UNet; fuse it into its model first: load_lora_weights, "
             "fuse_lora and save_pretrained of diffusers"
         )
     prefix = UNET_PREFIX if any(name.startswith(UNET_PREFIX) for name in names) else ""
@@ -175,5 +175,5 @@ def open_denoiser_init(model: ModelConfig) -> Part:
     elif any(name.startswith("down_blocks.") for name in names):
         places = same_names
     else:
-        raise ModelError(f"model.unet_init {place}: no UNet; its first tensor is {min(names, default='absent')!r}")
+        raise ModelError(f"model.denoiser_init {place}: no UNet; its first tensor is {min(names, default='absent')!r}")
     return FilePart(path=place, title="UNet", model_class=UNet2DConditionModel, config=config, places=places)

@@ -198,7 +198,7 @@ def _family_of(header: Header) -> str:
         lacking += [] if has_vae else ["VAE"]
         raise ModelError(
             f"{header.path}: a UNet without {' or '.join(lacking)}; give a whole pipeline as model.pretrained and this "
-            "file as model.unet_init"
+            "file as model.denoiser_init"
         )
     raise ModelError(
         f"{header.path}: no checkpoint of {', '.join(FAMILIES)}; its first tensor is {min(names, default='absent')!r}"

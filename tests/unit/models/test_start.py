@@ -104,7 +104,7 @@ def write_start(form: str, tuned: dict[str, Tensor], sdxl: ModelConfig, folder: 
 def test_another_unet_starts_policy_and_master_weights(
     sdxl: ModelConfig, tuned: dict[str, Tensor], tmp_path: Path, form: str
 ) -> None:
-    model = sdxl.model_copy(update={"unet_init": str(write_start(form, tuned, sdxl, tmp_path))})
+    model = sdxl.model_copy(update={"denoiser_init": str(write_start(form, tuned, sdxl, tmp_path))})
     policy = load_denoiser(model, dtype=torch.bfloat16)
     assert policy.training
     assert_same(policy.state_dict(), {name: tensor.bfloat16() for name, tensor in tuned.items()})
@@ -128,7 +128,7 @@ def test_weights_from_elsewhere_are_taken_in_place_of_any_file(sdxl: ModelConfig
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"conv_in.bias": None}, r"unet_init .*lacks 1 tensors of this model, such as conv_in.bias"),
+        ({"conv_in.bias": None}, r"denoiser_init .*lacks 1 tensors of this model, such as conv_in.bias"),
         ({"conv_in.bias": torch.zeros(3)}, r"has conv_in.bias of shape \(3,\), where this model has \(48,\)"),
         ({"more": torch.zeros(1)}, r"has 1 that are none of this model's, such as more"),
     ],
@@ -150,13 +150,15 @@ def test_a_unet_that_is_not_the_pipelines_is_an_error(
 )
 def test_a_file_that_is_no_unet_is_an_error(sdxl: ModelConfig, tmp_path: Path, names: list[str], message: str) -> None:
     save_file({name: torch.zeros(1) for name in names}, tmp_path / "a.safetensors")
-    with pytest.raises(ModelError, match=f"model.unet_init .*a.safetensors: {message}"):
-        load_denoiser(sdxl.model_copy(update={"unet_init": str(tmp_path / "a.safetensors")}), dtype=torch.float32)
+    with pytest.raises(ModelError, match=f"model.denoiser_init .*a.safetensors: {message}"):
+        load_denoiser(sdxl.model_copy(update={"denoiser_init": str(tmp_path / "a.safetensors")}), dtype=torch.float32)
 
 
 def test_a_folder_without_a_unet_is_an_error(sdxl: ModelConfig, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model.unet_init .* neither config.json nor unet/config.json, so no UNet"):
-        file_weights(sdxl.model_copy(update={"unet_init": str(tmp_path)}))
+    with pytest.raises(
+        ModelError, match=r"model.denoiser_init .* neither config.json nor unet/config.json, so no UNet"
+    ):
+        file_weights(sdxl.model_copy(update={"denoiser_init": str(tmp_path)}))
 
 
 def test_without_another_unet_the_pipelines_own_file_counts(sdxl: ModelConfig) -> None:

@@ -39,13 +39,13 @@ def earlier(tuned: dict[str, Tensor], tmp_path: Path) -> Path:
 
 
 def run_config(start: Path) -> RunConfig:
-    return load_config(["--config", "miniature", "--output_dir", "x", "--model.unet_init", str(start)]).config
+    return load_config(["--config", "miniature", "--output_dir", "x", "--model.denoiser_init", str(start)]).config
 
 
 def test_a_run_starts_from_the_masters_of_its_newest_checkpoint(tuned: dict[str, Tensor], earlier: Path) -> None:
     pinned = pin_start(run_config(earlier))
     newest = earlier / "checkpoints" / "step_00000009"
-    assert pinned.model.unet_init == str(newest)
+    assert pinned.model.denoiser_init == str(newest)
     assert pin_start(pinned) == pinned
     start = checkpoint_start(pinned.model)
     assert start is not None
@@ -58,9 +58,11 @@ def test_a_run_starts_from_the_masters_of_its_newest_checkpoint(tuned: dict[str,
 def test_a_checkpoint_that_is_not_whole_is_passed_over_and_a_run_without_any_is_an_error(earlier: Path) -> None:
     checkpoints = earlier / "checkpoints"
     (checkpoints / "step_00000009" / "manifest.json").unlink()
-    assert pin_start(run_config(earlier)).model.unet_init == str(checkpoints / "step_00000007")
+    assert pin_start(run_config(earlier)).model.denoiser_init == str(checkpoints / "step_00000007")
     (checkpoints / "step_00000007" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"model.unet_init .*run: a run without a whole checkpoint; .*never comp"):
+    with pytest.raises(
+        CheckpointError, match=r"model.denoiser_init .*run: a run without a whole checkpoint; .*never comp"
+    ):
         pin_start(run_config(earlier))
 
 

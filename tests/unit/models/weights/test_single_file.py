@@ -239,8 +239,11 @@ def test_a_file_of_another_family_is_named(tmp_path: Path, family: str) -> None:
     [
         (["lora_unet_down_blocks_0.lora_up.weight"], "a LoRA, which is no model"),
         (["unet.down_blocks.0.to_q.lora_A.weight"], "a LoRA, which is no model"),
-        (["model.diffusion_model.input_blocks.0.0.weight"], "a UNet without text encoder or VAE; .*model.unet_init"),
-        (["down_blocks.0.resnets.0.conv1.weight"], "a UNet without text encoder or VAE; .*model.unet_init"),
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight"],
+            "a UNet without text encoder or VAE; .*model.denoiser_init",
+        ),
+        (["down_blocks.0.resnets.0.conv1.weight"], "a UNet without text encoder or VAE; .*model.denoiser_init"),
         (["double_blocks.0.img_attn.qkv.weight"], "Flux.*only UNets of sdxl"),
         (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3; only UNets"),
         (["encoder.conv_in.weight"], "no checkpoint of sdxl, .*its first tensor is 'encoder.conv_in.weight'"),
