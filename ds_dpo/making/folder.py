@@ -1,4 +1,4 @@
-"""A folder while it is made: held by one process, with a plan in its work folder that a rerun must share."""
+"""A folder while it is being made: locked by one process, with a plan that a rerun must agree with."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def work_of(out: Path) -> Path:
 
 
 def begin(out: Path, plan: Mapping[str, Any], *, subfolders: Sequence[str], is_extension: bool) -> str:
-    """Prepare `out` for its units; returns "making", "going on with" or "extending".
+    """Prepare `out` for its units; returns "making", "continuing" or "extending".
 
-    subfolders: names inside `out` to create. is_extension: `out` is finished and gets more units; it keeps its plan in
-    its record. Raises ConfigError if `out` holds something else, or a making with another plan.
+    subfolders: names of the folders to create inside `out`. is_extension: `out` is finished and gets more units; its
+    plan follows from its record. Raises ConfigError if `out` holds other files, or was begun with another plan.
     """
     work, plan_file = work_of(out), work_of(out) / PLAN_NAME
     if is_extension:
         state = "extending"
     elif plan_file.is_file():
         require_same_plan(out, _read_plan(plan_file), plan)
-        state = "going on with"
+        state = "continuing"
     else:
         _require_empty(out)
         work.mkdir(exist_ok=True)
@@ -51,7 +51,7 @@ def begin(out: Path, plan: Mapping[str, Any], *, subfolders: Sequence[str], is_e
 def _require_empty(out: Path) -> None:
     inside = sorted(path.name for path in out.iterdir() if path.name not in (LOCK_NAME, WORK_NAME))
     if inside:
-        raise ConfigError(f"--out {out} holds {inside[0]} and is no unfinished cache; name another folder")
+        raise ConfigError(f"--out {out} holds {inside[0]} and is not an unfinished cache; name another folder")
 
 
 def require_same_plan(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -60,8 +60,8 @@ def require_same_plan(out: Path, old: Mapping[str, Any], new: Mapping[str, Any])
     if changes:
         listed = "\n  ".join(changes)
         raise ConfigError(
-            f"--out {out} holds a cache of something else:\n  {listed}\n"
-            "set these back to go on with it, or name another folder"
+            f"--out {out} holds a cache that was begun with other settings:\n  {listed}\n"
+            "restore these settings to continue it, or name another folder"
         )
 
 
@@ -69,7 +69,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
     try:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); remove the folder to begin anew") from error
+        raise DataError(f"{path}: not readable as JSON ({error}); remove the folder and start again") from error
     return plan
 
 
@@ -90,7 +90,7 @@ def locked(out: Path) -> Iterator[None]:
     except OSError:
         os.close(descriptor)
         raise ConfigError(
-            f"--out {out}: another scripts/cache.py is at work in it; wait until it ends, or name another folder"
+            f"--out {out}: another scripts/cache.py is writing to it; wait until it ends, or name another folder"
         ) from None
     try:
         yield

@@ -20,7 +20,7 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Units:
-    """Things made `size` at a time: unit N has those from N * size on, the last unit what is left of `total`."""
+    """`total` things, made `size` at a time: unit N begins at thing N * size, and the last unit may be smaller."""
 
     total: int
     size: int
@@ -29,7 +29,7 @@ class Units:
         return -(-self.total // self.size)
 
     def span(self, unit: int) -> range:
-        """Return the numbers of a unit's things."""
+        """Return the numbers of the things in a unit."""
         return range(unit * self.size, min((unit + 1) * self.size, self.total))
 
     def missing(self, files_of: Callable[[int], Sequence[Path]], *, first: int = 0) -> list[int]:
@@ -38,7 +38,7 @@ class Units:
 
 
 def share_of(place: RankEnvironment, units: Sequence[int]) -> Sequence[int]:
-    """Return one rank's share, neighbours, of units that every rank lists in the same order."""
+    """Return one rank's share of the units: consecutive ones of a list that is the same on every rank."""
     rank, world_size = place.rank, place.world_size
     return units[len(units) * rank // world_size : len(units) * (rank + 1) // world_size]
 
@@ -47,7 +47,7 @@ def share_of(place: RankEnvironment, units: Sequence[int]) -> Sequence[int]:
 class Finished(Generic[Record]):
     """What a folder holds that was finished earlier.
 
-    plan: the plan that it was made by. is_enough: False if units are missing, so that the folder is to be extended.
+    plan: the plan by which it was made. is_enough: False if the folder must be extended, because units are missing.
     """
 
     record: Record
@@ -58,8 +58,8 @@ class Finished(Generic[Record]):
 class Making(Protocol[Record]):
     """One kind of folder. Every rank calls `make_units`; only rank 0 calls the other methods.
 
-    say: prints on rank 0. verb: what is done to a unit, such as encoded; things: what a unit is made of, such as pairs.
-    subfolders: names inside `out` that units are written to.
+    say: prints on rank 0. verb: for the log, what is done to a unit, such as "encoded". things: what a unit consists
+    of, such as "pairs". subfolders: names of the folders inside `out` to which units are written.
     """
 
     @property
@@ -82,7 +82,7 @@ class Making(Protocol[Record]):
         """Return what an earlier making finished in `out`; None if it holds no record."""
 
     def missing(self) -> list[int]:
-        """Return the units that are not made."""
+        """Return the units that do not exist yet."""
 
     def make_units(self, missing: Sequence[int]) -> None:
         """Make this rank's share of the missing units."""

@@ -1,4 +1,4 @@
-"""How far a long work is, in lines at intervals."""
+"""Lines in the log that say how far a long task is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 15
 
 
 class Progress:
-    """Counts what this rank has done, and says so every SECONDS_BETWEEN_LINES and at the end."""
+    """Counts what this rank has done, and reports it every SECONDS_BETWEEN_LINES and at the end."""
 
     def __init__(self, verb: str, unit: str, *, total: int, say: Say) -> None:
         self.done = 0
@@ -31,6 +31,6 @@ class Progress:
         self._say(f"{of}, {rate:,.1f} {self._unit}/s, {left} left")
 
     def say_sum(self) -> None:
-        """Say what all ranks together have done; every rank calls it."""
+        """Report what all ranks together have done; every rank calls it."""
         counts = gather_objects(self.done)
         self._say(f"{self._verb} {sum(counts)} {self._unit} in this run, on {len(counts)} ranks")

@@ -38,7 +38,8 @@ def software_versions() -> dict[str, str]:
 def read_record_file(path: Path, kind: type[Record], *, format_version: int, state_without: str) -> Record:
     """Read a record.
 
-    format_version: what its field `format` must be. state_without: what a folder without the file is, for the message.
+    format_version: the value that its field `format` must have. state_without: what the error says about a folder
+    without the file, such as "is not a cache".
     Raises DataError if the file is missing, is not JSON, has another format, or does not hold what `kind` says.
     """
     try:
@@ -49,7 +50,7 @@ def read_record_file(path: Path, kind: type[Record], *, format_version: int, sta
         raise DataError(f"{path}: not readable as JSON ({error})") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != format_version:
-        raise DataError(f"{path}: format {found!r}, this version reads {format_version}; make the cache anew")
+        raise DataError(f"{path}: format {found!r}, this version reads {format_version}; make the cache again")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -59,12 +60,12 @@ def read_record_file(path: Path, kind: type[Record], *, format_version: int, sta
 
 
 def write_record_file(path: Path, record: RecordPart) -> None:
-    """Write a record, synced: from then on its folder is finished."""
+    """Write a record and sync it to the disk: from then on its folder is finished."""
     replace_file(path, (record.model_dump_json(indent=1) + "\n").encode())
 
 
 def write_rows(path: Path, rows: NDArray[np.void]) -> FileEntry:
-    """Write rows of fixed width as a .npy file."""
+    """Write rows of a fixed size as a .npy file."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, rows, version=(1, 0), allow_pickle=False)
     content = buffer.getvalue()
@@ -86,7 +87,7 @@ def check_sizes(folder: Path, files: Mapping[str, FileEntry]) -> None:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], *, asker: str) -> list[str]:
-    """Return a line for each name under which a cache has another value than is wanted. asker: who wants it."""
+    """Return a line for each name whose value in a cache is not the wanted one. asker: who wants it, for the line."""
     names = [*wanted, *(name for name in found if name not in wanted)]
     return [
         f"{name}: the cache has {found.get(name, '(nothing)')}, {asker} {wanted.get(name, '(nothing)')}"
@@ -96,20 +97,20 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], *, asker: s
 
 
 def refuse_if_stale(field: str, folder: Path, changes: Sequence[str], *, why: str, program: str) -> None:
-    """Raise ConfigError that lists the differences between a cache and what a run needs, if there are any.
+    """Raise ConfigError if there are changes: differences between a cache and what a run needs.
 
-    field: of the configuration, that names the folder. program: makes such a cache.
+    field: the field of the configuration that names the folder. program: the program that makes such a cache.
     """
     if changes:
         listed = "\n  ".join(changes)
         raise ConfigError(
             f"{field} {folder} is stale: {why}:\n  {listed}\n"
-            f"make it anew with {program} and this configuration, in another folder, or set these back"
+            f"make it again with {program} and this configuration, in another folder, or restore the old settings"
         )
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and sync it."""
+    """Write a file completely or not at all, and sync it to the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with temporary.open("wb") as file:
         file.write(content)

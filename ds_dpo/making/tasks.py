@@ -1,4 +1,4 @@
-"""Work on pairs in processes of its own, results in the order of the tasks."""
+"""Run tasks in worker processes; results come in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ds_dpo.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
-PREFETCHED_TASKS = 2  # of each process
+PREFETCHED_TASKS = 2  # by each process
 
 
 @dataclass(frozen=True)
 class _Outcome(Generic[R]):
-    """error: a DataError's message; torch would put a traceback around the error itself."""
+    """error: the message of a DataError; torch would wrap the error itself in a traceback."""
 
     result: R | None
     error: str | None
@@ -40,16 +40,16 @@ class _Tasks(Dataset[_Outcome[R]], Generic[T, R]):
 
 
 def run_tasks(work: Callable[[T], R], tasks: Sequence[T], *, workers: int) -> Iterator[R]:
-    """Yield work(task) for each task, in order. workers: processes; 0: this one.
+    """Yield work(task) for each task, in order. workers: number of processes; 0 runs the tasks in this one.
 
-    Raises DataError where the work does, or where a process died.
+    Raises DataError if the work raises it, or if a process died.
     """
     loader: DataLoader[_Outcome[R]] = DataLoader(
         _Tasks(work, tasks),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=PREFETCHED_TASKS if workers else None,
-        # fork: they share the opened dataset, and use neither the GPU nor torch's threads
+        # fork: the workers share the opened dataset, and use neither the GPU nor torch's threads
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_start_worker,
         collate_fn=_as_it_is,
@@ -64,13 +64,13 @@ def run_tasks(work: Callable[[T], R], tasks: Sequence[T], *, workers: int) -> It
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"a process that reads images ended by itself ({error}); most often memory or shared memory (/dev/shm) ran "
-            "out: lower data.workers, or give more"
+            f"a worker process died ({error}); usually memory or shared memory (/dev/shm) was exhausted: lower "
+            "data.workers, or provide more memory"
         ) from error
 
 
 def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    torch.set_num_threads(1)  # threads of OpenMP do not survive a fork
 
 
 def _as_it_is(outcome: Any) -> Any:

@@ -87,7 +87,7 @@ def test_two_ranks_under_the_launcher_make_the_same_cache_and_one_verifies_it(ou
     assert files_of(tmp_path / "cache") == files_of(out / "whole")
     said = run([sys.executable, *program, "--verify", "--verify_images", "2"])
     assert "2 pairs encoded again" in said
-    assert f"{tmp_path / 'cache'} is whole" in said
+    assert f"{tmp_path / 'cache'} is complete and undamaged" in said
 
 
 def losses(run_folder):

@@ -83,7 +83,7 @@ def test_two_ranks_make_at_once_what_one_rank_made_in_two_parts(out, tmp_path):
     assert files_of(tmp_path / "cache") == files_of(out / "extended")
     said = run([sys.executable, *program, "--verify", "--verify_images", "3"])
     assert "3 (pair, visit) computed again" in said
-    assert f"{tmp_path / 'cache'} is whole" in said
+    assert f"{tmp_path / 'cache'} is complete and undamaged" in said
 
 
 def test_what_is_read_are_the_errors_of_the_reference(report):

@@ -1,4 +1,4 @@
-"""What a cache follows from, by the name of each part: two runs that agree in it can train on the same cache."""
+"""What determines the content of a cache, as named parts: runs that agree in all parts can train on one cache."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ds_dpo.models.weights.pretrained import open_pipeline, open_vae
 from ds_dpo.precision import Precision
 from ds_dpo.storage.manifest import hash_file
 
-# fields of data that act when a cached pair is read; every other one that makes a run the run it is, is compared
+# fields of data that act when a cached pair is read; all other identity fields of data are compared
 ACT_ON_READING = {"flip", "size_conditioning", "prompt_dropout"}
 
 
 def fingerprint_of(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
-    """Return what a cache for this run must have been made of; models count by their files' contents, not their names.
+    """Return what a cache for this run must be made from. Models enter by the content of their files, not by name.
 
-    text_dtype: of the text encoders, the run's precision. Raises ModelError where a model is missing, and ConfigError
-    for data.crop random.
+    text_dtype: precision of the text encoders, which is the run's. Raises ModelError if a model is missing, and
+    ConfigError for data.crop random.
     """
     _require_one_crop(config.data)
     return {**data_fields(config.data, leave_out=ACT_ON_READING), **encoder_parts(config, text_dtype=text_dtype)}
 
 
 def encoder_parts(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
-    """Return what says how images and prompts are encoded. Raises ModelError where a model is missing."""
+    """Return the parts that determine how images and prompts are encoded. Raises ModelError if a model is missing."""
     model = config.model
     pipeline = open_pipeline(model)
     parts: dict[str, str] = {}
@@ -52,20 +52,20 @@ def encoder_parts(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]
 
 def _require_one_crop(data: DataConfig) -> None:
     if data.crop == "random":
-        raise ConfigError("data.crop random does not fit a cache, which holds each image cut once; take center")
+        raise ConfigError("data.crop random does not fit a cache, which holds one cut of each image; use center")
 
 
 def data_fields(data: DataConfig, *, leave_out: Collection[str] = ()) -> dict[str, str]:
-    """Return the fields of data that make a run the run it is, by dotted name."""
+    """Return the identity fields of data, by dotted name: a run cannot change them."""
     values = data.model_dump(mode="json")
     names = [spec.path.removeprefix("data.") for spec in FIELDS.values() if spec.section == "data" and spec.is_identity]
     return {f"data.{name}": json.dumps(values[name]) for name in names if name not in leave_out}
 
 
 def _content_of_model(part: Part) -> str:
-    # names that begin with _ tell of the library's version and of where the model was saved
+    # names that begin with _ hold the library's version and the path where the model was saved
     config = {name: value for name, value in part.config.items() if not name.startswith("_")}
-    digests = [remembered_sha256(path) for path in part.files.paths]  # of a whole checkpoint, all that is in it
+    digests = [remembered_sha256(path) for path in part.files.paths]  # for a whole checkpoint, the hash of all of it
     return hashlib.sha256("\n".join([json.dumps(config, sort_keys=True), *digests]).encode()).hexdigest()
 
 
@@ -75,10 +75,10 @@ def _content_of_files(files: Sequence[Path]) -> str:
 
 
 def remembered_sha256(path: Path) -> str:
-    """Return a file's SHA-256, hashed once for each path, size and time of change on this machine.
+    """Return a file's SHA-256; a file is hashed again only if its path, size or time of change differs.
 
-    Remembered under $XDG_CACHE_HOME/ds_dpo, by default ~/.cache/ds_dpo, as a text encoder takes seconds to read. Raises
-    ModelError where the file cannot be read.
+    Hashes are kept in $XDG_CACHE_HOME/ds_dpo, by default ~/.cache/ds_dpo, because reading a text encoder takes seconds.
+    Raises ModelError if the file cannot be read.
     """
     real = path.resolve()
     state = real.stat()
@@ -96,7 +96,7 @@ def remembered_sha256(path: Path) -> str:
 
 def _remember(note: Path, digest: str) -> None:
     temporary = note.with_name(f"{note.name}.{os.getpid()}.partial")
-    # a home that cannot be written, as on some clusters, costs the seconds of hashing again and nothing else
+    # on some clusters the home folder cannot be written: then files are hashed again each time, which takes seconds
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(digest + "\n", encoding="ascii")

@@ -1,4 +1,4 @@
-"""Last pass, on one rank: the tables that say where everything lies, and the record that makes the cache exist."""
+"""Last pass, on one rank: write the tables that say where everything is, and the record that finishes the cache."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ PAIR_COLUMNS = ("index", "pair_id", "uid", "target_probability", "weight", "erro
 def finish(
     layout: Layout, source: PairSource, *, fingerprint: Mapping[str, str], images: StoredImages, text: StoredText
 ) -> CacheRecord:
-    """Write the tables, then cache.json; every unit must be there.
+    """Write the tables, then cache.json; every unit must exist.
 
-    Raises DataError where a shard does not hold what the scan says.
+    Raises DataError if a shard does not hold what the scan says.
     """
     units = range(len(layout.units))
     buckets = Buckets(sizes=source.bucket_sizes, shapes=source.bucket_shapes)
@@ -85,7 +85,7 @@ def finish(
 def _image_rows(
     shards: Sequence[Path], images: Distinct, buckets: Buckets
 ) -> tuple[NDArray[np.void], list[str | None]]:
-    """Return IMAGE_ROWs and why each cannot be decoded, if so."""
+    """Return an IMAGE_ROW for each image, and why it cannot be decoded, or None."""
     names = ("original_height", "original_width", "corner_top", "corner_left")
     tables = [read_columns(path, ["key", "pixel_height", "pixel_width", "error", *names]) for path in shards]
     table = pa.concat_tables(tables)
@@ -116,15 +116,15 @@ def _prompt_rows(shards: Sequence[Path], prompts: Distinct) -> NDArray[np.void]:
 def _require_keys(found: pa.ChunkedArray, expected: pa.Array, shards: Sequence[Path]) -> None:
     if not found.combine_chunks().equals(expected):
         raise DataError(
-            f"{shards[0].parent}: the shards do not hold what was scanned, so they are of another making; remove the "
-            "folder to begin anew"
+            f"{shards[0].parent}: the shards do not hold what was scanned, so another command wrote them; remove the "
+            "folder and start again"
         )
 
 
 def _pair_rows(
     scan: Scan, buckets: Buckets, image_errors: Sequence[str | None]
 ) -> tuple[NDArray[np.void], list[dict[str, Any]]]:
-    """Return PAIR_ROWs in the source's order, and what is wrong with those that point to a bad pair."""
+    """Return a PAIR_ROW for each pair, in the source's order, and the bad pairs with the reason of each."""
     pairs = scan.pairs
     index = pairs["index"].to_numpy()
     in_file_order = np.zeros(len(pairs), PAIR_ROW)
@@ -147,7 +147,10 @@ def _pair_rows(
 
 
 def _reasons(pairs: pa.Table, *, rows: NDArray[np.void], image_errors: Sequence[str | None]) -> list[tuple[int, str]]:
-    """Return the place of each pair that cannot be read, and what reading it online says: of the chosen image first."""
+    """Return the place of each pair that cannot be read, and the reason that online reading gives.
+
+    If both images are bad, that is the chosen image's.
+    """
     reasons = {place: error for place, error in enumerate(pairs["error"].to_pylist()) if error is not None}
     is_bad_image = np.array([error is not None for error in image_errors])
     for side in SIDES:
@@ -169,13 +172,13 @@ def _inside(layout: Layout, path: Path) -> str:
 
 
 def note_entry(layout: Layout, path: Path, entry: FileEntry) -> None:
-    """Keep a new shard's size and checksum, so that the whole cache need not be read again to finish it."""
+    """Write down a new shard's size and checksum, so that finishing the cache need not read all shards again."""
     content = json.dumps({"size": entry.size, "sha256": entry.sha256})
     replace_file(_note(layout, path), content.encode())
 
 
 def shard_entry(layout: Layout, path: Path) -> FileEntry:
-    """Return what was kept of a shard; where it was not, as the process was killed just then, the file is read."""
+    """Return a shard's size and checksum; reads the shard if a kill came before they were written down."""
     note = _note(layout, path)
     if not note.is_file():
         return hash_file(path)

@@ -1,4 +1,4 @@
-"""A cache of encoded pairs as the loader reads it: the same draws as for images, and moments in place of pixels.
+"""A cache of encoded pairs, read by the loader: the same draws as with images, but moments instead of pixels.
 
 Legend: B pairs; C,H,W latent; L text tokens; D text width; P pooled width.
 """
@@ -38,10 +38,10 @@ from ds_dpo.process.say import Say
 
 
 class PairCache:
-    """A finished cache; nothing of it is in memory but its record."""
+    """A finished cache; only its record is in memory."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the record and compare the files' sizes. Raises DataError where something is missing or cut short."""
+        """Read the record and compare the files' sizes. Raises DataError if a file is missing or cut short."""
         self.folder = folder
         self.record: CacheRecord = read_record(folder)
         check_sizes(folder, self.record.files)
@@ -52,7 +52,7 @@ class PairCache:
 
     @property
     def description(self) -> str:
-        """What it holds, for the log."""
+        """What the cache holds, for the log."""
         record = self.record
         stored = record.images
         variants = ", and mirrored" if stored.mirrored else ""
@@ -64,17 +64,17 @@ class PairCache:
         )
 
     def require_fits(self, wanted: Mapping[str, str], *, data: DataConfig) -> None:
-        """Raise ConfigError naming each field in which the cache is not of what a run wants.
+        """Raise ConfigError that names each part in which the cache is not what a run needs.
 
-        wanted: a fingerprint, as the cache's record has it.
+        wanted: the run's fingerprint, with the same names as in the cache's record.
         """
         changes = differences(self.record.fingerprint, wanted, asker="this run")
         if data.flip != "off" and not self.record.images.mirrored:
             changes.append(
                 f"data.flip: {data.flip} needs mirrored images, which the cache does not have (scripts/cache.py "
-                "--flips stores them); off would fit"
+                "--flips stores them); off fits this cache"
             )
-        why = "it was not made of what this run is to train on"
+        why = "it was not made from what this run trains on"
         refuse_if_stale("data.cache", self.folder, changes, why=why, program="scripts/cache.py")
 
     def image(self, row: Any, *, is_mirrored: bool) -> Tensor:
@@ -97,7 +97,7 @@ class PairCache:
         return states, self._files.tensor(shard, int(row["pooled"]), shape=(text.pooled_width,), dtype=dtype)
 
     def bad_pair(self, row: int) -> BadRowError:
-        """Return what reading the pair raised when the cache was made."""
+        """Return the error that reading the pair raised when the cache was made."""
         with opened_shard(self.folder / BAD_PAIRS) as (_, reader):
             batch, place = divmod(row, BATCH_ROWS)
             found = reader.get_batch(batch).slice(place, 1).to_pylist()[0]
@@ -105,7 +105,7 @@ class PairCache:
 
 
 def open_cache(folder: str | Path, *, say: Say) -> PairCache:
-    """Open a finished cache, and say what it holds. Raises DataError where it is not whole."""
+    """Open a finished cache, and say what it holds. Raises DataError if it is not complete."""
     cache = PairCache(Path(folder).expanduser())
     say(cache.description)
     return cache
@@ -115,7 +115,7 @@ class CachedPairs:
     """The pairs of a cache for the loader; a loader.PairReader of CachedSamples."""
 
     def __init__(self, cache: PairCache, *, data: DataConfig, seed: int, noising: Noising) -> None:
-        """Take a cache that fits the run. data: for flips, dropped prompts and told sizes."""
+        """cache: must fit the run. data: sets flips, dropped prompts and size conditioning."""
         self._cache, self._data = cache, data
         self._seed, self._noising = seed, noising
 
@@ -128,7 +128,7 @@ class CachedPairs:
         return self._cache.record.bucket_sizes
 
     def read(self, index: int, visit: int) -> CachedSamples:
-        """Return a pair as CachedSamples with B = 1. Raises BadRowError where it could not be read to be encoded."""
+        """Return a pair as CachedSamples with B = 1. Raises BadRowError if it was unreadable when it was encoded."""
         pair = self._cache.pairs[index]
         if pair["bad"] >= 0:
             raise self._cache.bad_pair(int(pair["bad"]))
@@ -158,7 +158,7 @@ class CachedPairs:
         )
 
     def join(self, parts: list[CachedSamples]) -> CachedSamples:
-        """Put samples of one bucket behind one another."""
+        """Concatenate samples of one bucket."""
         return join_samples(parts)
 
     def _draw(self, pair: Any, visit: int) -> PairDraws:

@@ -1,4 +1,4 @@
-"""What one making of a cache is about, kept in its work folder so that a rerun goes on with the same."""
+"""What scripts/cache.py is asked to make, where its files are, and what determines their content."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from ds_dpo.precision import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What scripts/cache.py was asked for.
+    """What scripts/cache.py was asked to make.
 
-    quantity: moments, so that a run still draws from the posterior, or its mean alone. dtype: of what is stored of
-    images. shard_pairs: pairs of one unit, that is encoded as a whole. images_at_once: None: as online training does.
+    quantity: "moments", from which a run still draws its latents, or "mean" of the posterior alone. dtype: precision
+    of the stored images. shard_pairs: pairs in a unit, which is encoded as a whole. images_at_once: images in a pass
+    of the VAE; None takes the number of online training.
     """
 
     config: RunConfig
@@ -38,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the files of a cache lie, and those of its making."""
+    """The paths of a cache's files, and of the files that exist only while it is made."""
 
     out: Path
     units: Units
@@ -64,7 +65,7 @@ class Layout:
 
 
 def stored_images(request: Request, source: PairSource) -> StoredImages:
-    """Return what is stored of each image, by the VAE's config alone. Raises ModelError where a bucket does not fit."""
+    """Return what is stored of each image, from the VAE's config alone. Raises ModelError if a bucket does not fit."""
     model = request.config.model
     shapes = [latent_shape(model, shape) for shape in source.bucket_shapes]
     config = open_vae(model).config
@@ -82,7 +83,7 @@ def stored_images(request: Request, source: PairSource) -> StoredImages:
 def plan_of(
     request: Request, *, fingerprint: Mapping[str, str], source: Mapping[str, str], num_pairs: int, images: StoredImages
 ) -> dict[str, Any]:
-    """Return everything that a shard's content follows from, but for the number of images that pass at once."""
+    """Return everything that determines the content of a shard, except the number of images in a pass of the VAE."""
     return {
         "fingerprint": dict(fingerprint),
         "source": dict(source),

@@ -1,4 +1,4 @@
-"""What scripts/cache.py does on each rank: join the others, then make a cache or look through one."""
+"""What scripts/cache.py does on each rank: join the other ranks, then make a cache or verify one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ds_dpo.making.make import make
 from ds_dpo.models.weights.pretrained import fetch_models
 from ds_dpo.run_folder.log import RunLog
 
-# ranks wait for the one whose part takes longest; where one dies, its launcher ends the others
+# ranks wait for the slowest one; if one dies, its launcher ends the others
 LONGEST_WAIT = timedelta(days=7)
 
 
@@ -38,7 +38,7 @@ def join_ranks() -> tuple[RankEnvironment, torch.device, RunLog]:
 
 
 def run(request: Request, *, verify: int | None) -> None:
-    """Make the cache; or, with `verify` given, look through it and encode so many of its pairs again.
+    """Make the cache. With `verify`, check a finished one instead, and encode that many of its pairs again.
 
     Raises DsDpoError with a message for the user.
     """
@@ -59,7 +59,7 @@ class _Ranks:
     log: RunLog
 
     def locate_models(self) -> None:
-        with node_turns(self.place):  # the node's first rank downloads, the others find its files
+        with node_turns(self.place):  # the node's first rank downloads; the others find the files
             fetch_models(self.request.config.model)
 
     def make(self) -> None:
@@ -73,7 +73,7 @@ class _Ranks:
         )
         make(making)
         open_cache(self.request.out, say=self.log.line)
-        self.log.line(f"train from it with --data.cache {self.request.out}; look through it with --verify")
+        self.log.line(f"train with --data.cache {self.request.out}; --verify checks it")
 
     def verify(self, *, num_pairs: int) -> None:
         cache = open_cache(self.request.out, say=self.log.line)
@@ -89,7 +89,7 @@ class _Ranks:
                 device=self.device,
             )
             verify_pairs(cache, self._open_source(), encoders, num_pairs=num_pairs, say=self.log.line)
-        self.log.line(f"{self.request.out} is whole")
+        self.log.line(f"{self.request.out} is complete and undamaged")
 
     def _open_source(self) -> PairSource:
         with node_turns(self.place):

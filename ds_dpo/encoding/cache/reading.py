@@ -1,4 +1,4 @@
-"""Bytes of a cache's files into numbers and tensors, each read where it lies: memory holds what was asked for alone."""
+"""Read numbers and tensors from a cache's files, by offset: memory holds only what is asked for."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ds_dpo.errors import DataError
 
-MAX_OPEN_FILES = 128  # a process may have 1024 by default, and a cache has thousands of shards
+MAX_OPEN_FILES = 128  # a process may open 1024 by default, and a cache has thousands of shards
 
 
 class OpenFiles:
-    """Files of one folder by name, open for reading, the longest unused closed first.
+    """Files of one folder, open for reading; the one that was unused for longest is closed first.
 
-    Processes that are forked share the open files: `pread` has no position to share.
+    Forked processes may share the open files, because `pread` uses no file position.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,10 +27,10 @@ class OpenFiles:
         self._descriptors: OrderedDict[str, int] = OrderedDict()
 
     def read(self, name: str, offset: int, into: memoryview) -> None:
-        """Fill `into` from a file. Raises DataError where it cannot be read or is too short."""
+        """Fill `into` from a file. Raises DataError if the file cannot be read or is too short."""
         try:
             num_read = os.preadv(self._descriptor(name), [into], offset)
-            while 0 < num_read < len(into):  # a signal, or a network file system, may cut one read short
+            while 0 < num_read < len(into):  # a signal or a network file system may cut a read short
                 more = os.preadv(self._descriptor(name), [into[num_read:]], offset + num_read)
                 num_read = num_read + more if more else -1
         except OSError as error:
@@ -53,7 +53,7 @@ class OpenFiles:
             os.close(descriptor)
 
     def tensor(self, name: str, offset: int, *, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor whose bytes begin at an offset of a file; they are copied once."""
+        """Return the tensor whose bytes begin at an offset of a file; they are copied once."""
         values = torch.empty(shape, dtype=dtype)
         into: Any = values.view(-1).view(torch.uint8).numpy()
         self.read(name, offset, memoryview(into))
@@ -61,10 +61,10 @@ class OpenFiles:
 
 
 class RowFile:
-    """Rows of fixed width in a .npy file, each read when it is asked for."""
+    """Rows of a fixed size in a .npy file; each is read when it is asked for."""
 
     def __init__(self, files: OpenFiles, folder: Path, name: str, dtype: np.dtype[Any]) -> None:
-        """Read the header. Raises DataError where the file holds other rows."""
+        """Read the header. Raises DataError if the file holds other rows."""
         self._files, self._name, self._dtype = files, name, dtype
         try:
             with (folder / name).open("rb") as file:

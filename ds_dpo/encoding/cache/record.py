@@ -1,14 +1,14 @@
-"""What a cache of encoded pairs is on disk: its files, its tables' columns, and cache.json, which is written last.
+"""A cache of encoded pairs on disk: its files, the columns of its tables, and cache.json, which is written last.
 
-    cache.json          CacheRecord: what was encoded with what, and every other file's size and SHA-256
-    pairs.npy           PAIR_ROW for each pair, in the source's order
-    images.npy          IMAGE_ROW for each distinct image: where its bytes lie
-    prompts.npy         PROMPT_ROW for each distinct prompt
+    cache.json          CacheRecord: what was encoded by which models; size and SHA-256 of every other file
+    pairs.npy           a PAIR_ROW for each pair, in the source's order
+    images.npy          an IMAGE_ROW for each distinct image: where its bytes are
+    prompts.npy         a PROMPT_ROW for each distinct prompt
     bad_pairs.arrow     uid and reason of each pair that cannot be read
-    images/ prompts/    shards, Arrow IPC files; see cache_shards
-    work/               only while it is made
+    images/ prompts/    shards: Arrow IPC files, see shard_file.py
+    work/               exists only while the cache is made
 
-A folder without cache.json is no cache.
+A folder without cache.json is not a cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 RECORD_NAME = "cache.json"
 PAIRS, IMAGES, PROMPTS, BAD_PAIRS = "pairs.npy", "images.npy", "prompts.npy", "bad_pairs.arrow"
 IMAGE_SHARDS, PROMPT_SHARDS = "images", "prompts"
-EMPTY_PROMPT_ROW = 0  # '' is the first prompt of every cache, for prompts that are dropped
+EMPTY_PROMPT_ROW = 0  # '' is the first prompt of every cache, and stands for dropped prompts
 
 # chosen, rejected, prompt: rows of images.npy and prompts.npy. bad: row of bad_pairs.arrow, -1 for a good pair.
 PAIR_ROW = np.dtype(
@@ -43,7 +43,8 @@ PAIR_ROW = np.dtype(
         ("bad", "<i4"),
     ]
 )
-# Offsets are bytes from the start of the shard; -1: not stored. original: upright, pixels. corner: of the crop.
+# moments, mirrored: offsets in bytes from the start of the shard, -1 if not stored. original_*: pixels, upright.
+# corner_*: where the crop begins. bucket: -1 if the image cannot be decoded.
 IMAGE_ROW = np.dtype(
     [
         ("moments", "<i8"),
@@ -62,9 +63,11 @@ Quantity = Literal["moments", "mean"]
 
 
 class StoredImages(RecordPart):
-    """quantity: what is kept of a posterior. channels: C of the latent. factor: pixels of a latent's side.
+    """How images are stored.
 
-    vae_dtype: in which the VAE ran. scaling: what its config says of shift and scale.
+    quantity: moments or mean of the VAE's posterior. mirrored: whether each image is also stored mirrored. channels: C
+    of the latent. factor: pixels of the image's side for each value of the latent's. vae_dtype: precision in which the
+    VAE ran. scaling: shift and scale of latents, from the VAE's config.
     """
 
     quantity: Quantity
@@ -76,7 +79,7 @@ class StoredImages(RecordPart):
     scaling: dict[str, float | list[float] | None]
 
     def shape(self, pixels: tuple[int, int]) -> tuple[int, int, int]:
-        """Return what is stored of an image of so many pixels: (2C, H, W), or (C, H, W) of the mean alone."""
+        """Return the stored shape of an image of (height, width) pixels: (2C, H, W), or (C, H, W) for a mean."""
         channels = self.channels * (2 if self.quantity == "moments" else 1)
         return channels, pixels[0] // self.factor, pixels[1] // self.factor
 
@@ -86,7 +89,10 @@ class StoredImages(RecordPart):
 
 
 class StoredText(RecordPart):
-    """states_shape: (L, D). pooled_width: P, None for a family without. dtype: that of the text encoders."""
+    """How prompts are stored.
+
+    states_shape: (L, D). pooled_width: P, None if the family has no pooled text. dtype: that of the text encoders.
+    """
 
     states_shape: tuple[int, int]
     pooled_width: int | None
@@ -100,8 +106,8 @@ class StoredText(RecordPart):
 class CacheRecord(RecordPart):
     """The content of cache.json.
 
-    fingerprint: what training compares, by name. source_*: the dataset as it was when the cache was made.
-    image_shards, prompt_shards: by their numbers in the tables; names inside the folder.
+    fingerprint: what training compares, by name. source_*: the dataset when the cache was made. image_shards,
+    prompt_shards: names inside the folder; the tables refer to a shard by its position in these lists.
     """
 
     format: int = FORMAT_VERSION
@@ -125,15 +131,15 @@ class CacheRecord(RecordPart):
 
     @model_validator(mode="after")
     def only_files_of_the_cache_are_named(self) -> CacheRecord:
-        # a record is an untrusted file too: it must not send the reader outside of its folder
+        # a record is an untrusted file too: it must not lead the reader out of its folder
         outside = [name for name in self.files if leads_outside(name)]
         unlisted = [name for name in (*self.image_shards, *self.prompt_shards) if name not in self.files]
         if outside or unlisted:
-            raise ValueError(f"{(outside + unlisted)[0]} is no file of the cache")
+            raise ValueError(f"{(outside + unlisted)[0]} is not a file of the cache")
         return self
 
 
 def read_record(folder: Path) -> CacheRecord:
-    """Read cache.json. Raises DataError where there is none, or it is not one of this version."""
-    state = "was not finished: run scripts/cache.py again" if work_of(folder).is_dir() else "is no cache"
+    """Read cache.json. Raises DataError if it does not exist or is not of this version."""
+    state = "was not finished: run scripts/cache.py again" if work_of(folder).is_dir() else "is not a cache"
     return read_record_file(folder / RECORD_NAME, CacheRecord, format_version=FORMAT_VERSION, state_without=state)

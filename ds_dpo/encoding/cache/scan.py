@@ -1,4 +1,4 @@
-"""First pass over the pairs: what each is, and by a hash of their contents which images and prompts are the same."""
+"""First pass over the pairs: read each one, and find by hashes which images and prompts are the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ds_dpo.making.tasks import run_tasks
 
 SIDES = ("chosen", "rejected")
 PAIRS_OF_TASK = 16
-# error: why the row cannot be read; then prompt and keys are null
+# error: why the row cannot be read; prompt and keys are then null
 SCAN_SCHEMA = pa.schema(
     [
         ("index", pa.int64()),
@@ -42,7 +42,7 @@ SCAN_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
-    """Which bucket's shape a pair is cut to."""
+    """Finds the bucket of a pair, whose shape its images are cut to."""
 
     sizes: Sequence[int]
     shapes: Sequence[tuple[int, int]]
@@ -90,7 +90,7 @@ class _Reader:
 
 
 def _unreadable(index: int, *, uid: str, reason: str) -> Mapping[str, Any]:
-    # its id is never drawn from, as reading it from the cache raises the same error
+    # nothing is ever drawn with this id: reading the pair from the cache raises the same error
     empty = dict.fromkeys(("prompt", "prompt_key", "chosen_key", "rejected_key"))
     return {"index": index, "pair_id": 0, "uid": uid, "target_probability": 1, "weight": 1, "error": reason, **empty}
 
@@ -100,9 +100,10 @@ def key_of_prompt(prompt: str) -> bytes:
 
 
 def key_of_image(raw: RawImage | None, shape: tuple[int, int], *, otherwise: str) -> bytes:
-    """Return a key that two images share where their files and training shapes are the same. otherwise: of no file.
+    """Return a key that is the same for images with the same file and the same training shape.
 
-    10**9 images share one by chance with a probability of 1e-21.
+    otherwise: hashed instead, for an image without a readable file. Among 10**9 images, two different ones share a key
+    with a probability of 1e-21.
     """
     digest = blake2b(f"{shape[0]}x{shape[1]}\0".encode(), digest_size=16)
     content = raw.get("bytes") if isinstance(raw, Mapping) else raw
@@ -110,9 +111,9 @@ def key_of_image(raw: RawImage | None, shape: tuple[int, int], *, otherwise: str
         digest.update(b"file\0" + content)
         return digest.digest()
     if isinstance(content, Image.Image):
-        with contextlib.suppress(OSError, ValueError, SyntaxError):  # torn: told when it is decoded to be encoded
+        with contextlib.suppress(OSError, ValueError, SyntaxError):  # torn: reported when it is decoded for encoding
             pixels = content.tobytes()
-            # what else decoding looks at: colours, what is transparent, which way is up
+            # what decoding also depends on: palette, transparency, orientation
             looks = (content.mode, content.size, content.getpalette(), content.info.get("transparency"))
             digest.update(f"image\0{looks}{sorted(content.getexif().items())}\0".encode() + pixels)
             return digest.digest()
@@ -121,7 +122,7 @@ def key_of_image(raw: RawImage | None, shape: tuple[int, int], *, otherwise: str
 
 
 def scan_unit(source: PairSource, indices: Sequence[int], path: Path, *, buckets: Buckets, workers: int) -> None:
-    """Write a row of SCAN_SCHEMA for each of these pairs, in their order."""
+    """Write a row of SCAN_SCHEMA for each of the pairs, in the given order."""
     tasks = [indices[start : start + PAIRS_OF_TASK] for start in range(0, len(indices), PAIRS_OF_TASK)]
     with new_shard(path, SCAN_SCHEMA) as shard:
         for rows in run_tasks(_Reader(source, buckets), tasks, workers=workers):
@@ -131,9 +132,10 @@ def scan_unit(source: PairSource, indices: Sequence[int], path: Path, *, buckets
 
 @dataclass(frozen=True, kw_only=True)
 class Distinct:
-    """Things of one kind, each once, in the order in which they are first met.
+    """The distinct ones among things in numbered places, in the order in which they occur first.
 
-    row_of: for each place, the row of the thing that stands there; -1: nothing does. first: the place of each row.
+    row_of: the row of the thing at each place, -1 for an empty place. first: the place where each row occurs first.
+    keys: the key of each row.
     """
 
     row_of: NDArray[np.int64]
@@ -141,13 +143,13 @@ class Distinct:
     keys: pa.Array
 
     def rows_between(self, start: int, end: int) -> range:
-        """Return the rows that are first met at the places [start, end)."""
+        """Return the rows that occur first at a place in [start, end)."""
         begin, stop = np.searchsorted(self.first, (start, end))
         return range(int(begin), int(stop))
 
 
 def find_distinct(keys: pa.ChunkedArray | pa.Array) -> Distinct:
-    """Return which of the keys are the same. keys: null where there is nothing."""
+    """Find the distinct keys. keys: one for each place, null for an empty place."""
     array = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
     encoded = array.dictionary_encode()
     row_of = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
@@ -159,8 +161,8 @@ def find_distinct(keys: pa.ChunkedArray | pa.Array) -> Distinct:
 class Scan:
     """All pairs in file order, and what is distinct among them.
 
-    images: places are 2 * pair for the chosen, 2 * pair + 1 for the rejected image. prompts: place 0 is '', place
-    1 + pair the pair's own.
+    images: place 2 * pair is the chosen image, 2 * pair + 1 the rejected one. prompts: place 0 is '', place 1 + pair
+    the pair's prompt.
     """
 
     pairs: pa.Table
@@ -169,7 +171,7 @@ class Scan:
 
 
 def read_scan(paths: Sequence[Path], *, columns: Sequence[str]) -> Scan:
-    """Join the units' scans. columns: of SCAN_SCHEMA, that are needed beside the keys."""
+    """Join the scans of all units. columns: the columns of SCAN_SCHEMA to read in addition to the keys."""
     keys = ("prompt_key", "chosen_key", "rejected_key")
     pairs = pa.concat_tables([read_columns(path, [*keys, *columns]) for path in paths]).combine_chunks()
     both = pa.concat_arrays([pairs[f"{side}_key"].combine_chunks() for side in SIDES])

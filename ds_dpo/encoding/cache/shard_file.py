@@ -1,11 +1,11 @@
 """The shards of a cache: Arrow IPC files, written in one pass and opened by any Arrow library.
 
-Arrow's file format because it keeps bytes as they are (no compression, so a row is one run of bytes in the file), takes
-rows one batch after another, says by its footer that it is whole, and opens elsewhere, as with
-`datasets.load_dataset("arrow", data_files=...)`. Training does not go through Arrow: where each row's bytes lie is
-noted once, in the cache's tables, and read with `pread` straight into a tensor. Mapping the shards instead would count
-every page that was read to the worker's memory, fault in 4 KiB at a time on network file systems, and end the process
-(SIGBUS) where a disk fails or a file was cut short.
+Arrow's file format keeps bytes as they are (without compression, so a row is one run of bytes in the file), accepts
+rows batch by batch, has a footer that shows that the file is complete, and can be opened elsewhere, for example with
+`datasets.load_dataset("arrow", data_files=...)`. Training does not read through Arrow: the cache's tables hold the
+offset of each row's bytes, which `pread` reads straight into a tensor. Mapping the shards instead would count every
+page that was read as memory of the worker, would load 4 KiB at a time from network file systems, and would end the
+process (SIGBUS) if a disk fails or a file was cut short.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from ds_dpo.errors import DataError
 from ds_dpo.storage.manifest import FileEntry, sync_folder
 
-BATCH_BYTES = 2**24  # of rows that are held before they are written
+BATCH_BYTES = 2**24  # of rows that are held in memory before they are written
 BATCH_ROWS = 1024
 
-# moments: (2C, H, W) or (C, H, W), mirrored: the same of the mirrored image; error: why it cannot be decoded.
+# moments: (2C, H, W) or (C, H, W). mirrored: the same for the mirrored image. error: why it cannot be decoded.
 IMAGE_SCHEMA = pa.schema(
     [
         ("key", pa.binary(16)),
@@ -49,7 +49,7 @@ PROMPT_SCHEMA = pa.schema(
 
 
 class RowWriter:
-    """Takes rows one by one and holds back no more than a batch of them."""
+    """Takes rows one by one, and holds at most a batch of them in memory."""
 
     def __init__(self, writer: pa.RecordBatchFileWriter, schema: pa.Schema) -> None:
         self._writer, self._schema = writer, schema
@@ -70,7 +70,7 @@ class RowWriter:
 
 
 class _HashedFile(io.RawIOBase):
-    """A file that is written from its start to its end, with the SHA-256 of it."""
+    """A file that is written from start to end, and its SHA-256."""
 
     def __init__(self, file: io.BufferedWriter) -> None:
         self._file = file
@@ -88,7 +88,7 @@ class _HashedFile(io.RawIOBase):
 
 
 class WrittenShard:
-    """What `new_shard` gives: `add` rows to `rows`; `entry` is there once it is whole."""
+    """What `new_shard` yields: add rows to `rows`; `entry` is set once the shard is complete."""
 
     rows: RowWriter
     entry: FileEntry
@@ -96,9 +96,9 @@ class WrittenShard:
 
 @contextlib.contextmanager
 def new_shard(path: Path, schema: pa.Schema, *, metadata: Mapping[str, str] | None = None) -> Iterator[WrittenShard]:
-    """Write a shard under a temporary name; at the end it is synced and renamed, after an error removed.
+    """Write a shard under a temporary name; it is synced and renamed at the end, or removed after an error.
 
-    metadata: joins the schema, for people and other programs. Raises DataError where the disk refuses it.
+    metadata: added to the schema, for people and other programs. Raises DataError if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shard = WrittenShard()
@@ -122,7 +122,7 @@ def new_shard(path: Path, schema: pa.Schema, *, metadata: Mapping[str, str] | No
 
 @contextlib.contextmanager
 def opened_shard(path: Path) -> Iterator[tuple[pa.Buffer, pa.RecordBatchFileReader]]:
-    """Give a shard's bytes, mapped, and its reader over them. Raises DataError where it is no whole Arrow file."""
+    """Yield a shard's mapped bytes and a reader of them. Raises DataError if it is not a complete Arrow file."""
     try:
         with pa.memory_map(str(path)) as file:
             buffer = file.read_buffer()
@@ -132,17 +132,17 @@ def opened_shard(path: Path) -> Iterator[tuple[pa.Buffer, pa.RecordBatchFileRead
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Return these columns of a shard as a table of their own; others are not read from disk."""
+    """Return some columns of a shard as a table; the others are not read from disk."""
     with opened_shard(path) as (_, reader):
         batches = [reader.get_batch(number).select(columns) for number in range(reader.num_record_batches)]
         if not batches:
             return reader.schema.empty_table().select(columns)
-        # copied: what is mapped would end with the file
+        # copied: mapped memory ends with the open file
         return pa.Table.from_batches(batches).take(pa.array(range(sum(map(len, batches))), pa.int64()))
 
 
 def value_offsets(path: Path, column: str) -> NDArray[np.int64]:
-    """Return where each row's bytes of a binary column begin, counted from the file's start; -1 for null."""
+    """Return the offset of each row's bytes in a binary column, counted from the start of the file; -1 for null."""
     with opened_shard(path) as (buffer, reader):
         batches = (reader.get_batch(number).column(column) for number in range(reader.num_record_batches))
         parts = [_offsets_in(array, start=buffer.address) for array in batches]

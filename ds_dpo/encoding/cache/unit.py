@@ -1,4 +1,4 @@
-"""Second pass: a unit's images and prompts, those that are first met in it, through the encoders into its two shards.
+"""Second pass: encode the images and prompts that occur first in a unit, and write them to its two shards.
 
 Legend: M images; X,Y pixels; C,H,W latent.
 """
@@ -39,7 +39,7 @@ PROMPTS_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class WantedImage:
-    """An image by the pair and side at which it is first met. key: of its content, as it was scanned."""
+    """An image to encode: the index and side of the pair where it occurs first. key: of its content when scanned."""
 
     index: int
     side: str
@@ -48,7 +48,7 @@ class WantedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class CutVariants:
-    """An image as it is encoded, or why it cannot be. variants: (1, 3, X, Y), or (2, 3, X, Y) with the mirrored one."""
+    """An image cut for encoding, or why it cannot be. variants: (1, 3, X, Y), or (2, 3, X, Y) with the mirrored one."""
 
     key: bytes
     uid: str
@@ -73,7 +73,7 @@ class _Cutter:
         try:
             record = self.source.read(index)
         except BadRowError as error:
-            raise DataError(f"{error}; it could be read a moment ago, so the dataset is changing") from error
+            raise DataError(f"{error}; it was readable when it was scanned, so the dataset is being changed") from error
         shape = self.buckets.shapes[self.buckets.of(index)]
         for one in wanted:
             yield self._image(record, one, shape)
@@ -82,7 +82,7 @@ class _Cutter:
         raw = getattr(record, wanted.side)
         if key_of_image(raw, shape, otherwise=f"{wanted.side} {wanted.index}") != wanted.key:
             raise DataError(
-                f"{record.uid}: its {wanted.side} image is not the one that was scanned; the dataset changes"
+                f"{record.uid}: its {wanted.side} image is not the one that was scanned; the dataset is being changed"
             )
         uid = f"{record.uid} ({wanted.side} image)"
         try:
@@ -96,13 +96,13 @@ class _Cutter:
             uid=uid,
             variants=torch.stack([cut.pixels for cut in cuts]),
             original_size=cuts[0].original_size,
-            corner=cuts[0].corner,  # mirroring leaves it where it is, as the crop is in the centre
+            corner=cuts[0].corner,  # the crop is central, so mirroring does not move it
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The frozen models on their device, and what is stored of what they give."""
+    """The frozen models on their device, and what of their results is stored."""
 
     vae: AutoencoderKL
     text: TextEncoder
@@ -111,7 +111,7 @@ class Encoders:
     images_at_once: int | None
 
     def stored_text(self) -> StoredText:
-        """Return the shapes of a prompt's states, by encoding ''."""
+        """Encode '' to find the shapes of a prompt's states."""
         encoded = self.text.encode([""])
         return StoredText(
             states_shape=(encoded.text_states.shape[1], encoded.text_states.shape[2]),
@@ -120,9 +120,9 @@ class Encoders:
         )
 
     def encode_variants(self, images: Sequence[CutVariants]) -> list[Tensor]:
-        """Return (variants, 2C, H, W), or (variants, C, H, W) of means, in the stored dtype, for images of one shape.
+        """Encode images of one shape, in the stored dtype: (variants, 2C, H, W) each, or (variants, C, H, W) of means.
 
-        Raises DataError naming the images whose moments are not finite, or do not fit the stored dtype.
+        Raises DataError that names the images whose moments are not finite or do not fit the stored dtype.
         """
         pixels = torch.cat([image.variants for image in images if image.variants is not None]).to(self.device)
         moments = encode_moments(self.vae, pixels, images_at_once=self.images_at_once)
@@ -139,10 +139,10 @@ class Encoders:
         listed = "\n  ".join(uids)
         if were_finite:
             raise DataError(
-                f"latents are too large for --dtype {self.images.dtype}; take bf16 or fp32; it happened to:\n  {listed}"
+                f"latents are too large for --dtype {self.images.dtype}; use bf16 or fp32; the images are:\n  {listed}"
             )
         raise DataError(
-            f"the VAE gave NaN or infinite latents in {self.vae.dtype}; {OVERFLOW_ADVICE}; it happened to:\n  {listed}"
+            f"the VAE gave NaN or infinite latents in {self.vae.dtype}; {OVERFLOW_ADVICE}; the images are:\n  {listed}"
         )
 
 
@@ -155,7 +155,7 @@ def load_encoders(
     place: RankEnvironment,
     device: torch.device,
 ) -> Encoders:
-    """Load the VAE and the text encoders onto the device, a node's ranks one after another; every rank must call."""
+    """Load the VAE and the text encoders onto the device, one rank of a node after another; every rank calls it."""
     with node_turns(place):
         vae, text = load_vae(model).to(device), load_text(model, dtype=torch_dtype(text_dtype)).to(device)
     return Encoders(vae=vae, text=text, device=device, images=images, images_at_once=images_at_once)
@@ -171,9 +171,9 @@ def write_images(
     workers: int,
     encoded: Callable[[int], None],
 ) -> FileEntry:
-    """Encode a unit's images into its shard. encoded: is told of how many images each time.
+    """Encode a unit's images into its shard. encoded: called with the number of images after each task.
 
-    Images of a task pass together where their shapes agree; a rerun makes the same tasks of a unit.
+    Images of a task that have the same shape pass the VAE together; a rerun cuts a unit into the same tasks.
     """
     cut = _Cutter(source=source, buckets=buckets, mirrored=encoders.images.mirrored)
     metadata = {"dtype": encoders.images.dtype, "quantity": encoders.images.quantity}
@@ -187,7 +187,7 @@ def write_images(
 
 def _tasks(wanted: Sequence[WantedImage], encoders: Encoders, buckets: Buckets) -> list[Sequence[WantedImage]]:
     largest = max(height * width for height, width in buckets.shapes)
-    # both images of a pair at least, so that its row is read once
+    # at least both images of a pair, so that its row is read once
     size = max(2, encoders.images_at_once or PIXELS_AT_ONCE // largest)
     return [wanted[start : start + size] for start in range(0, len(wanted), size)]
 
@@ -219,7 +219,7 @@ def _image_row(image: CutVariants, encoded: Tensor | None) -> Mapping[str, Any]:
 
 
 def write_prompts(path: Path, prompts: Sequence[str], encoders: Encoders, stored: StoredText) -> FileEntry:
-    """Encode a unit's prompts into its shard. Raises DataError naming the prompts whose states are not finite."""
+    """Encode a unit's prompts into its shard. Raises DataError that names a prompt whose states are not finite."""
     metadata = {"dtype": stored.dtype, "text_states_shape": json.dumps(stored.states_shape)}
     with new_shard(path, PROMPT_SCHEMA, metadata=metadata) as shard:
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
@@ -244,7 +244,7 @@ def write_prompts(path: Path, prompts: Sequence[str], encoders: Encoders, stored
 
 
 def bytes_of(values: Tensor) -> bytes:
-    """Return a CPU tensor's values as they lie in memory, row by row."""
+    """Return a CPU tensor's values as bytes, row by row."""
     content: bytes = values.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     return content
 
@@ -252,7 +252,7 @@ def bytes_of(values: Tensor) -> bytes:
 def wanted_of_places(
     places: Sequence[int], *, index_of_pair: NDArray[np.int64], keys: Sequence[bytes]
 ) -> list[WantedImage]:
-    """Return what stands at places, 2 * pair for a chosen and 2 * pair + 1 for a rejected image."""
+    """Return the images at places of a scan: 2 * pair is a chosen image, 2 * pair + 1 a rejected one."""
     return [
         WantedImage(index=int(index_of_pair[place // 2]), side=SIDES[place % 2], key=key)
         for place, key in zip(places, keys, strict=True)

@@ -1,4 +1,4 @@
-"""Look through a finished cache: every file's content, every row's place and values, and a few pairs encoded again."""
+"""Verify a finished cache: every file's content, every row's place and values, and a few pairs encoded again."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from ds_dpo.storage.manifest import hash_file
 
 NUM_PROBLEMS_LISTED = 20
 ROWS_AT_ONCE = 2**16
-# largest difference of a pair that is encoded again, over the deviation of its values: another device, or other images
-# beside it, change last bits; another model or another cut changes all
+# Largest allowed difference of values that are encoded again, as a share of their standard deviation. Another device,
+# or other images in the same pass, change the last bits; another model or another cut changes everything.
 TOLERANCE = {"fp32": 1e-2, "bf16": 0.1, "fp16": 3e-2}
 
 
 def verify_files(cache: PairCache, *, place: RankEnvironment, say: Say) -> None:
-    """Check every file against the record, and every row: the ranks share the shards, and all learn what was found.
+    """Check every file against the record, and every row; the ranks share the shards. Every rank calls it.
 
-    Raises DataError listing what is wrong.
+    Raises DataError on every rank, listing what is wrong on any.
     """
     checks = [*_shard_checks(cache), *((name, None) for name in (PAIRS, IMAGES, PROMPTS))]
     own = checks[place.rank :: place.world_size]
@@ -44,17 +44,17 @@ def verify_files(cache: PairCache, *, place: RankEnvironment, say: Say) -> None:
     if found:
         more = [f"and {len(found) - NUM_PROBLEMS_LISTED} more"] if len(found) > NUM_PROBLEMS_LISTED else []
         listed = "\n  ".join([*found[:NUM_PROBLEMS_LISTED], *more])
-        raise DataError(f"{cache.folder} is damaged; remove it and make it anew:\n  {listed}")
+        raise DataError(f"{cache.folder} is damaged; remove it and make it again:\n  {listed}")
     say(
         f"{len(cache.record.files)} files have their checksums; {cache.record.num_images} images and "
-        f"{cache.record.num_prompts} prompts are finite and lie where the tables say; "
+        f"{cache.record.num_prompts} prompts are finite and are where the tables say; "
         f"{cache.record.num_pairs} pairs point to them"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ShardRows:
-    """What a table says of a shard. columns: offsets by column. num_bytes: of each row's value, by column."""
+    """What a table says about a shard, by column. columns: offset of each row. num_bytes: size of each row's value."""
 
     columns: dict[str, np.ndarray]
     num_bytes: dict[str, np.ndarray]
@@ -97,7 +97,7 @@ def _file_problems(cache: PairCache, name: str, rows: _ShardRows | None) -> Iter
     try:
         for column, offsets in rows.columns.items():
             if not np.array_equal(value_offsets(path, column), offsets):
-                yield f"{path}: column {column} does not lie where the tables say"
+                yield f"{path}: column {column} is not where the tables say"
             yield from _value_problems(cache, name, column, rows)
     except DataError as error:
         yield str(error)
@@ -118,7 +118,7 @@ def _value_problems(cache: PairCache, name: str, column: str, rows: _ShardRows) 
 
 
 def _pair_problems(cache: PairCache) -> Iterator[str]:
-    """Say which pairs point to rows that there are not, or that hold nothing."""
+    """Yield a line for each pair that points to rows that do not exist or hold nothing."""
     record = cache.record
     pairs, images = np.load(cache.folder / PAIRS, mmap_mode="r"), np.load(cache.folder / IMAGES, mmap_mode="r")
     lengths = {PAIRS: (len(pairs), record.num_pairs), IMAGES: (len(images), record.num_images)}
@@ -153,9 +153,9 @@ def verify_pairs(
     num_pairs: int,
     say: Say,
 ) -> None:
-    """Read so many pairs of the source, evenly spread, encode them again, and compare.
+    """Read num_pairs pairs of the source, evenly spread, encode them again, and compare.
 
-    Raises DataError where the source holds other pairs, or a difference is more than rounding.
+    Raises DataError if the source holds other pairs, or a difference is larger than rounding.
     """
     places = np.unique(np.linspace(0, len(source) - 1, num_pairs, dtype=np.int64))
     order = source.file_order()
@@ -166,7 +166,7 @@ def verify_pairs(
             continue
         record = source.read(index)
         if record.pair_id != pair["pair_id"]:
-            raise DataError(f"pair {index} of the dataset, {record.uid}, is not the one of the cache")
+            raise DataError(f"pair {index} of the dataset, {record.uid}, is not the one in the cache")
         for side in SIDES:
             image = cache.images[int(pair[side])]
             again = _encode(getattr(record, side), cache.record.bucket_shapes[pair["bucket"]], encoders, uid=record.uid)
@@ -181,7 +181,7 @@ def verify_pairs(
         if largest[part] > tolerance:
             raise DataError(
                 f"{cache.folder}: encoded again, {part} differ by {largest[part]:.2g} of their deviation, which is "
-                "more than rounding; make the cache anew"
+                "more than rounding; make the cache again"
             )
     say(
         f"{len(places)} pairs encoded again: latents differ by up to {largest['images']:.2g}, text by "

@@ -1,4 +1,4 @@
-"""Make a cache on all ranks: scan, find what is distinct, encode, finish; a rerun goes on where the last was killed."""
+"""Make a cache of encoded pairs on all ranks: scan, find what is distinct, encode, finish."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from ds_dpo.making.progress import Progress
 from ds_dpo.making.record import replace_file
 from ds_dpo.process.say import Say
 
-SHARE_OF_ARROW = 0.01  # of a shard's bytes, at most, is not its values
+SHARE_OF_ARROW = 0.01  # at most this share of a shard's bytes is not values
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairCacheMaking:
-    """A making of encoded pairs, for `make`: scanned in units, then encoded in the same units.
+    """How encoded pairs are made, for `make`: scanned in units, then encoded in the same units.
 
     fingerprint: what training will compare. say: prints on rank 0.
     """
@@ -75,7 +75,7 @@ class PairCacheMaking:
         return self.request.config.data.workers
 
     def plan(self) -> dict[str, Any]:
-        """Return everything that a shard's content follows from."""
+        """Return everything that determines the content of a shard."""
         source = self.source
         return plan_of(
             self.request,
@@ -86,7 +86,7 @@ class PairCacheMaking:
         )
 
     def finished(self) -> Finished[CacheRecord] | None:
-        """Return the cache that is in the folder already; once it is finished, its shards may be of any size."""
+        """Return the finished cache in the folder, if any; the size of its shards need not be the one asked for."""
         if not (self.out / RECORD_NAME).is_file():
             return None
         record = read_record(self.out)
@@ -104,13 +104,13 @@ class PairCacheMaking:
         return self.layout.unencoded()
 
     def make_units(self, missing: Sequence[int]) -> None:
-        """Scan, then encode, what is missing."""
+        """Scan, then encode, this rank's share of what is missing."""
         self.scan()
         if missing:
             self.encode(missing)
 
     def scan(self) -> None:
-        """Write what is missing of the scan, each rank its part."""
+        """Scan this rank's share of the units that are not scanned yet."""
         own = share_of(self.place, on_main(self.layout.unscanned))
         order = self.source.file_order()
         spans = {unit: self.units.span(unit) for unit in own}
@@ -122,7 +122,7 @@ class PairCacheMaking:
         barrier()
 
     def encode(self, missing: Sequence[int]) -> None:
-        """Encode what is missing, each rank its part."""
+        """Encode this rank's share of the missing units."""
         scan = read_scan([self.layout.scan(unit) for unit in range(len(self.units))], columns=("index", "prompt"))
         encoders = load_encoders(
             self.request.config.model,
@@ -144,7 +144,7 @@ class PairCacheMaking:
         progress.say_sum()
 
     def finish(self) -> CacheRecord:
-        """Write tables and record."""
+        """Write the tables and the record."""
         text = StoredText.model_validate_json(self._text_note.read_text(encoding="utf-8"))
         images = stored_images(self.request, self.source)
         return finish(self.layout, self.source, fingerprint=self.fingerprint, images=images, text=text)
@@ -153,7 +153,7 @@ class PairCacheMaking:
         span = self.units.span(unit)
         prompts_path, images_path = self.layout.prompts(unit), self.layout.images(unit)
         if not prompts_path.exists():
-            rows = scan.prompts.rows_between(span.start + (unit > 0), span.stop + 1)  # '' stands before all pairs
+            rows = scan.prompts.rows_between(span.start + (unit > 0), span.stop + 1)  # '' comes before all pairs
             places = scan.prompts.first[rows.start : rows.stop].tolist()
             prompts = ["" if place == 0 else scan.pairs["prompt"][place - 1].as_py() for place in places]
             note_entry(self.layout, prompts_path, write_prompts(prompts_path, prompts, encoders, text))
@@ -179,13 +179,13 @@ class PairCacheMaking:
         replace_file(self._text_note, text.model_dump_json().encode())
         self.say(
             f"{len(scan.images.first)} distinct images, {len(scan.prompts.first)} distinct prompts with ''; "
-            f"{num_bytes / 1e9:.2f} GB are still to be written"
+            f"{num_bytes / 1e9:.2f} GB still have to be written"
         )
         free = shutil.disk_usage(self.layout.out).free
         if free < num_bytes:
             raise DataError(
                 f"--out {self.layout.out}: {free / 1e9:.2f} GB are free, and {num_bytes / 1e9:.2f} GB are needed; free "
-                "some, name a folder on another disk, or store less: --store mean, --dtype fp16, no --flips"
+                "some space, name a folder on another disk, or store less: --store mean, --dtype fp16, no --flips"
             )
 
     @property
@@ -193,7 +193,7 @@ class PairCacheMaking:
         return self.layout.work / "text.json"
 
     def _image_places(self, unit: int) -> tuple[int, int]:
-        """Return the first place of a scan's images that a unit has, and the first behind it."""
+        """Return the range of a unit's places among the images of the scan: its first, and the first after it."""
         span = self.units.span(unit)
         return 2 * span.start, 2 * span.stop
 
@@ -201,7 +201,7 @@ class PairCacheMaking:
 def _bytes_of_units(
     scan: Scan, units: Sequence[int], making: PairCacheMaking, *, images: StoredImages, text: StoredText
 ) -> int:
-    """Return about how many bytes the shards of these units will take."""
+    """Estimate the bytes that the shards of these units will take."""
     shard_pairs = making.request.shard_pairs
     buckets = making.buckets
     of_bucket = np.array([images.num_bytes(shape) for shape in buckets.shapes]) * (2 if images.mirrored else 1)

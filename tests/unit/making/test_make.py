@@ -112,7 +112,7 @@ def test_a_rerun_after_a_kill_makes_what_is_missing_and_removes_what_is_torn(squ
     making, said = saying(squares)
     assert make(making) == [0, 1, 4, 9, 16]
     assert making.made == [1, 2]
-    assert said == [f"going on with {making.out}: 5 numbers in 3 units of up to 2; 1 are squared"]
+    assert said == [f"continuing {making.out}: 5 numbers in 3 units of up to 2; 1 are squared"]
     assert names_in(making.out) == {".lock", "parts", "squares.json"}
 
 
@@ -148,9 +148,9 @@ def test_another_plan_is_refused_and_names_what_differs(squares: Squares, state:
     with pytest.raises(ConfigError) as caught:
         make(replace(squares, power=3))
     assert str(caught.value) == (
-        f"--out {squares.out} holds a cache of something else:\n"
+        f"--out {squares.out} holds a cache that was begun with other settings:\n"
         "  power: the cache has 2, this command 3\n"
-        "set these back to go on with it, or name another folder"
+        "restore these settings to continue it, or name another folder"
     )
     assert names_in(squares.out) == before
 
@@ -159,14 +159,14 @@ def test_a_plan_that_is_not_readable_is_an_error_that_names_it(squares: Squares)
     with pytest.raises(KilledError):
         make(replace(squares, killed_before=1))
     (work_of(squares.out) / "plan.json").write_text("{")
-    with pytest.raises(DataError, match=r"plan\.json: not readable as JSON .* remove the folder to begin anew"):
+    with pytest.raises(DataError, match=r"plan\.json: not readable as JSON .* remove the folder and start again"):
         make(squares)
 
 
 def test_a_folder_with_anything_else_is_refused_and_left_alone(squares: Squares) -> None:
     squares.out.mkdir()
     (squares.out / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds thesis\.txt and is no unfinished cache; name another folder"):
+    with pytest.raises(ConfigError, match=r"holds thesis\.txt and is not an unfinished cache; name another folder"):
         make(squares)
     assert names_in(squares.out) == {".lock", "thesis.txt"}
 
@@ -190,7 +190,7 @@ def test_two_makers_of_one_folder_are_refused_until_the_first_is_gone(squares: S
     holder.start()
     try:
         assert here.recv()
-        with pytest.raises(ConfigError, match=r"another scripts/cache\.py is at work in it"):
+        with pytest.raises(ConfigError, match=r"another scripts/cache\.py is writing to it"):
             make(squares)
     finally:
         holder.kill()

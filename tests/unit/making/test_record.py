@@ -47,7 +47,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         (None, r"has no books\.json, so it holds no books"),
         ("{", r"books\.json: not readable as JSON"),
-        ("[]", r"format None, this version reads 3; make the cache anew"),
+        ("[]", r"format None, this version reads 3; make the cache again"),
         ('{"format": 2, "files": {}}', r"format 2, this version reads 3"),
         ('{"format": 3}', r"not the record of a cache \(files: Field required\)"),
         ('{"format": 3, "files": {"a": {"size": 3}}}', r"not the record of a cache \(files\.a\.sha256: Field required"),
@@ -94,7 +94,7 @@ def test_a_stale_cache_is_refused_with_all_differences_and_what_would_help() -> 
         refuse_if_stale("data.cache", Path("there"), ["a: 1", "b: 2"], why="it is old", program="scripts/cache.py")
     assert str(caught.value) == (
         "data.cache there is stale: it is old:\n  a: 1\n  b: 2\n"
-        "make it anew with scripts/cache.py and this configuration, in another folder, or set these back"
+        "make it again with scripts/cache.py and this configuration, in another folder, or restore the old settings"
     )
 
 

@@ -366,7 +366,7 @@ def test_another_cache_in_the_folder_is_refused_by_name(
     exact: PairCache, begun: Path, state: str, options: list[str], changes: dict[str, Any], named: str
 ) -> None:
     out = exact.folder if state == "finished" else begun
-    with pytest.raises(ConfigError, match=f"holds a cache of something else:\n(.*\n)*  {named}"):
+    with pytest.raises(ConfigError, match=f"holds a cache that was begun with other settings:\n(.*\n)*  {named}"):
         make(out, config("--data.flip", "independent", *options), **changes)
 
 
@@ -411,7 +411,7 @@ def test_an_image_that_changes_between_scan_and_encoding_is_refused(
 
 def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds thesis\.txt and is no unfinished cache; name another folder"):
+    with pytest.raises(ConfigError, match=r"holds thesis\.txt and is not an unfinished cache; name another folder"):
         make(tmp_path, config())
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.txt"]
 
@@ -468,7 +468,7 @@ def test_latents_that_the_stored_dtype_cannot_hold_are_refused(tmp_path: Path, m
         return vae
 
     monkeypatch.setattr("ds_dpo.encoding.cache.unit.load_vae", with_large_latents)
-    with pytest.raises(DataError, match=r"too large for --dtype fp16; take bf16 or fp32; it happened to:\n  row 10"):
+    with pytest.raises(DataError, match=r"too large for --dtype fp16; use bf16 or fp32; the images are:\n  row 10"):
         make(tmp_path / "cache", config(), dtype="fp16")
 
 

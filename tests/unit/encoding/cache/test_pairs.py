@@ -259,7 +259,7 @@ def test_every_difference_is_named_at_once(folder):
 def test_flips_are_refused_where_no_mirrored_images_are_stored(tmp_path):
     folder = make_cache(tmp_path / "cache", mirrored=False)
     with pytest.raises(
-        ConfigError, match=r"data\.flip: shared needs mirrored images.*--flips stores them.*off would fit"
+        ConfigError, match=r"data\.flip: shared needs mirrored images.*--flips stores them.*off fits this cache"
     ):
         open_cache(folder, say=print).require_fits({"vae": "abc", "data.resolution": "16"}, data=config(flip="shared"))
 
@@ -273,7 +273,7 @@ def cut(path):
     [
         (lambda folder: cut(folder / "images/1.arrow"), "images/1.arrow: .* bytes, the cache's record says"),
         (lambda folder: (folder / "prompts/0.arrow").unlink(), "prompts/0.arrow: missing"),
-        (lambda folder: (folder / "cache.json").unlink(), "has no cache.json, so it is no cache"),
+        (lambda folder: (folder / "cache.json").unlink(), "has no cache.json, so it is not a cache"),
         (lambda folder: (folder / "cache.json").write_text("{"), "not readable as JSON"),
         (lambda folder: (folder / "cache.json").write_text('{"format": 1}'), "not the record of a cache"),
         (lambda folder: (folder / "cache.json").write_text('{"format": 99}'), "format 99, this version reads 1"),
