@@ -15,8 +15,9 @@ from baseline_cases import OBJECTIVES, read_baselines, train_all
 from invariance_cases import STEPS
 
 pytestmark = pytest.mark.launch
-# Of a loss. Another processor takes other kernels, which round fp32 in another order; 20 steps make little of it.
-# A rate that is a thousandth larger moves dpo's curve by 2e-3.
+# Of a loss. Another processor takes other kernels, which round fp32 in another order: without vector instructions
+# (ATEN_CPU_CAPABILITY=default, SSE in MKL and oneDNN) ipo's curve, which moves most, moves by 3e-5. A learning rate that
+# is a thousandth larger moves dpo's by 9e-4.
 TOLERANCE = 1e-4
 BASELINES = read_baselines()
 
@@ -40,4 +41,4 @@ def test_a_curve_is_the_committed_one(curves, name):
 
 
 def test_a_rate_that_is_a_thousandth_larger_is_seen(curves):
-    assert curves["control"] != pytest.approx(BASELINES["dpo"], rel=10 * TOLERANCE, abs=0)
+    assert curves["control"] != pytest.approx(BASELINES["dpo"], rel=5 * TOLERANCE, abs=0)
