@@ -16,8 +16,8 @@ from invariance_cases import STEPS
 
 pytestmark = pytest.mark.launch
 # Of a loss. Another processor takes other kernels, which round fp32 in another order: without vector instructions
-# (ATEN_CPU_CAPABILITY=default, SSE in MKL and oneDNN) ipo's curve, which moves most, moves by 3e-5. A learning rate that
-# is a thousandth larger moves dpo's by 9e-4.
+# (ATEN_CPU_CAPABILITY=default, SSE in MKL and oneDNN) the curve that moves most, of ipo, moves by 3e-5. A learning rate
+# that is a thousandth larger moves that of dpo by 9e-4.
 TOLERANCE = 1e-4
 BASELINES = read_baselines()
 
