@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run all checks: lint, format, types, layers, tests. Installs what they need into .venv. Safe to run again.
-#   scripts/test.sh            all checks
-#   scripts/test.sh ARGS...    lint and types, then pytest with these arguments
+#   scripts/test.sh            all checks; 20 to 25 minutes on two cores
+#   scripts/test.sh --fast     lint, types, layers, unit tests but the slow ones, two real launches; under 4 minutes
+#   scripts/test.sh ARGS...    lint, types and layers, then pytest with these arguments
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup_venv.sh requirements/dev.txt
@@ -11,5 +12,9 @@ echo "== ruff format";       ruff format --check .
 echo "== mypy";              mypy
 echo "== layers";            lint-imports
 # The tests of a file stay together. Long files come first by name and start first. Two launches at once fit two cores.
-[ $# -gt 0 ] || set -- --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
+several=(--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25)
+case "${1:-}" in
+  "") set -- "${several[@]}" ;;
+  --fast) shift; set -- "${several[@]}" -m "not slow" tests/integration/test_baselines.py tests/unit "$@" ;;
+esac
 echo "== tests";             pytest "$@"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from invariance_cases import COMMON
+from invariance_cases import COMMON, STEPS
 from launching import ROOT, curve, launch, spell
 
 BASELINES = ROOT / "tests" / "baselines" / "miniature_fp32.jsonl"
@@ -37,6 +37,14 @@ def train_all(out: Path) -> dict[str, list[float]]:
     cases = {name: {"objective.type": name, **options} for name, options in OBJECTIVES.items()} | {"control": CONTROL}
     launch([arguments(out / name, options) for name, options in cases.items()], out, ranks=1)
     return {name: curve(out / name) for name in cases}
+
+
+def train_in_two_halves(run: Path) -> list[float]:
+    """Train dpo on two ranks with ZeRO-2, saved and ended at half of the steps, and gone on with from there."""
+    two_ranks = {"deepspeed_config": "zero2_fp32_cpu", "batch.micro_batch_pairs": 2, **BETA}
+    halves = [{"max_train_steps": STEPS // 2}, {}]
+    launch([arguments(run, {**two_ranks, **half}) for half in halves], run.parent, ranks=2)
+    return curve(run)
 
 
 def read_baselines() -> dict[str, list[float]]:

@@ -1,6 +1,7 @@
 """Every objective's loss curve is the committed one, so that a change which moves all runs alike is seen.
 
-tests/baselines/renew.py writes the curves anew, for a change that is meant to move them.
+tests/baselines/renew.py writes the curves anew, for a change that is meant to move them. `scripts/test.sh --fast` runs
+this file: its two launches are of one rank and of two.
 """
 
 import sys
@@ -11,7 +12,7 @@ import pytest
 from ds_dpo.objectives.losses import OBJECTIVES as TABLE
 
 sys.path.insert(0, str(Path(__file__).parent))
-from baseline_cases import OBJECTIVES, read_baselines, train_all
+from baseline_cases import OBJECTIVES, read_baselines, train_all, train_in_two_halves
 from invariance_cases import STEPS
 
 pytestmark = pytest.mark.launch
@@ -42,3 +43,8 @@ def test_a_curve_is_the_committed_one(curves, name):
 
 def test_a_rate_that_is_a_thousandth_larger_is_seen(curves):
     assert curves["control"] != pytest.approx(BASELINES["dpo"], rel=5 * TOLERANCE, abs=0)
+
+
+def test_two_ranks_that_resume_follow_the_committed_curve(tmp_path):
+    assert train_in_two_halves(tmp_path / "run") == pytest.approx(BASELINES["dpo"], rel=TOLERANCE, abs=0)
+    assert f"resumed from step {STEPS // 2}" in (tmp_path / "run" / "log.txt").read_text()
