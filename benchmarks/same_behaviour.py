@@ -22,45 +22,57 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-MEASURED = re.compile(r"_seconds$|_per_second$|_gib$")
+MEASURED = re.compile(r"(^|_)seconds$|_per_second$|_gib$")
 DATE = re.compile(rb'"modelspec\.date":"[^"]*"')
 # Fields of the run configuration under their present names: old name -> new name.
-RENAMED: dict[str, str] = {}
+RENAMED = {"unet_init": "denoiser_init"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Comparison:
-    """What is compared, and how it is read from a record."""
+    """What is compared, where a record has it, and how it is read."""
 
     what: str
+    place: str
     read: Callable[[Path], Any]
 
 
 def comparisons(before: Path) -> Iterator[Comparison]:
     """Return what the earlier record holds."""
-    for run in runs(before):
-        yield Comparison(what=f"curve of {run}", read=lambda record, run=run: curve(record / run))
-        yield Comparison(what=f"configuration of {run}", read=lambda record, run=run: configuration(record / run))
-    for name in ("export", "export_of_given", "cache", "reference"):
-        yield Comparison(what=f"files of {name}", read=lambda record, name=name: files(record / name))
-    yield Comparison(what="order of pairs", read=lambda record: json.loads((record / "orders.json").read_text()))
-    for name in json.loads((before / "configurations.json").read_text()):
-        yield Comparison(what=f"resolved configuration: {name}", read=lambda record, name=name: resolved(record, name))
+    for path in sorted(before.glob("**/metrics.jsonl")):
+        run = str(path.parent.relative_to(before))
+        yield Comparison("curve", run, curve)
+        yield Comparison("configuration", run, configuration)
+        if (path.parent / "evaluation").is_dir():
+            yield Comparison("held-out pairs", run, held_out)
+        if (path.parent / "samples").is_dir():
+            yield Comparison("pictures", f"{run}/samples", files)
+    for name in ("export", "export_of_given", "export_of_short_runs", "cache", "reference"):
+        yield Comparison("files", name, files)
+    yield Comparison("order of pairs", "orders.json", plain_data)
+    for name in plain_data(before / "configurations.json"):
+        yield Comparison(f"resolved configuration: {name}", "configurations.json", partial(resolved, name=name))
 
 
-def runs(record: Path) -> list[str]:
-    return sorted(str(path.parent.relative_to(record)) for path in record.glob("**/metrics.jsonl"))
+def held_out(run: Path) -> list[Any]:
+    """The evaluations of pairs that the run does not train on."""
+    return lines_of(run / "evaluation" / "held_out.jsonl")
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Lines of JSON, without what is measured by the clock."""
+    lines = (json.loads(line) for line in path.read_text().splitlines())
+    return [{name: value for name, value in line.items() if not MEASURED.search(name)} for line in lines]
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what is measured by the clock."""
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if not MEASURED.search(name)} for line in lines]
+    return lines_of(run / "metrics.jsonl")
 
 
 def configuration(run: Path) -> dict[str, Any]:
@@ -70,8 +82,12 @@ def configuration(run: Path) -> dict[str, Any]:
     return {"run": renamed(run_section), "deepspeed": json.loads((run / "deepspeed.json").read_text())}
 
 
-def resolved(record: Path, name: str) -> Any:
-    return renamed(json.loads((record / "configurations.json").read_text())[name])
+def plain_data(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def resolved(path: Path, *, name: str) -> Any:
+    return renamed(plain_data(path)[name])
 
 
 def renamed(value: Any) -> Any:
@@ -111,13 +127,13 @@ def report(before: Path, after: Path) -> bool:
     """Print a line for each comparison. Returns whether all are equal."""
     is_same = True
     for comparison in comparisons(before):
-        old = comparison.read(before)
+        old = comparison.read(before / comparison.place)
         try:
-            difference = first_difference(old, comparison.read(after))
+            difference = first_difference(old, comparison.read(after / comparison.place))
         except (OSError, KeyError) as error:
             difference = f"missing: {error}"
         is_same &= difference is None
-        line = {"what": comparison.what, "equal": difference is None, "values": count(old)}
+        line = {"what": comparison.what, "place": comparison.place, "equal": difference is None, "values": count(old)}
         print(json.dumps(line if difference is None else {**line, "first difference": difference}), flush=True)
     return is_same
 
