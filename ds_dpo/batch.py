@@ -1,4 +1,4 @@
-"""The tensors that travel through one step, and the one place that knows how a pair is laid out.
+"""The tensors of one step, and the one place that knows how a pair is laid out.
 
 Legend: B pairs; N = 2B images (all chosen, then all rejected); C,H,W latent; L text tokens; D text width;
 P pooled width; X,Y pixels.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class _MovableTensors:
-    """Gives a dataclass of tensors `to(device)`; what is not a tensor stays as it is."""
+    """Adds `to(device)` to a dataclass of tensors; other values stay as they are."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         moved = {}
@@ -26,7 +26,7 @@ class _MovableTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnPairs(_MovableTensors):
-    """What the loader yields of B pairs whatever form their images have: every random draw, labels, sizes; on the CPU.
+    """What the loader yields for B pairs with images in any form: every random draw, labels, sizes; on the CPU.
 
     chosen_time_ids, rejected_time_ids: (B, 6) SDXL micro-conditioning. timesteps: (B,) int64. noise: (B, C, H, W),
     shared by the pair. chosen_posterior_noise, rejected_posterior_noise: (B, C, H, W) standard normal draws for the
@@ -52,7 +52,7 @@ class DrawnPairs(_MovableTensors):
 class PairSamples(DrawnPairs):
     """Pairs with decoded images.
 
-    chosen_pixels, rejected_pixels: (B, 3, X, Y) fp32 in [-1, 1]. prompts: B strings, '' where dropped.
+    chosen_pixels, rejected_pixels: (B, 3, X, Y) fp32 in [-1, 1]. prompts: B strings, '' if dropped.
     """
 
     chosen_pixels: Tensor
@@ -62,7 +62,7 @@ class PairSamples(DrawnPairs):
 
 @dataclass(frozen=True, kw_only=True)
 class CachedSamples(DrawnPairs):
-    """Pairs with images and prompts as a cache keeps them.
+    """Pairs with images and prompts from a cache.
 
     chosen_moments, rejected_moments: (B, 2C, H, W) mean and log-variance of the VAE's posterior, or (B, C, H, W) the
     mean alone, in the cache's dtype. text_states: (B, L, D). pooled: (B, P) or None.
@@ -76,7 +76,7 @@ class CachedSamples(DrawnPairs):
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning(_MovableTensors):
-    """What a UNet is told beside the noisy latents; pooled and time_ids are None for SD1.5 and SD2.1.
+    """The inputs of a UNet besides the noisy latents; pooled and time_ids are None for SD1.5 and SD2.1.
 
     text_states: (N, L, D). pooled: (N, P). time_ids: (N, 6), or (N, 5) for the refiner.
     """
@@ -90,12 +90,12 @@ class Conditioning(_MovableTensors):
 class PreferenceBatch(_MovableTensors):
     """One micro-batch as data: the step is a function of it.
 
-    latents: (N, C, H, W) scaled clean latents. noise: (B, C, H, W), which the target is made of. input_noise:
-    (B, C, H, W), which the UNet is shown; None: the same. timesteps: (B,) int64.
+    latents: (N, C, H, W) scaled clean latents. noise: (B, C, H, W) of the target. input_noise: (B, C, H, W) of the
+    UNet's input, None if it is the same. timesteps: (B,) int64.
     text_states: (B, L, D). pooled: (B, P) or None. time_ids: (N, 6), (N, 5) or None. pair_ids: (B,) int64.
     target_probabilities: (B,) fp32, that the chosen image is the better one: 1, or 0.5 for a tie. weights: (B,) fp32,
-    factors of the pairs' losses. reference_chosen_error, reference_rejected_error: (B,) fp32 where the reference's
-    errors were computed beforehand, else None. N is 2B, or B once chosen_only() has left the rejected images out.
+    factors of the pairs' losses. reference_chosen_error, reference_rejected_error: (B,) fp32 if the reference's
+    errors were computed beforehand, else None. N is 2B, or B after chosen_only().
     """
 
     latents: Tensor
@@ -126,7 +126,7 @@ class PreferenceBatch(_MovableTensors):
         return self._per_image(self.noise)
 
     def image_input_noise(self) -> Tensor:
-        """Return the noise that the UNet is shown of all N images, (N, C, H, W); it may hold more than the target's."""
+        """Return the noise in the UNet's input for all N images, (N, C, H, W); it may differ from the target's."""
         return self._per_image(self.noise if self.input_noise is None else self.input_noise)
 
     def image_timesteps(self) -> Tensor:
@@ -146,7 +146,7 @@ class PreferenceBatch(_MovableTensors):
 
 
 def stack_pair(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Lay (B, ...) and (B, ...) out as (N, ...): all chosen, then all rejected."""
+    """Join chosen (B, ...) and rejected (B, ...) into (N, ...): all chosen, then all rejected."""
     return torch.cat([chosen, rejected])
 
 

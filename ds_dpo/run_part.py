@@ -1,4 +1,4 @@
-"""What changes beside the weights as a run goes on, and so belongs to its checkpoints."""
+"""Parts of a run that have their own state, which checkpoints save beside the weights."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from ds_dpo.storage.state_files import StateFile
 
 
 class RunPart:
-    """A part of a run with a state of its own; all ranks call each method together, and by default it does nothing.
+    """A part of a run with its own state. All ranks call each method together; by default a method does nothing.
 
-    name: under which a checkpoint keeps the state.
+    name: the name of the state in a checkpoint.
     """
 
     name: str
 
     def begin(self, step: int) -> None:
-        """Start, or go on after a step: called once, after restore, when all is ready and nothing trained yet."""
+        """Called once, after restore and before the first step. step: the last finished step, 0 for a new run."""
 
     def before_backward(self, pair_ids: Tensor, timesteps: Tensor, pair_quantities: Mapping[str, Tensor]) -> None:
-        """Look at one of this rank's micro-batches, (B,) each and on the device; to read them would wait for it."""
+        """Called after each forward pass with (B,) tensors on the device.
+
+        Do not read their values here: that would synchronise with the device.
+        """
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Take in an optimizer step; returns further metrics by name.
+        """Called after each optimizer step. Returns further metrics by name.
 
-        metrics: of the whole step over all ranks, the same numbers on each rank.
+        metrics: those of the whole step over all ranks; each rank gets the same numbers.
         """
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Return plain values that restore takes back."""
+        """Return the state as plain values, for restore."""
         return {}
 
     def files(self) -> list[StateFile]:
-        """Return further files of a checkpoint, this rank's, unwritten; their states may be the part's own."""
+        """Return this rank's further files of a checkpoint, not yet written; they may share the part's tensors."""
         return []
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
-        """Go on from a checkpoint: what state() returned, and the folder with the files of files()."""
+        """Continue from a checkpoint. state: as returned by state(). folder: holds the files of files()."""
 
     def take_error(self) -> DsDpoError | None:
-        """Return, once and on all ranks, what is to end the run as soon as this step is saved."""
+        """Return the error that ends the run when this step is saved, or None; once, and on all ranks."""
         return None
 
     def rewind(self, step: int) -> None:
-        """Forget what was noted elsewhere of later steps: the run has gone back to this one, restore follows."""
+        """Remove records of later steps: the run has gone back to this step. restore is called next."""

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: what its names mean, which stay, and how ranks act on it together."""
+"""The folder of a run's checkpoints: its names, which checkpoints stay, and how ranks act on it together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RANK_OF_FILE = re.compile(r"(?:zero_pp|ema)_rank_(\d+)[_.]")
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What a checkpoint belongs to: the ranks and ZeRO stage it was cut for, and the run's identity as a hash."""
+    """What a checkpoint belongs to. fingerprint: hash of the run's identity. The rest says how its shards were cut."""
 
     world_size: int
     stage: int
@@ -37,16 +37,16 @@ class RunIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Which checkpoints stay: the newest, multiples of every_steps for ever, and one that a roll-back may need."""
+    """Which checkpoints stay: the newest ones, all multiples of every_steps, and one that a roll-back may need."""
 
     newest: int
     every_steps: int | None = None
 
     def to_delete(self, steps: Sequence[int], *, saved: int, protected: int | None) -> list[int]:
-        """Return which of the steps on disk go once `saved` is complete.
+        """Return which of the steps on disk to delete once `saved` is complete.
 
-        One of a later step was passed over at the start: it does not count as newer, and stays. protected: the newest
-        checkpoint of this step or before stays too.
+        A checkpoint of a later step could not be used at the start: it does not count as newer, and stays. protected:
+        the newest checkpoint of this step or before stays too.
         """
         older = sorted((step for step in steps if step <= saved), reverse=True)
         reachable = [step for step in older if protected is not None and step <= protected][:1]
@@ -58,7 +58,7 @@ class Retention:
 
 @contextmanager
 def together_on_disk() -> Iterator[None]:
-    """Let every rank know if the body of one failed; an OSError is then a CheckpointError that names the rank."""
+    """Raise an error of the body on all ranks. An OSError becomes a CheckpointError that names the rank."""
     with raised_everywhere():
         try:
             yield
@@ -67,28 +67,28 @@ def together_on_disk() -> Iterator[None]:
 
 
 def where() -> str:
-    """Return which rank this is, for a message; nothing where there is one."""
+    """Return which rank this is, for a message; an empty text if there is only one."""
     return f" by rank {rank()} on {socket.gethostname()}" if world_size() > 1 else ""
 
 
 def recover_interrupted(folder: Path, say: Say) -> None:
-    """Give a checkpoint its name that a kill between the renames of a save left under another; rank 0 alone.
+    """Rename a checkpoint that a kill between the renames of a save left under another name; on rank 0 only.
 
-    A folder with a manifest was agreed on by all ranks: it goes forward. One that was to be replaced, with nothing in
-    its place, goes back. Raises OSError where the disk refuses.
+    A folder with a manifest is complete and gets its final name. A folder that was moved away, with nothing in its
+    place, gets its name back. Raises OSError if the disk refuses.
     """
     for partial in sorted(folder.glob(f"{PARTIAL_PREFIX}step_*")):
         final = folder / partial.name.removeprefix(PARTIAL_PREFIX)
         if not final.exists() and _is_complete(partial):
             os.replace(partial, final)
             point_latest(final)
-            say(f"completed {final}: its save had been cut off after all was written")
+            say(f"completed {final}: its save was interrupted after everything was written")
     for aside in sorted(folder.glob(f"step_*{REPLACED_SUFFIX}*")):
         final = folder / aside.name.partition(REPLACED_SUFFIX)[0]
         if not final.exists():
             os.replace(aside, final)
             point_latest(final)
-            say(f"put {final} back: what was to replace it never came to be")
+            say(f"restored {final}: its replacement was never completed")
 
 
 def _is_complete(folder: Path) -> bool:
@@ -100,7 +100,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def point_latest(folder: Path) -> None:
-    """Let `latest` name a checkpoint, after its rename, for good."""
+    """Make `latest` name a checkpoint, durably; call it after the checkpoint's rename."""
     temporary = folder.with_name(f"{LATEST}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(folder.name + "\n")
@@ -111,17 +111,17 @@ def point_latest(folder: Path) -> None:
 
 
 def rank_of(name: str) -> int:
-    """Return the rank that wrote a file: the shards name theirs, all else is rank 0's."""
+    """Return the rank that wrote a file: shards have it in their names, rank 0 writes all else."""
     match = _RANK_OF_FILE.search(name)
     return int(match[1]) if match else 0
 
 
 def unused_name(path: Path) -> Path:
-    """Return a path at which there is nothing: the one given, or with a number after it."""
+    """Return a path that does not exist: the given one, or the given one with a number."""
     tries = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
     return path if not path.exists() else next(other for other in tries if not other.exists())
 
 
 def gib(size: int) -> str:
-    """Write a number of bytes as GiB, to three digits."""
+    """Return a number of bytes in GiB, with three digits."""
     return f"{size / 2**30:.3g}"

@@ -1,4 +1,4 @@
-"""Writing one rank's files of a checkpoint, here or in a thread."""
+"""Write one rank's files of a checkpoint, on this thread or on another one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ds_dpo.storage.state_files import StateFile
 
 @dataclass(kw_only=True)
 class WritingJob:
-    """This rank's part of one checkpoint; what became of it is asked for once all ranks are there to hear it."""
+    """This rank's part of one checkpoint. Its error is kept until all ranks can raise it together."""
 
     step: int
     partial: Path
@@ -36,11 +36,11 @@ class WritingJob:
     thread: threading.Thread | None = None
 
     def write(self) -> None:
-        """Write, sync and hash; an error is kept for the moment at which all ranks ask."""
+        """Write, sync and hash the files; an error is kept for raise_error."""
         started = time.perf_counter()
         try:
             reach("save.copied")
-            self.partial.mkdir(exist_ok=True)  # rank 0 has made it, and this host may not see it yet
+            self.partial.mkdir(exist_ok=True)  # rank 0 has made it, but this host may not see it yet
             for file in self.files:
                 if self.is_abandoned:
                     return
@@ -54,7 +54,7 @@ class WritingJob:
         self.written_seconds = time.perf_counter() - started
 
     def start(self) -> None:
-        """Write in a thread; one that a leaving program waits for, since torch does not survive being cut off."""
+        """Write on a thread that the program waits for when it exits: torch cannot be interrupted while it writes."""
         self.thread = threading.Thread(target=self.write, name=f"save-step-{self.step}", daemon=False)
         self.thread.start()
 
@@ -66,24 +66,24 @@ class WritingJob:
             self.thread.join()
 
     def raise_error(self) -> None:
-        """Raise what went wrong; CheckpointError or OSError where the disk or the memory refused."""
+        """Raise the error of write, if any: CheckpointError or OSError if disk or memory was short."""
         if self.error is None:
             return
         text = str(self.error)
         if isinstance(self.error, MemoryError) or "DefaultCPUAllocator" in text:
-            raise CheckpointError(f"no memory to copy the state into{where()}: {text}") from self.error
+            raise CheckpointError(f"no memory for a copy of the state{where()}: {text}") from self.error
         if isinstance(self.error, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
-            # torch says this, and no OSError, where the disk takes only part of a file
+            # torch raises this instead of OSError if the disk accepts only part of a file
             free = shutil.disk_usage(self.final.parent).free
             raise CheckpointError(
-                f"the checkpoint could not be written{where()} in {self.final.parent}: a file was cut short, "
-                f"{gib(free)} GiB are free ({text})"
+                f"the checkpoint could not be written{where()} in {self.final.parent}: a file is incomplete, "
+                f"and {gib(free)} GiB are free ({text})"
             ) from self.error
         raise self.error
 
 
 def _sync_and_hash(path: Path) -> FileEntry:
-    """Put a file on the disk for good, then read it back for its checksum."""
+    """Flush a file to the disk, then read it again for its checksum."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return manifest.hash_file(path)

@@ -1,4 +1,4 @@
-"""When checkpoints are due, and what becomes of each: completed, or counted as failed and tried again."""
+"""Decide when checkpoints are due; complete each one, or count it as failed and try again at the next."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ds_dpo.distributed.collectives import is_main
 from ds_dpo.errors import CheckpointError
 from ds_dpo.process.say import Say
 
-_TRAINING_GOES_ON = "training goes on, and the next save that is due tries again"
+_TRAINING_GOES_ON = "training continues, and the next save that is due tries again"
 
 
 class Saving:
-    """Saves as the cadence says; a disk that refuses is shouted about and training goes on, but for the last state.
+    """Saves as the cadence says. If a save fails, training continues with a loud message; the last save must succeed.
 
-    Every method but abandon is called by all ranks at the same step, and decides alike on all of them.
+    All ranks call each method except abandon at the same step, and come to the same decision.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Saving:
         say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """saved_step: that of the checkpoint gone on from, or 0. clock: seconds; rank 0's decides."""
+        """saved_step: step of the checkpoint that was loaded, or 0. clock: seconds; rank 0's clock decides."""
         self._writer, self._every, self._max_train_steps = writer, every, max_train_steps
         self._saved_step: int | None = saved_step or None
         self._say, self._clock = say, clock
@@ -40,28 +40,28 @@ class Saving:
 
     @property
     def num_failed(self) -> int:
-        """How many saves failed since this start."""
+        """Number of failed saves since this start."""
         return self._num_failed
 
     def counters(self) -> dict[str, float]:
-        """Return what take needs summed over all ranks, with what each step reduces anyway."""
+        """Return the numbers that take needs, to be summed over all ranks in the step's own reduction."""
         minutes = self._every.save_every_minutes
         is_time = is_main() and minutes is not None and self._clock() - self._last_time >= 60 * minutes
         return {"saving": float(self._writer.is_busy), "save_now": float(is_time)}
 
     def take(self, totals: Mapping[str, float]) -> None:
-        """Complete the checkpoint in the background once no rank writes any more. totals: counters, over all ranks."""
+        """Complete the checkpoint in the background when no rank is still writing. totals: counters, over all ranks."""
         self._is_time = totals["save_now"] > 0
         if self._writer.is_in_flight and totals["saving"] == 0:
             self._finish()
 
     def is_due(self, step: int) -> bool:
-        """True at multiples of both numbers of steps, when the time has come, and at the end."""
+        """Return whether to save now: at multiples of save and keep steps, after save_every_minutes, and at the end."""
         steps = (self._every.save_every_steps, self._every.keep_every_steps)
         return self._is_time or step == self._max_train_steps or any(every and step % every == 0 for every in steps)
 
     def saves_left(self, step: int) -> int:
-        """Return how many saves are to come after a step, at most."""
+        """Return the largest number of saves that can follow a step."""
         last = self._max_train_steps
         if self._every.save_every_minutes is not None:
             return last - step
@@ -81,13 +81,15 @@ class Saving:
         renews: bool = False,
         first: Callable[[], None] = lambda: None,
     ) -> None:
-        """Save a step, unless it is saved already; one in flight is completed before.
+        """Save a step, unless it is already saved; a save in flight is completed first.
 
-        is_last: nothing is trained after it, so that it is tried twice, training waiting, and its failure is a
-        CheckpointError on all ranks together. renews, first: see CheckpointWriter.begin.
+        is_last: nothing is trained afterwards, so training waits, the save is tried twice, and a failure raises
+        CheckpointError on all ranks. renews, first: see CheckpointWriter.begin.
         """
         if self._writer.is_busy:
-            self._say(f"step {step} is due to be saved while an earlier one is still being written: training waits")
+            self._say(
+                f"step {step} is due to be saved, but an earlier checkpoint is still being written: training waits"
+            )
         self.settle()
         if self._saved_step == step and not renews:
             return
@@ -108,12 +110,12 @@ class Saving:
                 self._fail(error, then="trying again" if is_last else _TRAINING_GOES_ON)
 
     def settle(self) -> None:
-        """Complete the checkpoint in flight, if there is one; training waits for it."""
+        """Complete the checkpoint in flight, if there is one, while training waits."""
         if self._writer.is_in_flight:
             self._finish()
 
     def abandon(self) -> None:
-        """Leave without the one in flight; of each rank alone."""
+        """Give up the checkpoint in flight; each rank calls this by itself."""
         self._writer.abandon()
 
     def _finish(self) -> None:

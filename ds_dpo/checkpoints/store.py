@@ -1,4 +1,4 @@
-"""The reading half of checkpoints: the newest that verifies on all ranks, or an error."""
+"""Read checkpoints: the newest one that verifies on all ranks, or an error."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ ROLLED_BACK_SUFFIX = ".rolled_back"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedCheckpoint:
-    """Where a checkpoint lies, and the plain values that it was saved with."""
+    """The folder of a checkpoint, and the plain values that were saved in it."""
 
     folder: Path
     client_state: dict[str, Any]
 
 
 class CheckpointStore:
-    """The checkpoints folder of one run; every method is called by all ranks together."""
+    """The checkpoints folder of one run; all ranks call every method together."""
 
     def __init__(self, folder: Path, *, engine: Engine, identity: RunIdentity, say: Say) -> None:
-        """say: takes one line for each thing found amiss, and what was done about it."""
+        """say: takes a line for each problem that was found, and what was done about it."""
         self.folder = folder
         self._say = say
         self._engine = engine
         self._identity = identity
 
     def set_aside_after(self, step: int) -> bool:
-        """Rename all checkpoints after a step, so that none is ever resumed from.
+        """Rename all checkpoints after a step, so that none of them is loaded again.
 
-        Returns False, and does nothing, where there is none of that step or before. Raises CheckpointError on all ranks
-        together.
+        Returns False, and does nothing, if no checkpoint of that step or before exists. Raises CheckpointError on all
+        ranks.
         """
         names = broadcast_object([path.name for path in manifest.checkpoint_folders(self.folder)])
         later = [name for name in names if (manifest.step_of(Path(name)) or 0) > step]
@@ -60,10 +60,10 @@ class CheckpointStore:
         manifest.sync_folder(self.folder)
 
     def load_newest(self) -> LoadedCheckpoint | None:
-        """Load the newest checkpoint that verifies, whatever ranks and ZeRO stage saved it; None where none was saved.
+        """Load the newest checkpoint that verifies, saved by any number of ranks and ZeRO stage; None without one.
 
-        One whose save was cut off between its renames gets its name first. Raises CheckpointError where there are
-        checkpoints or a `latest` and none can be used: training never starts over in silence.
+        A checkpoint whose save was interrupted between its renames gets its name first. Raises CheckpointError if there
+        are checkpoints, or a `latest`, and none can be used: training never silently starts again.
         """
         reach("load.begin")
         with together_on_disk():
@@ -80,20 +80,20 @@ class CheckpointStore:
                 reach("load.read")
                 return LoadedCheckpoint(folder=folder, client_state=client_state)
             reasons.append(str(errors[0]))
-            self._say(f"passed over: {errors[0]}")
+            self._say(f"skipped: {errors[0]}")
         latest = self.folder / LATEST
         if reasons:
             raise CheckpointError(f"no checkpoint in {self.folder} can be used: " + "; ".join(reasons))
         if broadcast_object(latest.exists()):
             named = latest.read_text(encoding="utf-8").strip()
             raise CheckpointError(
-                f"{latest} names {named!r}, but {self.folder} holds no checkpoint; restore it, or give another "
-                "output_dir to start anew"
+                f"{latest} names {named!r}, but {self.folder} holds no checkpoint; restore it, or start a new run "
+                "with another output_dir"
             )
         return None
 
     def _verify(self, folder: Path) -> CheckpointError | None:
-        """Check the manifest against this run and this rank's files against the manifest."""
+        """Check the manifest against this run, and this rank's files against the manifest."""
         try:
             found = manifest.read_manifest(folder)
             self._require_same_precision(folder, found)
@@ -106,10 +106,12 @@ class CheckpointStore:
     def _require_same_precision(self, folder: Path, found: Manifest) -> None:
         old, new = found.precision, self._identity.precision
         if old != new:
-            raise CheckpointError(f"{folder} was saved in precision {old} and this start has {new}; go on in {old}")
+            raise CheckpointError(
+                f"{folder} was saved in precision {old}, but this start uses {new}; continue in {old}"
+            )
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        """Read a verified checkpoint into the engine: by DeepSpeed where each rank has a shard of its own in it."""
+        """Read a verified checkpoint into the engine; DeepSpeed does this if each rank has its own shard in it."""
         found, own = manifest.read_manifest(folder), self._identity
         is_cut_alike = (found.world_size, found.stage) == (own.world_size, own.stage)
         if is_cut_alike and found.layout in (None, self._engine.layout_digest()):
@@ -117,14 +119,14 @@ class CheckpointStore:
         start = time.perf_counter()
         client_state = self._engine.read_checkpoint_of_other_layout(folder)
         saved, has = (f"{by.world_size} rank(s) at ZeRO stage {by.stage}" for by in (found, own))
-        how = "other settings of DeepSpeed" if is_cut_alike else has
+        how = "other DeepSpeed settings" if is_cut_alike else has
         self._say(
-            f"{folder} was saved by {saved} and this start has {how}: weights, moments and all else were read tensor "
-            f"by tensor in {time.perf_counter() - start:.1f} s"
+            f"{folder} was saved by {saved}, but this start has {how}: the state was read tensor by tensor in "
+            f"{time.perf_counter() - start:.1f} s"
         )
         return client_state
 
 
 def _verifying_rank(name: str, *, world_size: int) -> int:
-    """The one of this start's ranks that compares a file with the manifest, whatever number of ranks wrote them."""
+    """Return the rank of this start that verifies a file; any number of ranks may have written the files."""
     return rank_of(name) % world_size

@@ -1,4 +1,4 @@
-"""The writing half of checkpoints: copied where training goes on meanwhile, written aside, agreed on, renamed."""
+"""Write checkpoints: copy the state if training continues, write it aside, agree on it with all ranks, rename it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from ds_dpo.storage.state_files import HostCopies, StateFile, num_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a checkpoint is to hold beside the engine's state. files: this rank's."""
+    """What a checkpoint holds besides the engine's state. files: those of this rank."""
 
     client_state: Mapping[str, Any]
     files: Sequence[StateFile] = ()
@@ -49,7 +49,7 @@ class Contents:
 class Saved:
     """A complete checkpoint, and how long it took this rank.
 
-    copied_seconds: how long training waited for a copy; None where it waited until all was written.
+    copied_seconds: how long training waited for the copy; None if it waited until everything was written.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Saved:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run, one at a time; begin and finish are called by all ranks together."""
+    """Writes the checkpoints of one run, one at a time; all ranks call begin and finish together."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class CheckpointWriter:
         say: Say,
         available_bytes: Callable[[], int | None] = available_bytes,
     ) -> None:
-        """say: takes one line for each thing found amiss, and what was done about it. available_bytes: this host's."""
+        """say: takes a line for each problem, and what was done about it. available_bytes: memory left on this host."""
         self._folder = folder
         self._engine, self._identity, self._retention = engine, identity, retention
         self._say, self._available_bytes = say, available_bytes
@@ -80,20 +80,20 @@ class CheckpointWriter:
 
     @property
     def is_in_flight(self) -> bool:
-        """True from begin to finish, on all ranks alike."""
+        """Whether a save has begun and not finished; the same on all ranks."""
         return self._job is not None
 
     @property
     def is_busy(self) -> bool:
-        """True while this rank's files are being written in the background."""
+        """Whether this rank's files are being written in the background."""
         return self._job is not None and self._job.is_alive()
 
     def protect(self, step: int | None) -> None:
-        """Keep the newest checkpoint of this step or before beside the others, until told otherwise."""
+        """Also keep the newest checkpoint of this step or before, until the next call."""
         self._protected_step = step
 
     def newest(self) -> Path | None:
-        """Return the newest complete checkpoint, unread; for messages."""
+        """Return the newest complete checkpoint without verifying it; for messages."""
         folders = manifest.checkpoint_folders(self._folder)
         return next((folder for folder in folders if (folder / manifest.MANIFEST_NAME).is_file()), None)
 
@@ -111,12 +111,12 @@ class CheckpointWriter:
         renews: bool = False,
         first: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Write this rank's files of a step aside; in the background: copy their state, and write it in a thread.
+        """Write this rank's files of a step aside; in the background: copy their state, and write it on a thread.
 
-        Returns whether a thread writes; False where a host has no memory for the copies: then all ranks have written.
-        first: done on rank 0 before. renews: one of the same step, loaded just now, is replaced for good. Raises
-        CheckpointError on all ranks together, with nothing left behind, where there is no space; whether writing went
-        well is finish's to say.
+        Returns whether a thread writes. It is False, with everything written, if a host has no memory for the copies.
+        first: called on rank 0 before. renews: replace the checkpoint of the same step, which was just loaded. Raises
+        CheckpointError on all ranks, with nothing left behind, if there is no space. Errors of the writing itself are
+        raised by finish.
         """
         assert self._job is None, "one checkpoint at a time"
         final = self._folder / manifest.step_folder_name(step)
@@ -125,7 +125,7 @@ class CheckpointWriter:
             reach("save.begin")
         files = [*self._engine.checkpoint_files(client_state=contents.client_state), *contents.files]
         files += self._unet_config()
-        assert all(rank_of(file.name) == rank() for file in files), "whose file it is must show in its name"
+        assert all(rank_of(file.name) == rank() for file in files), "the name of a file must say which rank writes it"
         has_memory, size = self._measure(files, in_background=in_background)
         try:
             with together_on_disk():
@@ -142,7 +142,7 @@ class CheckpointWriter:
         started = time.perf_counter()
         try:
             job.files = self._copies.copy(files)
-        except Exception as error:  # one rank's: the others are told in finish
+        except Exception as error:  # an error of this rank: the others learn of it in finish
             job.error = error
             return True
         job.copied_seconds = time.perf_counter() - started
@@ -150,10 +150,10 @@ class CheckpointWriter:
         return True
 
     def finish(self) -> Saved:
-        """Wait for all ranks' files and make the checkpoint exist.
+        """Wait for all ranks' files, then make the checkpoint exist.
 
-        Raises CheckpointError on all ranks together, with nothing left behind, where the disk refused any rank: earlier
-        checkpoints and `latest` are as they were. A kill at any moment leaves them so, too.
+        Raises CheckpointError on all ranks, with nothing left behind, if the disk refused any of them. Earlier
+        checkpoints and `latest` are then unchanged; they also are after a kill at any moment.
         """
         job = self._job
         assert job is not None, "begun"
@@ -178,44 +178,44 @@ class CheckpointWriter:
         return Saved(folder=job.final, copied_seconds=job.copied_seconds, written_seconds=seconds)
 
     def abandon(self) -> None:
-        """Let a thread that still writes stop at the next file; for a program that leaves without its checkpoint."""
+        """Make the writing thread stop at the next file, for a program that exits without its checkpoint."""
         if self._job is not None:
             self._job.is_abandoned = True
 
     def require_space(self, *, further_bytes: int, saves_left: int, in_background: bool) -> list[str]:
-        """Return what the run's checkpoints will take of disk and memory, in words, before anything is trained.
+        """Return lines on how much disk and memory the run's checkpoints need, before anything is trained.
 
-        further_bytes: this rank's files beside the engine's. saves_left: how many checkpoints are to come. While one is
-        written, those that it will push out are still there. Raises CheckpointError on all ranks together where the
-        disk has no room for as many more as will stand at a time.
+        further_bytes: this rank's files besides the engine's. saves_left: number of checkpoints to come. While one is
+        written, the one that it replaces is still there. Raises CheckpointError on all ranks if the disk has no room
+        for all checkpoints that will exist at the same time.
         """
         size = self._engine.checkpoint_bytes() + sum(gather_objects(further_bytes))
         kept = self._retention.newest
         with together_on_disk():
             if is_main():
                 self._check_start(size, saves_left)
-        lines = [f"checkpoints: about {gib(size)} GiB each, at most {kept} stay and one more while it is written"]
+        lines = [f"checkpoints: about {gib(size)} GiB each; {kept} are kept, and one more exists while it is written"]
         if in_background:
             own = self._engine.own_checkpoint_bytes() + further_bytes
             most = max(gather_objects(own))
             lines.append(
-                f"checkpoints: written in the background from copies of up to {gib(most)} GiB a rank in host memory"
+                f"checkpoints: written in the background from copies of up to {gib(most)} GiB per rank in host memory"
             )
         return lines
 
     def _check_start(self, size: int, saves_left: int) -> None:
         present = len(manifest.checkpoint_folders(self._folder))
         more = min(self._retention.newest + 1 - min(present, self._retention.newest), max(saves_left, 1))
-        self._require_free(more * size, f"{more} more of about {gib(size)} GiB will stand there at a time")
+        self._require_free(more * size, f"{more} more of about {gib(size)} GiB each will exist at the same time")
 
     def _require_free(self, needed: int, why: str) -> None:
-        # a start that is refused here leaves no folder behind
+        # a start that is refused here must leave no folder behind
         existing = next(path for path in (self._folder.absolute(), *self._folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
         if free < needed:
             raise CheckpointError(
-                f"no space for a checkpoint in {self._folder}: {why}, and {gib(free)} GiB are free; free some, lower "
-                "cadence.keep_checkpoints, or give another output_dir"
+                f"no space for a checkpoint in {self._folder}: {why}, and {gib(free)} GiB are free; free some space, "
+                "lower cadence.keep_checkpoints, or give another output_dir"
             )
 
     def _measure(self, files: Sequence[StateFile], *, in_background: bool) -> tuple[bool, int]:
@@ -233,7 +233,7 @@ class CheckpointWriter:
         short = [host for host in available if needed[host] > available[host]]
         if short and in_background:
             self._say(
-                f"{short[0]} has {gib(available[short[0]])} GiB of memory left and a copy of its ranks' state takes "
+                f"{short[0]} has {gib(available[short[0]])} GiB of memory left, and copies of its ranks' state need "
                 f"{gib(needed[short[0]])} GiB: training waits until this checkpoint is written"
             )
         return not short, size
@@ -241,23 +241,23 @@ class CheckpointWriter:
     def _open(self, partial: Path, size: int, first: Callable[[], None]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         for pattern in (f"{PARTIAL_PREFIX}*", f"{DELETED_PREFIX}*", f"step_*{REPLACED_SUFFIX}*"):
-            for leftover in self._folder.glob(pattern):  # what a killed save left
+            for leftover in self._folder.glob(pattern):  # the leftovers of a killed save
                 shutil.rmtree(leftover)
         first()
-        self._require_free(size, f"this one takes {gib(size)} GiB")
+        self._require_free(size, f"it needs {gib(size)} GiB")
         partial.mkdir()
 
     def _unet_config(self) -> list[StateFile]:
         if not is_main():
             return []
-        module: Any = self._engine.module  # a diffusers model, whose config torch's Module does not know
+        module: Any = self._engine.module  # a diffusers model; torch's Module has no config
         config = {name: value for name, value in module.config.items() if not name.startswith("_name")}
         return [StateFile(name=UNET_CONFIG_NAME, state=json.dumps(config, indent=2, default=list), write=_write_text)]
 
     def _complete(self, job: WritingJob, files: dict[str, FileEntry]) -> None:
-        """Make the checkpoint exist: manifest, rename, `latest`; only then delete older ones."""
+        """Make the checkpoint exist: manifest, rename, `latest`. Only then delete older checkpoints."""
         identity = self._identity
-        if not job.renews:  # what stands there was passed over; without it this one is whole once it has a manifest
+        if not job.renews:  # a folder there could not be used; without it, a manifest completes the new one
             self._move_aside(job.final, DAMAGED_SUFFIX)
         manifest.write_manifest(
             job.partial,
@@ -283,7 +283,7 @@ class CheckpointWriter:
         reach("save.pruned")
 
     def _move_aside(self, final: Path, suffix: str) -> Path | None:
-        """Make way for a checkpoint of the same step; a damaged one is kept for whoever wants to look."""
+        """Move an older folder of the same step away; a damaged one is kept for inspection."""
         if not final.exists():
             return None
         aside = unused_name(final.with_name(final.name + suffix))
@@ -297,16 +297,16 @@ class CheckpointWriter:
             self._delete(folders[step])
 
     def _delete(self, folder: Path) -> None:
-        """Delete a checkpoint so that a kill leaves nothing that looks like one; the new one is there either way."""
+        """Delete a checkpoint; it is renamed first, so that a kill leaves nothing that looks like a checkpoint."""
         try:
             gone = unused_name(folder.with_name(DELETED_PREFIX + folder.name))
             os.replace(folder, gone)
             shutil.rmtree(gone)
         except OSError as error:
-            self._say(f"{folder} should go and cannot be deleted: {error}")
+            self._say(f"{folder} is no longer needed, but cannot be deleted: {error}")
 
     def _discard(self, partial: Path) -> None:
-        """Remove what a failed save left; where the disk refuses even that, the next save tries again."""
+        """Remove the leftovers of a failed save; if the disk refuses that too, the next save tries again."""
         if is_main():
             try:
                 shutil.rmtree(partial)

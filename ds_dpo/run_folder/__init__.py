@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, log, metrics and curves."""
+"""What a run writes: its folder, log, metrics and curves."""

@@ -1,4 +1,4 @@
-"""The folder of a run: its fixed shape, whose run it is, and what it was started with."""
+"""The folder of a run: its fixed shape, the run's identity, and what each start was made with."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class RunFolder:
         return self.path / "STOP"
 
     def require_same_run(self, config: RunConfig, *, precision: str) -> list[str]:
-        """Compare with the configuration saved here and return the free changes, one line each; [] for a new folder.
+        """Compare with the saved configuration. Returns the changes that are allowed, a line each; [] for a new folder.
 
-        Raises ConfigError listing old and new values where the saved run is another one.
+        Raises ConfigError with old and new values if the saved run is another one.
         """
         if not self.config.exists():
             return []
@@ -72,8 +72,8 @@ class RunFolder:
         if changes:
             listed = "\n  ".join(str(change) for change in changes)
             raise ConfigError(
-                f"{self.path} holds a run of another identity:\n  {listed}\n"
-                "set these back to go on with it, or give another output_dir"
+                f"{self.path} holds another run, which differs in\n  {listed}\n"
+                "set these back to continue that run, or give another output_dir"
             )
         old, new = flatten(saved.model_dump()), flatten(config.model_dump())
         return [
@@ -85,9 +85,9 @@ class RunFolder:
     def write_start(
         self, config: RunConfig, settings: Mapping[str, Any], *, world_size: int, data: Mapping[str, int]
     ) -> None:
-        """Save what this start was made with; each file is replaced whole or not at all.
+        """Save the configuration and environment of this start; each file is replaced as a whole.
 
-        data: numbers of the dataset by name, such as rows, ties and pairs. Raises ConfigError.
+        data: counts of the dataset by name, such as rows, ties and pairs. Raises ConfigError.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -95,19 +95,19 @@ class RunFolder:
             starts = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.exists() else []
             starts.append({**describe_environment(world_size), "data": dict(data)})
             _replace(self.environment, json.dumps(starts, indent=2) + "\n")
-            # last: where this file is, the others are, whenever a start was killed
+            # written last: if this file exists, the others do too, even after a kill
             _replace(self.config, config_to_yaml(config))
         except OSError as error:
             raise ConfigError(f"output_dir {str(self.path)!r} cannot be written: {error.strerror}") from error
 
 
 def precision_of(settings: Mapping[str, Any]) -> str:
-    """fp32, bf16 or fp16, as a complete DeepSpeed dict has it."""
+    """Return fp32, bf16 or fp16, from complete DeepSpeed settings."""
     return next((name for name in ("bf16", "fp16") if settings.get(name, {}).get("enabled")), "fp32")
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names of nested sections: {"a": {"b": 1}} -> {"a.b": 1}."""
+    """Return nested sections under dotted names: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, Mapping):
@@ -118,7 +118,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe_environment(world_size: int) -> dict[str, Any]:
-    """Versions, host and code of one start; no environment variable is kept, as some hold secrets."""
+    """Return versions, host and code of a start. No environment variable is recorded, because some hold secrets."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
@@ -138,7 +138,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the code that runs, None where it is no checkout."""
+    """Return the commit of the running code, None if it is not a checkout."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],

@@ -1,4 +1,4 @@
-"""What a person reads while a run goes on: lines in log.txt and on standard output, and a bar on a terminal."""
+"""What a person reads during a run: lines in log.txt and on standard output, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ds_dpo.storage.line_file import LineFile
 
-# What the line of a step shows: label, metric, format.
+# The columns of a step's line: label, metric, format.
 STEP_COLUMNS = (
     ("loss", "loss", "{:.4f}"),
     ("accuracy", "implicit_accuracy", "{:.2f}"),
@@ -26,10 +26,10 @@ STEP_COLUMNS = (
 
 
 class RunLog:
-    """Rank 0's voice; on other ranks every call does nothing."""
+    """The log of a run. It works on rank 0; on other ranks every call does nothing."""
 
     def __init__(self, *, speaks: bool) -> None:
-        """speaks: True on rank 0. Lines are printed at once, and kept until there is a file for them."""
+        """speaks: True on rank 0. Lines are printed at once, and kept until the file is open."""
         self._speaks = speaks
         self._kept: list[str] = []
         self._file: LineFile | None = None
@@ -37,7 +37,7 @@ class RunLog:
         self._bar: tqdm | None = None
 
     def open(self, path: Path, *, last_step: int, max_train_steps: int) -> None:
-        """Append what was said so far, and all that follows, to log.txt; steps go from last_step to max_train_steps."""
+        """Append all earlier and later lines to log.txt. The steps go from last_step to max_train_steps."""
         if not self._speaks:
             return
         self._file = LineFile(path)
@@ -48,7 +48,7 @@ class RunLog:
             self._bar = tqdm(total=max_train_steps, initial=last_step, unit="step", file=sys.stdout, dynamic_ncols=True)
 
     def line(self, text: str) -> None:
-        """Say one thing."""
+        """Print and write a line."""
         if not self._speaks:
             return
         stamped = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
@@ -56,14 +56,16 @@ class RunLog:
             self._kept.append(stamped)
         else:
             self._file.write(stamped)
-        with contextlib.suppress(OSError):  # it may be a file on a full disk; log.txt keeps the line for later
+        with contextlib.suppress(
+            OSError
+        ):  # standard output may be a file on a full disk; log.txt keeps the line for later
             if self._bar is None:
                 print(text, flush=True)
             else:
                 self._bar.write(text, file=sys.stdout)
 
     def step(self, metrics: Mapping[str, float], *, due: bool) -> None:
-        """Show a step: the bar moves at each, a line is written where one is due."""
+        """Show a step: move the bar, and write a line if one is due."""
         if not self._speaks:
             return
         columns = [f"{label} {form.format(metrics[name])}" for label, name, form in STEP_COLUMNS if name in metrics]

@@ -104,7 +104,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_step(starts):
     assert names(run) == ["latest", "step_00000001", "step_00000003", "step_00000004"]
     said = (run / "log.txt").read_text()
     assert f"SAVING FAILED, the last good checkpoint is {checkpoint(run, 1)}: " in said
-    assert "No space left on device; training goes on" in said
+    assert "No space left on device; training continues" in said
     assert curve(run) == curve(out / "foreground")
     assert metrics(run)[-1]["failed_saves"] == 1
     assert_equal_to_the_bit(checkpoint(run, STEPS), checkpoint(out / "foreground", STEPS))
@@ -114,7 +114,7 @@ def test_killed_while_writing_and_again_while_renaming_it_goes_on_from_the_newes
     out, done = starts
     assert [status for status, _ in done[1:3]] == [-signal.SIGKILL] * 2
     assert "resumed from step 2" in done[2][1]
-    assert f"completed {checkpoint(out / 'killed', 3)}: its save had been cut off" in done[3][1]
+    assert f"completed {checkpoint(out / 'killed', 3)}: its save was interrupted" in done[3][1]
     assert "resumed from step 3" in done[3][1]
     assert curve(out / "killed") == curve(out / "foreground")
     assert names(out / "killed") == ["latest", *(f"step_0000000{step}" for step in range(1, STEPS + 1))]

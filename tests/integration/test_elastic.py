@@ -199,6 +199,6 @@ def test_the_runs_do_what_is_to_be_carried(runs):
 
 def test_the_log_says_what_was_saved_and_what_this_start_has(runs):
     log = (runs / "dpo_232" / "log.txt").read_text()
-    assert log.count("was saved by 2 rank(s) at ZeRO stage 2 and this start has 4 rank(s) at ZeRO stage 3") == 1
-    assert log.count("was saved by 4 rank(s) at ZeRO stage 3 and this start has 1 rank(s) at ZeRO stage 2") == 1
+    assert log.count("was saved by 2 rank(s) at ZeRO stage 2, but this start has 4 rank(s) at ZeRO stage 3") == 1
+    assert log.count("was saved by 4 rank(s) at ZeRO stage 3, but this start has 1 rank(s) at ZeRO stage 2") == 1
     assert [line["step"] for line in metrics(runs / "dpo_232")] == list(range(1, 3 * STEPS + 1))

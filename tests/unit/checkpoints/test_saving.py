@@ -100,7 +100,7 @@ def test_a_save_that_is_due_meanwhile_waits_and_says_so() -> None:
     run.step(2)
     run.step(4)
     assert run.writer.calls == ["begin 2 in background", "finish", "begin 4 in background"]
-    assert "step 4 is due to be saved while an earlier one is still being written" in run.said[0]
+    assert "step 4 is due to be saved, but an earlier checkpoint is still being written" in run.said[0]
 
 
 def test_the_last_one_waits_for_the_one_in_flight_and_is_in_the_foreground() -> None:

@@ -185,7 +185,7 @@ def test_a_kill_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
         assert verify_manifest(run.folder / (run.folder / "latest").read_text().strip())
         loaded = run.loaded()
         assert loaded is not None
-        assert not [line for line in run.said if "passed over" in line]
+        assert not [line for line in run.said if "skipped:" in line]
         found.append(loaded["step"])
         run.save(3, keep=1)
         assert run.names() == ["latest", "step_00000003"], "what the killed save left is gone"
@@ -259,9 +259,9 @@ def test_a_latest_without_its_checkpoint_is_an_error(run: Run) -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"world_size": 4}, "was saved by 1 rank(s) at ZeRO stage 2 and this start has 4 rank(s) at ZeRO stage 2"),
-        ({"stage": 3}, "was saved by 1 rank(s) at ZeRO stage 2 and this start has 1 rank(s) at ZeRO stage 3"),
-        ({}, "was saved by 1 rank(s) at ZeRO stage 2 and this start has other settings of DeepSpeed"),
+        ({"world_size": 4}, "was saved by 1 rank(s) at ZeRO stage 2, but this start has 4 rank(s) at ZeRO stage 2"),
+        ({"stage": 3}, "was saved by 1 rank(s) at ZeRO stage 2, but this start has 1 rank(s) at ZeRO stage 3"),
+        ({}, "was saved by 1 rank(s) at ZeRO stage 2, but this start has other DeepSpeed settings"),
     ],
 )
 def test_shards_of_another_layout_are_read_tensor_by_tensor(run: Run, other: dict[str, int], said: str) -> None:
@@ -288,7 +288,7 @@ def test_one_of_a_version_that_told_no_layout_is_read_as_it_was(run: Run) -> Non
 
 def test_another_precision_is_refused(run: Run) -> None:
     run.save(1)
-    with pytest.raises(CheckpointError, match="saved in precision bf16 and this start has fp32"):
+    with pytest.raises(CheckpointError, match="saved in precision bf16, but this start uses fp32"):
         run.store(identity=replace(IDENTITY, precision="fp32")).load_newest()
 
 
@@ -345,7 +345,7 @@ def test_a_damaged_one_of_the_same_step_is_kept_aside(run: Run) -> None:
 def test_too_little_space_is_known_before_a_byte_is_written(run: Run) -> None:
     run.save(1)
     run.engine.moments = torch.empty(2**60, dtype=torch.uint8, device="meta")
-    with pytest.raises(CheckpointError, match=r"no space .* takes 1.07e\+09 GiB, and .* are free; free some"):
+    with pytest.raises(CheckpointError, match=r"no space .* needs 1.07e\+09 GiB, and .* are free; free some"):
         run.save(2)
     assert run.names() == ["latest", "step_00000001"]
 
@@ -372,7 +372,7 @@ def test_a_start_asks_for_as_much_space_as_will_be_taken_at_once(
     lines = require(further_bytes=3, saves_left=saves_left, in_background=True)
     assert len(lines) == 2
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free - 1))
-    with pytest.raises(CheckpointError, match=rf"{more} more of about .* GiB will stand there at a time"):
+    with pytest.raises(CheckpointError, match=rf"{more} more of about .* GiB each will exist at the same time"):
         require(further_bytes=3, saves_left=saves_left, in_background=True)
 
 
@@ -449,7 +449,7 @@ def test_without_memory_for_copies_training_waits(run: Run) -> None:
     writer = run.writer(memory=7)
     assert not writer.begin(step=1, contents=contents(1), in_background=True)
     assert writer.finish().copied_seconds is None
-    assert "has 6.52e-09 GiB of memory left and a copy of its ranks' state takes 7.45e-09 GiB" in run.said[0]
+    assert "has 6.52e-09 GiB of memory left, and copies of its ranks' state need 7.45e-09 GiB" in run.said[0]
     writer = run.writer(memory=8)
     assert writer.begin(step=2, contents=contents(2), in_background=True)
     writer.finish()
@@ -486,7 +486,7 @@ def test_a_checkpoint_that_cannot_be_deleted_is_said_and_the_new_one_stands(
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", refuse)
         run.save(2, keep=1)
-    assert "step_00000001 should go and cannot be deleted" in run.said[0]
+    assert "step_00000001 is no longer needed, but cannot be deleted" in run.said[0]
     assert run.loaded() == {"step": 2}
     run.save(3, keep=1)
     assert run.names() == ["latest", "step_00000003"]

@@ -74,9 +74,9 @@ reach('step.begin')"""
     [
         ("save.wrote=kill", r"no name 'save\.wrote'; step\.begin, .*save\.write, .* would fit"),
         ("save.write=explode", "no action 'explode'; kill, hang, enospc, .* would fit"),
-        ("save.write", r"'save\.write' is not NAME"),
-        ("save.write#0=kill", "is not NAME"),
-        ("save.write@one=kill", "is not NAME"),
+        ("save.write", r"'save\.write' must be NAME"),
+        ("save.write#0=kill", "must be NAME"),
+        ("save.write@one=kill", "must be NAME"),
     ],
 )
 def test_a_mistyped_fault_is_refused(text, message):
