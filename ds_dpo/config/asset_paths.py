@@ -1,4 +1,4 @@
-"""Paths of what the installed package brings along, and the ds_dpo:// names of its assets."""
+"""Paths inside the installed package, and the ds_dpo:// names of its assets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ ASSET_PREFIX = "ds_dpo://"
 
 
 def resolve_asset(path: str) -> str:
-    """Return the file path of a ds_dpo:// name, which lies inside the installed package; others unchanged."""
+    """Return the path of a ds_dpo:// name inside the installed package; other paths are returned unchanged."""
     if not path.startswith(ASSET_PREFIX):
         return path
     inside = PurePosixPath(path.removeprefix(ASSET_PREFIX))
     if inside.is_absolute() or ".." in inside.parts:
-        raise ConfigError(f"{path} leads out of the package; such as {ASSET_PREFIX}assets/miniature/model would fit")
+        raise ConfigError(f"{path} leads out of the package; give a name such as {ASSET_PREFIX}assets/miniature/model")
     return str(PACKAGE / inside)

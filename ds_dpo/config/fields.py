@@ -1,4 +1,4 @@
-"""The table of all fields by dotted name, and the field that any of its names means."""
+"""The table of all fields by dotted name, and the lookup of a field by any of its names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ds_dpo.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:
-    """One field: its dotted name, what it may hold and what it means. kind: of one element, where it is a list."""
+    """One field: its dotted name, its values and its meaning. kind: the type of a value, or of a list's elements."""
 
     path: str
     description: str
@@ -35,7 +35,7 @@ class FieldSpec:
 
 
 def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted names and pydantic fields; the classes of a union one after another."""
+    """Yield dotted names and pydantic fields; the classes of a union one after another."""
     for name, info in model.model_fields.items():
         annotation = info.annotation
         if get_origin(annotation) is Annotated:

@@ -1,4 +1,4 @@
-"""What makes a run the run it is: the identity fields of its configuration, and how those of two runs differ."""
+"""The identity of a run: the fields that define it, and the differences between two runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ds_dpo.config.run import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One identity field that differs."""
+    """An identity field with different values."""
 
     name: str
     old: object
@@ -26,10 +26,10 @@ class Change:
 
 
 def identity(config: RunConfig, precision: str) -> dict[str, object]:
-    """Return what makes this run the run it is, by dotted name, `precision` (fp32, bf16, fp16) among it.
+    """Return the values that define this run, by dotted name, `precision` (fp32, bf16, fp16) included.
 
-    schedule.decay_steps is the resolved number where the schedule decays, so that a longer run of a constant
-    schedule is the same run, and a longer one of a linear schedule is another unless decay_steps is fixed.
+    schedule.decay_steps is the resolved number if the schedule decays. So a longer run with a constant schedule is the
+    same run, and one with a linear schedule is another run unless decay_steps is set.
     """
     nested = config.model_dump(mode="json")
     flat: dict[str, object] = {}

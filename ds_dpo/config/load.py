@@ -1,4 +1,4 @@
-"""The run configuration: preset or file, then the command line, into one frozen and validated RunConfig."""
+"""Read the run configuration: a preset or file, then the command line, into one validated RunConfig."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRESETS = PACKAGE / "presets"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedConfig:
-    """What a command asks for. world_size: the ranks that a dry run reckons with; None: those that are there."""
+    """What a command asks for. world_size: number of ranks for a dry run; None: the ranks that exist."""
 
     config: RunConfig
     dry_run: bool
@@ -30,7 +30,7 @@ class LoadedConfig:
 
 
 def load_config(argv: Sequence[str]) -> LoadedConfig:
-    """Read a command's options over the preset or file that --config names.
+    """Read a command's options on top of the preset or file that --config names.
 
     --help prints and raises SystemExit(0). Raises ConfigError for anything unknown, contradictory or out of bounds.
     """
@@ -43,7 +43,7 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
 
 
 def preset_names() -> list[str]:
-    """Names that --config takes, apart from files."""
+    """Return the names of presets, which --config accepts besides files."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
@@ -74,7 +74,7 @@ def read_layer(name: str) -> dict[str, Any]:
 
 
 def _read_file(path: Path, *, below: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a file over the preset or file that its `base` names; below: files that led here."""
+    """Read a file on top of the preset or file that its `base` names. below: the files that led here."""
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -82,7 +82,7 @@ def _read_file(path: Path, *, below: tuple[Path, ...]) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} is not YAML: {error}") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"configuration file {path} must hold names and values, found {type(document).__name__}")
+        raise ConfigError(f"configuration file {path} must contain names and values, not a {type(document).__name__}")
     base = document.pop("base", None)
     values = _flatten(document, source=path)
     if base is None:
@@ -114,11 +114,11 @@ def _named_values(document: Mapping[str, Any], *, source: Path) -> Iterable[tupl
         elif isinstance(value, dict):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
         elif value is not None:
-            raise ConfigError(f"{source}: {key} is a section and must hold names and values, found {value!r}")
+            raise ConfigError(f"{source}: {key} is a section and must contain names and values, not {value!r}")
 
 
 def overlay(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both, the upper where both have a value; another objective or adapter inherits none of its settings."""
+    """Return all values; upper wins. Another objective or adapter inherits none of the lower one's settings."""
     for section in ("objective", "adapter"):
         kind = upper.get(f"{section}.type")
         if kind is not None and kind != lower.get(f"{section}.type"):
@@ -127,7 +127,7 @@ def overlay(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:
-    """Validate values by dotted name. Raises ConfigError naming each field, its value and what would fit."""
+    """Validate values by dotted name. Raises ConfigError with each wrong field, its value and what would fit."""
     nested: dict[str, Any] = {section: {} for section in SECTIONS}
     for path, value in values.items():
         if isinstance(value, bool) and FIELDS[path].kind is not bool:
@@ -138,32 +138,32 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(nested)
     except ValidationError as error:
         problems = [_problem(one, values) for one in error.errors()]
-        raise ConfigError("\n  ".join(["the configuration does not fit:", *problems])) from None
+        raise ConfigError("\n  ".join(["the configuration is not valid:", *problems])) from None
 
 
 def _word(path: str, switch: bool) -> str:
-    """Return YAML's true as the word that a field may take; pydantic would take it for 1 in a number's place."""
+    """Return YAML's true as a word, for a field that has it as a choice; pydantic would read it as the number 1."""
     word = str(switch).lower()
     if word not in FIELDS[path].choices:
-        raise ConfigError(f"{path} = {word}: true and false fit only a switch")
+        raise ConfigError(f"{path} = {word}: the option is not a switch that can be true or false")
     return word
 
 
 def _problem(error: Any, values: Mapping[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["objective"] and len(location) == 3:
-        location = [location[0], location[2]]  # pydantic puts the chosen class between
+        location = [location[0], location[2]]  # pydantic inserts the chosen class
     path = ".".join(location)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "missing":
-        return f"{path} must be given: {FIELDS[path].description}" if path in FIELDS else f"{path} must be given"
+        return f"{path} must be given. {FIELDS[path].description}" if path in FIELDS else f"{path} must be given"
     if error["type"] == "extra_forbidden":
         return f"{path} = {error['input']}: objective.type {values.get('objective.type')} has no such field"
     if error["type"].startswith("union_tag"):
         choices = ", ".join(FIELDS["objective.type"].choices)
         return f"objective.type = {values.get('objective.type')}: one of {choices} would fit"
     if error["type"] == "value_error" and path not in FIELDS:
-        return message  # a rule between fields names them itself
+        return message  # the message of a rule between fields names them
     return f"{path} = {error['input']}: {message}"
 
 
@@ -171,7 +171,7 @@ def _problem(error: Any, values: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads `1e-8` as a number, `off` as text, and refuses a key given twice."""
+    """A YAML loader that reads `1e-8` as a number and `off` as text, and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

@@ -1,4 +1,4 @@
-"""The configuration of the models: what is trained, what encodes for it, and where the reference lives."""
+"""The sections on models: the one that is trained, its encoders, and where the reference is."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from ds_dpo.precision import Precision
 
 
 class ModelConfig(Section):
-    """What is trained, and what encodes for it."""
+    """The model that is trained, and its encoders."""
 
     pretrained: str = identity_field(
-        "pipeline to start from: hub id, diffusers folder, whole .safetensors checkpoint, or ds_dpo://assets/..."
+        "Pipeline to start from: hub id, diffusers folder, whole .safetensors checkpoint, or ds_dpo://assets/..."
     )
-    revision: str | None = identity_field("commit or branch on the hub; none: its default branch", default=None)
-    variant: str | None = identity_field("weight files of this variant, such as fp16; none: full ones", default=None)
-    family: FamilyName = identity_field("how prompts and sizes condition the UNet", default=DEFAULT_FAMILY)
+    revision: str | None = identity_field(
+        "Commit or branch of a model on the hub (its default branch if unset).", default=None
+    )
+    variant: str | None = identity_field(
+        "Variant of the weight files, such as fp16 (the full files if unset).", default=None
+    )
+    family: FamilyName = identity_field(
+        "Model family: how prompts and image sizes condition the denoiser.", default=DEFAULT_FAMILY
+    )
     prediction_type: Literal["epsilon", "v_prediction"] | None = identity_field(
-        "what the UNet predicts; none: as the model's scheduler config says", default=None
+        "What the denoiser predicts (as the model's scheduler config says if unset).", default=None
     )
     denoiser_init: str | None = identity_field(
         "Other weights that policy and reference start from: a diffusers folder, a hub id, a .safetensors file, or a "
@@ -29,35 +35,39 @@ class ModelConfig(Section):
         default=None,
     )
     vae: str | None = identity_field(
-        "another VAE: hub id, folder or .safetensors; none: the pipeline's own", default=None
+        "Another VAE: hub id, folder or .safetensors file (the pipeline's own if unset).", default=None
     )
-    vae_dtype: Precision = identity_field("precision of image encoding", default="fp32")
+    vae_dtype: Precision = identity_field("Precision in which images are encoded.", default="fp32")
     attention: Literal["auto", "xformers", "sdpa"] = free_field(
-        "attention kernels; auto: xformers where it works on this device, else PyTorch's SDPA", default="auto"
+        "Attention kernels. auto: xformers if it works on this device, else PyTorch's SDPA.", default="auto"
     )
     gradient_checkpointing: bool = free_field(
-        "recompute activations in the backward pass: much less memory, about a third more time", default=True
+        "Recompute activations in the backward pass, which needs much less memory and about a third more time.",
+        default=True,
     )
     train: list[str] = identity_field(
-        "patterns of the UNet's parameters to train, such as *.attn2.*; none given: all", default=[]
+        "Train only parameters whose names match one of these patterns, such as *.attn2.* (all if empty).", default=[]
     )
-    freeze: list[str] = identity_field("patterns of those among them that stay as they are", default=[])
+    freeze: list[str] = identity_field(
+        "Do not train parameters whose names match one of these patterns, even if model.train chooses them.", default=[]
+    )
 
 
 class ReferenceConfig(Section):
-    """Where the frozen reference lives, and whether it follows the policy."""
+    """Where the frozen reference is kept, and whether it follows the policy."""
 
     residency: Literal["replicated", "zero3", "cpu", "adapter", "cached"] = free_field(
-        "replicated: a frozen copy on each rank; zero3: its weights shared by all ranks; cpu: in host memory, on the "
-        "device block by block; adapter: the policy with its low-rank layers off; cached: none, its errors are read "
-        "from reference.cache",
+        "Where the reference is kept. replicated: a frozen copy on each rank. zero3: its weights are divided among all "
+        "ranks. cpu: in host memory, moved to the device block by block. adapter: the policy with its low-rank layers "
+        "off. cached: nowhere, its errors are read from reference.cache.",
         default="replicated",
     )
     cache: str | None = free_field(
-        "folder of scripts/cache.py --reference with the reference's errors, for residency cached", default=None
+        "Folder with the reference's errors, made by scripts/cache.py --reference; only for residency cached.",
+        default=None,
     )
     refresh_every_steps: int | None = identity_field(
-        "optimizer steps after which the reference takes the policy's weights, again and again; none: never",
+        "Copy the policy's weights into the reference every N optimizer steps (off if unset).",
         default=None,
         ge=1,
     )
@@ -70,8 +80,8 @@ class ReferenceConfig(Section):
             )
         if self.residency != "cached" and self.cache is not None:
             raise ValueError(
-                f"reference.residency {self.residency} ignores reference.cache {self.cache}; take residency cached, or "
-                "cache none"
+                f"reference.residency {self.residency} ignores reference.cache {self.cache}; set residency to "
+                "cached, or cache to none"
             )
         return self
 
@@ -79,7 +89,7 @@ class ReferenceConfig(Section):
     def only_a_whole_copy_takes_other_weights(self) -> ReferenceConfig:
         if self.refresh_every_steps is not None and self.residency != "replicated":
             raise ValueError(
-                f"reference.refresh_every_steps {self.refresh_every_steps} needs reference.residency replicated, and "
-                f"it is {self.residency}; take that, or refresh_every_steps none"
+                f"reference.refresh_every_steps {self.refresh_every_steps} needs reference.residency replicated, not "
+                f"{self.residency}; set it to replicated, or refresh_every_steps to none"
             )
         return self

@@ -81,12 +81,12 @@ ALIASES = {
 # Names that users of those scripts will try, where nothing here means the same.
 _PRECISION = "precision is set in the file of --deepspeed_config, such as zero2_bf16 or zero2_fp16"
 EXPLAINED: dict[str, str] = {
-    "scale_lr": "the rate is never scaled: give the effective one as --learning_rate (the authors' sdxl.sh: "
+    "scale_lr": "the learning rate is never scaled: give the effective rate as --learning_rate (the authors' sdxl.sh: "
     "1e-8 x 2048 = 2.048e-5)",
-    "train_batch_size": "it counts one rank's pairs in diffusers and all ranks' in DeepSpeed: give --micro_batch_pairs "
-    "(a rank, at once) or --pairs_per_step (all ranks, an optimizer step)",
+    "train_batch_size": "it means one rank's pairs in diffusers and all ranks' pairs in DeepSpeed: give "
+    "--micro_batch_pairs (one rank, at once) or --pairs_per_step (all ranks, one optimizer step)",
     "gradient_accumulation_steps": "it follows from --pairs_per_step, --micro_batch_pairs and the number of ranks",
-    "num_train_epochs": "give --max_train_steps; an epoch has (number of pairs / pairs_per_step) of them",
+    "num_train_epochs": "give --max_train_steps; an epoch has (number of pairs / pairs_per_step) steps",
     "deepspeed": "give --deepspeed_config NAME",
     "mixed_precision": _PRECISION,
     "bf16": _PRECISION,
@@ -109,7 +109,7 @@ EXPLAINED: dict[str, str] = {
     "train_data_dir": "give the folder or parquet file as --data.dataset",
     "validation_prompt": "give --validation.prompts, one or more",
     "report_to": "a run always writes metrics.jsonl and TensorBoard logs",
-    "logging_dir": "logs lie in --output_dir",
-    "world_size": "the launcher says how many ranks there are; use it with --dry_run, or give --expected_world_size",
-    "num_processes": "the launcher says how many ranks there are, as in deepspeed --num_gpus 8 ds_dpo/train.py",
+    "logging_dir": "logs are written to --output_dir",
+    "world_size": "the launcher sets the number of ranks; use it with --dry_run, or give --expected_world_size",
+    "num_processes": "the launcher sets the number of ranks, as in deepspeed --num_gpus 8 ds_dpo/train.py",
 }

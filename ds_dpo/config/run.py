@@ -1,4 +1,4 @@
-"""The run configuration's sections and the rules between them; those with many fields have modules of their own."""
+"""The whole run configuration: its small sections, and the rules between sections."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from ds_dpo.config.supervision import SupervisionConfig
 
 
 class BatchConfig(Section):
-    """An optimizer step's pairs; accumulation follows from the number of ranks."""
+    """The pairs of an optimizer step; gradient accumulation follows from the number of ranks."""
 
-    pairs_per_step: int = identity_field("pairs of one optimizer step, over all ranks", ge=1)
-    micro_batch_pairs: int = free_field("pairs that a rank computes at once; the UNet sees twice as many images", ge=1)
+    pairs_per_step: int = identity_field("Number of pairs per optimizer step, over all ranks.", ge=1)
+    micro_batch_pairs: int = free_field(
+        "Number of pairs that a rank computes at once; the denoiser sees 2N images.", ge=1
+    )
 
 
 class EmaConfig(Section):
-    """A moving average of the master weights, kept beside them and exported on request."""
+    """A moving average of the master weights, which is saved with them and exported on request."""
 
     decay: float | None = identity_field(
-        "share of the average that an update keeps, once warmed up as in diffusers' EMAModel; none: no average",
+        "Keep a moving average of the weights with this decay, warmed up as in diffusers' EMAModel (off if unset).",
         default=None,
         gt=0,
         lt=1,
@@ -35,23 +37,29 @@ class EmaConfig(Section):
 
 
 class ValidationConfig(Section):
-    """Images drawn with the policy as training goes on, always from the same noise."""
+    """Images drawn with the policy during training, always from the same noise."""
 
-    prompts: list[str] = free_field("prompts; each is drawn with each seed", default=[])
-    seeds: list[int] = free_field("seeds of the starting noise", default=[0], min_length=1)
-    num_inference_steps: int = free_field("DDIM steps of an image", default=30, ge=1)
-    guidance_scale: float = free_field("classifier-free guidance; 1: none", default=5.0, ge=1)
+    prompts: list[str] = free_field("Prompts to draw; each is drawn with each seed.", default=[])
+    seeds: list[int] = free_field("Seeds of the starting noise.", default=[0], min_length=1)
+    num_inference_steps: int = free_field("Number of DDIM steps per image.", default=30, ge=1)
+    guidance_scale: float = free_field("Classifier-free guidance scale (1: off).", default=5.0, ge=1)
 
 
 class RunConfig(Section):
-    """A whole run. ZeRO, precision, offload and communication are in the file that deepspeed_config names."""
+    """A whole run. The file that deepspeed_config names sets ZeRO, precision, offload and communication."""
 
-    output_dir: str = free_field("run folder; the same command again resumes what it holds")
-    max_train_steps: int = free_field("optimizer steps of the whole run", ge=1)
-    seed: int = identity_field("of order, noise, timesteps, crops, flips, dropped prompts", default=0, ge=0, lt=2**63)
-    deepspeed_config: str = free_field("name in ds_configs/, or a path", default="zero2_bf16")
+    output_dir: str = free_field("Run folder. The same command resumes the run in it.")
+    max_train_steps: int = free_field("Number of optimizer steps of the whole run.", ge=1)
+    seed: int = identity_field(
+        "Seed of the pairs' order, noise, timesteps, crops, flips and dropped prompts.", default=0, ge=0, lt=2**63
+    )
+    deepspeed_config: str = free_field(
+        "DeepSpeed settings: name of a file in ds_configs/, or a path.", default="zero2_bf16"
+    )
     expected_world_size: int | None = free_field(
-        "ranks that must be there; a mistyped hostfile else trains on one host; none: any", default=None, ge=1
+        "Refuse to train with a number of ranks other than N, as after a mistyped hostfile (any number if unset).",
+        default=None,
+        ge=1,
     )
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
@@ -77,8 +85,8 @@ class RunConfig(Section):
             patterns = getattr(self.model, name)
             if patterns and self.adapter.type != "none":
                 raise ValueError(
-                    f"model.{name} {' '.join(patterns)} has no effect with adapter.type {self.adapter.type}, beside "
-                    "which the UNet is frozen; adapter.targets chooses layers"
+                    f"model.{name} {' '.join(patterns)} has no effect with adapter.type {self.adapter.type}, which "
+                    "freezes the denoiser; choose layers with adapter.targets"
                 )
         return self
 
@@ -89,12 +97,12 @@ class RunConfig(Section):
             return self
         if schedule.end_rate >= rate:
             raise ValueError(
-                f"schedule.end_rate {schedule.end_rate:g} is not below optimizer.learning_rate {rate:g}; 0 would fit"
+                f"schedule.end_rate {schedule.end_rate:g} must be below optimizer.learning_rate {rate:g}; 0 would fit"
             )
         end = schedule.decay_steps or self.max_train_steps
         if end <= schedule.warmup_steps:
             raise ValueError(
-                f"schedule.warmup_steps {schedule.warmup_steps} leaves no step to decay in until step {end}"
+                f"schedule.warmup_steps {schedule.warmup_steps} must be below {end}, the step at which the decay ends"
             )
         return self
 
@@ -103,7 +111,7 @@ class RunConfig(Section):
         if self.cadence.sample_every_steps is not None and not self.validation.prompts:
             raise ValueError(
                 f"cadence.sample_every_steps {self.cadence.sample_every_steps} has nothing to draw: give "
-                "validation.prompts, or sample_every_steps none"
+                "validation.prompts, or set sample_every_steps to none"
             )
         return self
 
@@ -115,8 +123,8 @@ class RunConfig(Section):
         split = held_out.split or data.split
         if held_out.dataset in (None, data.dataset) and split == data.split and held_out.name in (None, data.name):
             raise ValueError(
-                f"held_out.every_steps {held_out.every_steps} would judge pairs that are trained on: split {split} of "
-                f"{data.dataset}; give held_out.split, such as validation_unique, or held_out.dataset"
+                f"held_out.every_steps {held_out.every_steps} would evaluate pairs that are trained on: split {split} "
+                f"of {data.dataset}; give held_out.split, such as validation_unique, or held_out.dataset"
             )
         return self
 
@@ -124,8 +132,8 @@ class RunConfig(Section):
     def a_window_is_not_for_held_out_pairs(self) -> RunConfig:
         if self.watchdog.window_steps is not None and self.held_out.every_steps is not None:
             raise ValueError(
-                f"watchdog.window_steps {self.watchdog.window_steps} is ignored while held_out is on, whose "
-                "evaluations are the readings; leave it none, or give held_out.every_steps none"
+                f"watchdog.window_steps {self.watchdog.window_steps} is ignored while held_out is on: the "
+                "watchdog then reads its evaluations; set window_steps or held_out.every_steps to none"
             )
         return self
 
@@ -135,12 +143,12 @@ class RunConfig(Section):
         if is_on and self.held_out.every_steps is None and self.objective.reference_need == "none":
             raise ValueError(
                 f"watchdog.action {self.watchdog.action} has nothing to read: objective.type {self.objective.type} "
-                "compares with no reference while it trains; give held_out.every_steps, or action off"
+                "trains without a reference; set held_out.every_steps, or watchdog.action to off"
             )
         return self
 
     @model_validator(mode="after")
-    def only_sdxl_is_told_sizes(self) -> RunConfig:
+    def only_sdxl_is_conditioned_on_sizes(self) -> RunConfig:
         if not LIMITS[self.model.family].takes_sizes and self.data.size_conditioning != "fixed":
             raise ValueError(
                 f"data.size_conditioning true has no effect on model.family {self.model.family}; leave it fixed"
@@ -165,7 +173,7 @@ class RunConfig(Section):
             if getattr(self.data, field) == value and not self.objective.takes_soft_targets:
                 raise ValueError(
                     f"data.{field} {value} gives target probabilities, which objective.type {self.objective.type} "
-                    f"does not take; these do: {taking}"
+                    f"ignores; {taking} use them"
                 )
         return self
 
@@ -174,13 +182,13 @@ class RunConfig(Section):
         kind, terms = self.objective.type, self.terms
         if terms.sft_weight and kind == "sft":
             raise ValueError(
-                f"terms.sft_weight {terms.sft_weight:g} adds the chosen images' squared error, which is all of "
-                "objective.type sft already; leave it 0"
+                f"terms.sft_weight {terms.sft_weight:g} adds the chosen images' squared error, which is already "
+                "the whole loss of objective.type sft; set it to 0"
             )
         if terms.anchor_weight and self.objective.reference_need == "none":
             raise ValueError(
-                f"terms.anchor_weight {terms.anchor_weight:g} holds the policy to the reference, but objective.type "
-                f"{kind} has none; leave it 0, or take an objective with a reference, such as dpo"
+                f"terms.anchor_weight {terms.anchor_weight:g} pulls the policy to the reference, but objective.type "
+                f"{kind} has none; set it to 0, or choose an objective with a reference, such as dpo"
             )
         return self
 
@@ -193,7 +201,7 @@ class RunConfig(Section):
             value = getattr(self.reference, name)
             if value != getattr(plain, name):
                 raise ValueError(
-                    f"reference.{name} {value} says something of a reference, but objective.type "
+                    f"reference.{name} {value} has no effect: objective.type "
                     f"{self.objective.type} has no reference; leave it out"
                 )
         return self
@@ -203,14 +211,14 @@ class RunConfig(Section):
         reference, adapter = self.reference, self.adapter.type
         if reference.residency == "adapter" and adapter == "none":
             raise ValueError(
-                "reference.residency adapter is the policy with its low-rank layers off, and adapter.type none has no "
-                "such layers; take adapter.type lora, rslora or dora, or another residency, such as replicated"
+                "reference.residency adapter needs low-rank layers, which adapter.type none lacks; set adapter.type to "
+                "lora, rslora or dora, or choose another residency, such as replicated"
             )
         if reference.refresh_every_steps is not None and adapter != "none":
             raise ValueError(
-                f"reference.refresh_every_steps {reference.refresh_every_steps} with adapter.type {adapter}: a "
-                "reference without low-rank layers cannot hold their weights; take adapter.type none, or "
-                "refresh_every_steps none"
+                f"reference.refresh_every_steps {reference.refresh_every_steps} with adapter.type {adapter}: the "
+                "reference has no low-rank layers that could hold the policy's weights; set adapter.type or "
+                "refresh_every_steps to none"
             )
         return self
 
@@ -221,13 +229,13 @@ class RunConfig(Section):
             return self
         if self.objective.reference_need == "predictions":
             raise ValueError(
-                f"reference.residency cached keeps two errors a pair, but objective.type {self.objective.type} needs "
-                "the reference's predictions; take another residency, such as replicated"
+                f"reference.residency cached keeps two errors per pair, but objective.type {self.objective.type} needs "
+                "the reference's predictions; choose another residency, such as replicated"
             )
         if self.terms.anchor_weight:
             raise ValueError(
-                f"reference.residency cached keeps two errors a pair, but terms.anchor_weight "
-                f"{self.terms.anchor_weight:g} needs the reference's predictions; take another residency, such as "
-                "replicated"
+                f"reference.residency cached keeps two errors per pair, but terms.anchor_weight "
+                f"{self.terms.anchor_weight:g} needs the reference's predictions; choose another residency, such "
+                "as replicated"
             )
         return self

@@ -88,7 +88,7 @@ def test_another_objective_inherits_nothing_of_the_presets() -> None:
         ("base: miniature\nbatch: 16\n", "batch is a section"),
         ("base: run.yaml\n", "leads back to itself"),
         ("base: nowhere\n", "nowhere"),
-        ("[1, 2]\n", "must hold names and values"),
+        ("[1, 2]\n", "must contain names and values"),
         ("a: {b\n", "is not YAML"),
         ("base: miniature\nobject: !!python/object:os.system {}\n", "is not YAML"),
         ("max_train_steps: 3\n", "model.pretrained must be given"),
@@ -112,20 +112,23 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
         ),
         (["--schedule.name", "constant"], "constant ignores warmup_steps 200; take constant_with_warmup"),
         (["--schedule.decay_steps", "9"], "constant_with_warmup ignores decay_steps 9"),
-        (["--validation.prompts"], "give validation.prompts, or sample_every_steps none"),
+        (["--validation.prompts"], "give validation.prompts, or set sample_every_steps to none"),
         (["--model.family", "sd15", "--data.size_conditioning", "true"], "no effect on model.family sd15"),
         (["--objective.label_smoothing", "nan"], "objective.label_smoothing = nan"),
         (["--objective.type", "sft", "--data.ties", "soft"], "data.ties soft gives target probabilities, which"),
         (
             ["--objective.type", "sft", "--data.confidence", "target"],
-            "sft does not take; these do: dpo, ipo, hinge",
+            "sft ignores; dpo, ipo, hinge",
         ),
         (["--beta", "100", "--objective.type", "dspo"], "objective.beta 100 is dspo's shift, too, and from 1 on"),
         (["--objective.type", "mapo", "--beta", "5"], "objective.beta = 5: objective.type mapo has no such field"),
         (["--objective.beta_min", "100"], "objective.beta_min 100 has no effect on a fixed beta; give target_gradient"),
         (["--objective.target_gradient_factor", "0.7"], "objective.target_gradient_factor = 0.7: Input should be less"),
         (["--objective.type", "orpo", "--terms.anchor_weight", "0.1"], "to the reference, but objective.type orpo has"),
-        (["--objective.type", "sft", "--terms.sft_weight", "0.1"], "which is all of objective.type sft already"),
+        (
+            ["--objective.type", "sft", "--terms.sft_weight", "0.1"],
+            "which is already the whole loss of objective.type sft",
+        ),
         (
             ["--objective.type", "kto", "--beta", "9", "--lambda_d_kto", "0", "--lambda_u_kto", "0"],
             "leave nothing to train on; give one of them a weight above 0",
@@ -162,7 +165,7 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
         ),
         (
             ["--held_out.split", "train"],
-            "would judge pairs that are trained on: split train of yuvalkirstain/pickapic",
+            "would evaluate pairs that are trained on: split train of yuvalkirstain/pickapic",
         ),
         (
             ["--held_out.every_steps", "5", "--held_out.split", "train"],
@@ -171,15 +174,15 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
         (["--data.cache", "here", "--data.crop", "random"], "data.crop random does not work with data.cache"),
         (
             ["--objective.type", "sft", "--reference.residency", "cpu"],
-            "residency cpu says something of a reference, but",
+            "residency cpu has no effect: objective.type sft",
         ),
         (
             ["--objective.type", "sft", "--reference.refresh_every_steps", "5"],
-            "refresh_every_steps 5 says something of a refere",
+            "refresh_every_steps 5 has no effect: objective",
         ),
         (["--reference.residency", "zero3", "--reference.refresh_every_steps", "5"], "needs reference.residency repl"),
-        (["--reference.residency", "adapter"], "adapter.type none has no such layers; take adapter.type lora"),
-        (["--adapter.type", "lora", "--reference.refresh_every_steps", "5"], "cannot hold their weights; take adapt"),
+        (["--reference.residency", "adapter"], "adapter.type none lacks; set adapter.type to lora"),
+        (["--adapter.type", "lora", "--reference.refresh_every_steps", "5"], "has no low-rank layers that could hold"),
     ],
 )
 def test_values_out_of_bounds_name_field_value_and_what_fits(argv: list[str], message: str) -> None:

@@ -117,9 +117,9 @@ def test_rates_by_hand(schedule, expected):
         (["--schedule.step_rules", "1:10,0.1"], "linear ignores step_rules 1:10,0.1; take piecewise_constant"),
         (
             ["--schedule.name", "polynomial", "--lr", "1e-8"],
-            "end_rate 1e-07 is not below optimizer.learning_rate 1e-08",
+            "end_rate 1e-07 must be below optimizer.learning_rate 1e-08",
         ),
-        (["--schedule.name", "polynomial", "--schedule.decay_steps", "20"], "warmup_steps 20 leaves no step to decay"),
+        (["--schedule.name", "polynomial", "--schedule.decay_steps", "20"], "warmup_steps 20 must be below"),
         (["--schedule.name", "piecewise_constant", "--warmup_steps", "0"], "needs schedule.step_rules"),
         *(
             (
