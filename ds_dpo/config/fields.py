@@ -106,7 +106,7 @@ def field_path(name: str, *, other_names: Iterable[str] = ()) -> str:
     if path in FIELDS:
         return path
     if plain in EXPLAINED:
-        raise ConfigError(f"{name} is not taken: {EXPLAINED[plain]}")
+        raise ConfigError(f"{name} is not accepted: {EXPLAINED[plain]}")
     if plain in SECTIONS:
         inside = ", ".join(spec.path for spec in FIELDS.values() if spec.section == plain)
         raise ConfigError(f"{name} is a section; its fields are {inside}")

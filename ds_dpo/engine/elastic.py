@@ -1,8 +1,8 @@
-"""Go on from a checkpoint that other ranks or another ZeRO stage saved: each rank reads its own part of each tensor.
+"""Resume from a checkpoint of another number of ranks or ZeRO stage: each rank reads its own part of each tensor.
 
-What DeepSpeed's own load would set is set here: master weights, the optimizer's states, moving averages, frozen
-weights, learning rate and schedule, loss scale, counters; the working weights follow from the masters as after an
-update. Nothing is ever whole on a rank but a frozen weight, and no code of the checkpoint is run.
+This sets what DeepSpeed's own load would set: master weights, the optimizer's states, moving averages, frozen weights,
+learning rate and schedule, loss scale, counters. The working weights follow from the masters as after an update. Only
+frozen weights are ever whole on a rank, and no code of the checkpoint runs.
 Source: load_checkpoint of deepspeed 0.19.8, runtime/engine.py, and load_state_dict of runtime/zero/stage_1_and_2.py,
 runtime/zero/stage3.py and runtime/bf16_optimizer.py.
 """
@@ -23,23 +23,23 @@ from ds_dpo.errors import CheckpointError
 from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
 from ds_dpo.zero_shards.training_state import TrainingState
 
-# what of a dynamic loss scale moves as a run goes on; the rest are settings
+# the parts of a dynamic loss scale that change during a run; the rest are settings
 SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def read_into(raw: Any, folder: Path, *, average: MovingAverage | None, has_frozen_weights: bool) -> Mapping[str, Any]:
-    """Set a deepspeed.DeepSpeedEngine, fresh or not, to a checkpoint of any layout; every rank must call.
+    """Set a deepspeed.DeepSpeedEngine to a checkpoint of any layout; every rank must call this.
 
-    The files' checksums are taken to be verified. average: the run's moving average, where it keeps one.
-    has_frozen_weights: whether the checkpoint is to hold the weights that are not trained too.
-    Returns what the caller of save_checkpoint gave. Raises CheckpointError on all ranks together, before anything is
-    changed, where the checkpoint cannot be carried over; a file that fails later leaves the engine unfit for use.
+    The files' checksums must already be verified. average: the run's moving average, if it keeps one.
+    has_frozen_weights: whether the checkpoint must also hold the weights that are not trained.
+    Returns what the caller of save_checkpoint gave. Raises CheckpointError on all ranks, before anything is changed, if
+    the checkpoint does not fit; after a file that fails later, the engine must not be used.
     """
     with raised_everywhere():
         checkpoint, training, layout = _open(raw, folder, average=average, has_frozen_weights=has_frozen_weights)
     prepare = getattr(raw.optimizer, "checkpoint_event_prologue", None)
     if prepare is not None:
-        prepare()  # ZeRO 3: no weight is whole now
+        prepare()  # ZeRO 3: afterwards no weight is whole
     with raised_everywhere():
         _read(raw, checkpoint, training, layout, average=average, with_frozen=has_frozen_weights)
     _follow_masters(raw)
@@ -56,12 +56,12 @@ def _open(
     if others:
         listed = ", ".join(f"{name} ({what})" for name, what in others.items())
         raise CheckpointError(
-            f"{folder}: its optimizer keeps {listed}, which is no value for each weight and fits the ranks, ZeRO stage "
-            f"and DeepSpeed settings that saved it only; go on with {checkpoint.world_size} ranks at stage "
+            f"{folder}: its optimizer keeps {listed}, which is not a value per weight, so that it only fits the ranks, "
+            f"ZeRO stage and DeepSpeed settings that saved it; resume with {checkpoint.world_size} ranks at stage "
             f"{checkpoint.stage}"
         )
     if average is not None and not checkpoint.has_ema:
-        raise CheckpointError(f"{folder}: no moving average of the run so far, but ema.decay needs it")
+        raise CheckpointError(f"{folder} has no moving average of the weights, which ema.decay needs")
     return checkpoint, training, layout
 
 
@@ -72,15 +72,17 @@ def _require_same_weights(
     for name, placement in layout.placements.items():
         found = saved.get(name)
         if found is None or found.is_frozen or found.shape != placement.shape:
-            what = "not in it" if found is None else "frozen in it" if found.is_frozen else f"{found.shape} in it"
-            raise CheckpointError(f"{checkpoint.folder}: {name} is trained with shape {placement.shape}, and is {what}")
+            what = "missing" if found is None else "frozen" if found.is_frozen else f"of shape {found.shape}"
+            raise CheckpointError(
+                f"{checkpoint.folder}: {name} is {what} there, but this run trains it with shape {placement.shape}"
+            )
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             continue
         if name in saved and not saved[name].is_frozen:
-            raise CheckpointError(f"{checkpoint.folder}: {name} is frozen, and was trained")
+            raise CheckpointError(f"{checkpoint.folder}: {name} was trained there, but this run freezes it")
         if has_frozen_weights and name not in saved:
-            raise CheckpointError(f"{checkpoint.folder}: no frozen weight {name}")
+            raise CheckpointError(f"{checkpoint.folder}: the frozen weight {name} is missing")
 
 
 @torch.no_grad()
@@ -112,9 +114,9 @@ def _read(
 
 
 def _read_optimizer(raw: Any, checkpoint: ZeroCheckpoint, training: TrainingState, layout: EngineLayout) -> None:
-    """Give the optimizer the saved states of this rank's parts; padding between them is 0, as it always is."""
+    """Give the optimizer the saved states of this rank's parts; the padding between them is 0."""
     kept, inner = checkpoint.optimizer, raw.optimizer.optimizer
-    # a live engine's are let go first, wherever DeepSpeed has views of them, as the new ones take their memory
+    # first release a live engine's states and DeepSpeed's views of them: the new ones need the memory
     inner.state.clear()
     raw.optimizer._link_all_hp_params()
     raw.optimizer._hp_optimizer_states_linked = False
@@ -127,7 +129,7 @@ def _read_optimizer(raw: Any, checkpoint: ZeroCheckpoint, training: TrainingStat
         for part in layout.parts:
             checkpoint.read_part(part.name, name, start=part.start, out=part.of(groups))
     if hasattr(raw.optimizer, "_set_fp32_optimizer_param_groups"):
-        raw.optimizer._set_fp32_optimizer_param_groups()  # ZeRO 3 gives the optimizer its groups only while it works
+        raw.optimizer._set_fp32_optimizer_param_groups()  # ZeRO 3 gives the optimizer its groups only during an update
     settings = inner.state_dict()["param_groups"]
     for group, rates in zip(settings, training.rates, strict=True):
         group.update(rates)
@@ -155,11 +157,11 @@ def _read_frozen(raw: Any, checkpoint: ZeroCheckpoint) -> None:
 
 
 def _follow_masters(raw: Any) -> None:
-    """Round the masters to the working weights of all ranks, as DeepSpeed's update does."""
+    """Set the working weights of all ranks to the rounded masters, as DeepSpeed's update does."""
     optimizer = raw.optimizer
     if raw.zero_optimization_partition_weights():
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        optimizer.checkpoint_event_epilogue()  # small weights are whole again on each rank
+        optimizer.checkpoint_event_epilogue()  # afterwards small weights are whole again on each rank
     else:
         optimizer.update_lp_params()

@@ -1,8 +1,8 @@
-"""Where the weights lie in a live DeepSpeed engine: its flat master groups, and which part of each is this rank's.
+"""The places of weights in a live DeepSpeed engine: its flat master groups, and this rank's part of each.
 
-The arithmetic is that of zero_shards.layout, which reads the same groups back from a checkpoint. DeepSpeed's own
-accessors (utils/tensor_fragment.py of 0.19.8) are not used: with round_robin_gradients they name other elements than
-the groups hold, and under ZeRO 3 they want whole tensors.
+The arithmetic is that of zero_shards.layout, which reads the same groups from a checkpoint. DeepSpeed's own accessors
+(utils/tensor_fragment.py of 0.19.8) are not used: with round_robin_gradients they return other elements than the groups
+hold, and under ZeRO 3 they need whole tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ds_dpo.zero_shards.layout import Placement, place_cut_group, place_split_pa
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """This rank's elements of a weight: [start, start + numel) of it, from offset on in a flat group."""
+    """This rank's elements [start, start + numel) of a weight, which begin at offset in a flat group."""
 
     name: str
     start: int
@@ -37,8 +37,8 @@ class Part:
 class EngineLayout:
     """How an engine holds its trained weights.
 
-    masters: this rank's fp32 master weights, 1-D, one for each group, padding included. placements: of all weights on
-    all ranks. parts: this rank's, at most one of a weight.
+    masters: this rank's fp32 master weights, 1-D, one per group, padding included. placements: those of all weights on
+    all ranks. parts: this rank's parts, at most one per weight.
     """
 
     masters: list[Tensor]
@@ -47,7 +47,7 @@ class EngineLayout:
 
 
 def engine_layout(raw: Any) -> EngineLayout:
-    """Look at a deepspeed.DeepSpeedEngine of ZeRO 1, 2 or 3 with an optimizer."""
+    """Return the layout of a deepspeed.DeepSpeedEngine of ZeRO 1, 2 or 3 with an optimizer."""
     masters, shapes = master_groups(raw.optimizer), _group_shapes(raw)
     placements: dict[str, Placement] = {}
     for group, (own, master, gaps) in enumerate(zip(shapes, masters, _paddings(raw), strict=True)):
@@ -61,7 +61,7 @@ def engine_layout(raw: Any) -> EngineLayout:
 
 
 def layout_digest(raw: Any) -> str:
-    """Return hex digits that are the same for engines whose checkpoints fit each other file by file."""
+    """Return hex digits that are the same for engines that can load each other's checkpoints file by file."""
     shapes = [[(name, list(shape)) for name, shape in group.items()] for group in _group_shapes(raw)]
     sizes = [master.numel() for master in master_groups(raw.optimizer)]
     described = [type(raw.optimizer).__name__, raw.zero_optimization_stage(), raw.dp_world_size]
@@ -70,18 +70,18 @@ def layout_digest(raw: Any) -> str:
 
 
 def _group_shapes(raw: Any) -> list[Mapping[str, Sequence[int]]]:
-    """Names and shapes of each group, in the order in which it holds the weights."""
+    """Return names and shapes of each group's weights, in the group's order."""
     return list(raw._get_zero_param_shapes())
 
 
 def _paddings(raw: Any) -> list[list[int] | None]:
-    """Elements left empty after each weight of each group, None for none."""
+    """Return the number of padding elements after each weight of each group, None if there is no padding."""
     found = getattr(raw.optimizer, "round_robin_bit16_padding", None)
     return [None] * len(master_groups(raw.optimizer)) if found is None else [list(group) for group in found]
 
 
 def master_groups(optimizer: Any) -> list[Tensor]:
-    """Return this rank's fp32 master weights as the optimizer updates them: 1-D, padded, one for each group."""
+    """Return this rank's fp32 master weights as the optimizer updates them: 1-D, padded, one per group."""
     # ZeRO 3; ZeRO 1 with bf16 and fp32 accumulation; ZeRO 1 and 2
     names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
     return list(next(getattr(optimizer, name) for name in names if hasattr(optimizer, name)))

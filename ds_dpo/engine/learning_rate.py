@@ -8,7 +8,7 @@ import torch
 
 from ds_dpo.config.optimization import SCHEDULE_FIELDS, ScheduleConfig
 
-# what diffusers calls the fields
+# the names of the fields in diffusers
 _ARGUMENTS = {
     "warmup_steps": "num_warmup_steps",
     "decay_steps": "num_training_steps",
@@ -20,9 +20,9 @@ _ARGUMENTS = {
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, *, max_train_steps: int) -> Any:
-    """Return a LambdaLR over the optimizer's own rate, the peak.
+    """Return a LambdaLR that scales the optimizer's own rate, the peak.
 
-    max_train_steps: where a decaying schedule ends that has no decay_steps. Source: diffusers.optimization.
+    max_train_steps: the end of a decaying schedule without decay_steps. Source: diffusers.optimization.
     """
     from diffusers.optimization import TYPE_TO_SCHEDULER_FUNCTION, SchedulerType
 

@@ -1,4 +1,4 @@
-"""What stands in DeepSpeed's place for a CheckpointEngine: it notes what is to be saved, and writes nothing."""
+"""A replacement for DeepSpeed's CheckpointEngine that records what a save would write, and writes nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ds_dpo.storage.state_files import StateFile
 
 
 class NotingCheckpointEngine:
-    """DeepSpeed's CheckpointEngine as before, but that a save is noted down instead of done.
+    """DeepSpeed's CheckpointEngine, except that a save is recorded instead of written.
 
-    So nothing in DeepSpeed's save touches the disk: no rank can fail in its middle and leave the others in a barrier.
+    DeepSpeed's save then never touches the disk, so that no rank can fail inside it and leave the others in a barrier.
     The interface: deepspeed.runtime.checkpoint_engine.checkpoint_engine.CheckpointEngine of 0.19.8.
     """
 
     def __init__(self, original: Any) -> None:
-        """original: reads files, and writes those that were noted down."""
+        """original: reads files, and writes the recorded ones."""
         self._original = original
         self._noted: list[StateFile] = []
 
@@ -25,10 +25,10 @@ class NotingCheckpointEngine:
         return getattr(self._original, name)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make no folder: whoever writes the files has one."""
+        """Make no folder: the writer of the files does."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Note down one file of this rank's; its state may still be the engine's own."""
+        """Record one file of this rank; its state may share the engine's tensors."""
         self._noted.append(StateFile(name=Path(path).name, state=state_dict, write=self._original.save))
 
     def note(self, save: Callable[[], object]) -> list[StateFile]:

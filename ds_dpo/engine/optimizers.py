@@ -1,4 +1,4 @@
-"""The optimizers of a run, by name: torch's AdamW, and bitsandbytes' where that is installed."""
+"""The optimizers of a run, by name: torch's AdamW, and those of bitsandbytes if it is installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of config over the trained parameters.
 
-    fused: one kernel for all parameters, where the optimizer is torch's. Raises ConfigError where its package is
+    fused: use one kernel for all parameters, if the optimizer is torch's. Raises ConfigError if its package is
     missing. Sources: arXiv:1711.05101 (AdamW), arXiv:2302.06675 (Lion), arXiv:2110.02861 (8 bit, in blocks of 256).
     """
     return OPTIMIZERS[config.type](parameters, config, fused)
@@ -62,7 +62,7 @@ def _lion(name: str) -> Build:
 def _bitsandbytes(config: OptimizerConfig) -> Any:
     try:
         import bitsandbytes
-    except (ImportError, RuntimeError, OSError) as error:  # its libraries may not fit the machine
+    except (ImportError, RuntimeError, OSError) as error:  # its libraries may not fit this machine
         raise ConfigError(
             f"optimizer.type {config.type} needs bitsandbytes: pip install bitsandbytes ({error})"
         ) from error

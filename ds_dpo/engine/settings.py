@@ -1,4 +1,4 @@
-"""One DeepSpeed dict out of the JSON in ds_configs/ and the run configuration, and what it amounts to in words."""
+"""Make complete DeepSpeed settings from a file and the run configuration, and describe the run in words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIMIZER_WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedDeepSpeed:
-    """What the engine gets, and what of it the rest of a run must know."""
+    """The settings for the engine, and those of them that the rest of a run uses."""
 
     settings: dict[str, Any]
     stage: int
@@ -38,15 +38,15 @@ class ResolvedDeepSpeed:
 
 
 def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpeed:
-    """Return the complete DeepSpeed settings of a run on so many ranks.
+    """Return the complete DeepSpeed settings of a run on world_size ranks.
 
-    Raises ConfigError for a missing file, unknown keys, "auto" out of place, options that the stage ignores, values
+    Raises ConfigError for a missing file, unknown keys, a misplaced "auto", options that the stage ignores, values
     that contradict the run configuration, and a batch that does not divide.
     """
     if config.expected_world_size not in (None, world_size):
         raise ConfigError(
-            f"expected_world_size is {config.expected_world_size}, but there is {_ranks(world_size)}; check the "
-            "launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` takes a missing hostfile for this host)"
+            f"expected_world_size is {config.expected_world_size}, but the launch has {_ranks(world_size)}; check the "
+            "launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` ignores a missing hostfile)"
         )
     path = deepspeed_config_path(config.deepspeed_config)
     file = read_deepspeed_file(path)
@@ -54,33 +54,35 @@ def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpee
     ignored = list(ignored_options(file, world_size=world_size, shares_reference=shares_reference))
     if config.optimizer.type != "adamw" and "offload_optimizer" in file.zero_optimization.model_fields_set:
         ignored.append(
-            f"zero_optimization.offload_optimizer with optimizer.type {config.optimizer.type}, which saves the GPU's "
-            "memory and updates there; take adamw, or leave the offload out"
+            f"zero_optimization.offload_optimizer with optimizer.type {config.optimizer.type}, which updates on the "
+            "GPU; choose adamw, or leave the offload out"
         )
     if ignored:
-        raise ConfigError("\n  ".join([f"{path} does not fit:", *ignored]))
+        raise ConfigError("\n  ".join([f"{path} is not valid for this run:", *ignored]))
     accumulation_steps = accumulation(config, world_size=world_size)
     owned_by_run: dict[str, int | float] = {
         "train_batch_size": config.batch.pairs_per_step,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_pairs,
         "gradient_accumulation_steps": accumulation_steps,
-        # stated always: DeepSpeed clips to 1.0 where nothing is said
+        # always stated, because DeepSpeed's default clips to 1.0
         "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
     }
     if config.optimizer.type != "adamw":
-        owned_by_run["zero_allow_untested_optimizer"] = True  # they update each element, or block of 256, by itself
+        owned_by_run["zero_allow_untested_optimizer"] = (
+            True  # they update each element, or each block of 256, independently
+        )
     for key, value in owned_by_run.items():
         stated = getattr(file, key)
         if stated not in (None, value):
             raise ConfigError(
-                f'{path}: {key} is {stated}, but the run configuration makes it {value}; write "auto" or leave it out'
+                f'{path}: {key} is {stated}, but the run configuration sets it to {value}; write "auto" or leave it out'
             )
     settings = {
         **file.model_dump(exclude_unset=True, exclude_none=True),
         **owned_by_run,
-        # a client's torch AdamW is refused with offload unless this is said
+        # without this DeepSpeed refuses torch's AdamW with offload
         "zero_force_ds_cpu_optimizer": False,
-        # ranks that would save under different tags fail instead of warning
+        # ranks that save under different tags fail instead of printing a warning
         "checkpoint": {"tag_validation": "Fail"},
     }
     precision = precision_of_file(file)
@@ -97,10 +99,10 @@ def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpee
 
 
 def reference_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a second engine that only predicts: the reference's, its weights shared by all ranks.
+    """Return the settings of a second engine that only predicts: the reference, divided among all ranks.
 
-    settings: the run's complete ones. Batch, precision and what a file says of gathering weights are kept; a ZeRO stage
-    other than 3 cannot share weights, so it is always 3.
+    settings: the run's complete settings. Batch, precision and the options for gathering weights are kept. The stage is
+    always 3, because no other ZeRO stage divides the weights.
     """
     zero = settings["zero_optimization"]
     stage_3 = GATHERING_OPTIONS_AT_STAGE_3 if zero["stage"] == 3 else ()
@@ -113,7 +115,7 @@ def reference_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
-    """Return lines that say in words what the numbers of a run amount to."""
+    """Return lines that explain the numbers of a run in words."""
     batch, optimizer, schedule = config.batch, config.optimizer, config.schedule
     clipping = f"gradient norm clipped to {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "no clipping"
     offloads = {"optimizer": resolved.offloads_optimizer, "weights": resolved.offloads_parameters}
@@ -137,15 +139,15 @@ def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
 
 _RESIDENCY_WORDS = {
     "replicated": "a frozen copy on each rank",
-    "zero3": "a frozen copy whose weights all ranks share",
-    "cpu": "a frozen copy in each rank's host memory, on the device block by block",
+    "zero3": "a frozen copy whose weights are divided among all ranks",
+    "cpu": "a frozen copy in each rank's host memory, moved to the device block by block",
     "adapter": "the policy without its low-rank layers",
-    "cached": "its errors, computed beforehand",
+    "cached": "its errors were computed beforehand",
 }
 
 
 def _reference(config: RunConfig) -> list[str]:
-    """Return a line that says what the policy is compared with; none where it is with nothing."""
+    """Return a line on what the policy is compared with, and no line if there is no reference."""
     if config.objective.reference_need == "none":
         return []
     every_steps = config.reference.refresh_every_steps
@@ -154,7 +156,7 @@ def _reference(config: RunConfig) -> list[str]:
 
 
 def _noising(diffusion: DiffusionConfig) -> list[str]:
-    """Return a line that names what of the noising is not as the authors have it; none where all is."""
+    """Return a line with the noising options that differ from the authors', and no line if none does."""
     plain = DiffusionConfig().model_dump()
     chosen = {name: value for name, value in diffusion.model_dump().items() if value != plain[name]}
     return ["noising: " + ", ".join(f"{name} {str(value).lower()}" for name, value in chosen.items())] if chosen else []
@@ -172,7 +174,7 @@ def _shape(config: RunConfig) -> str:
 
 
 def accumulation(config: RunConfig, *, world_size: int) -> int:
-    """Return how many micro-batches make a rank's part of a step. Raises ConfigError naming what would divide."""
+    """Return the number of micro-batches per rank and step. Raises ConfigError with values that would divide."""
     pairs, micro = config.batch.pairs_per_step, config.batch.micro_batch_pairs
     at_once = micro * world_size
     if pairs % at_once == 0:
@@ -181,7 +183,7 @@ def accumulation(config: RunConfig, *, world_size: int) -> int:
     nearest = [str(number) for number in (below, below + at_once) if number]
     message = (
         f"batch.pairs_per_step {pairs} is not a multiple of micro_batch_pairs {micro} x {_ranks(world_size)} "
-        f"= {at_once}; the nearest that {'fit are' if below else 'fits is'} {' and '.join(nearest)}"
+        f"= {at_once}; the nearest {'values' if below else 'value'} that would fit: {' and '.join(nearest)}"
     )
     if pairs % world_size == 0:
         share = pairs // world_size

@@ -1,4 +1,4 @@
-"""Read a file of ds_configs/ strictly: every key known, no "auto" out of place, nothing that would have no effect."""
+"""Read a file of ds_configs/ strictly: no unknown key, no misplaced "auto", no option without effect."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ds_dpo.engine.settings_schema import (
 from ds_dpo.errors import ConfigError
 from ds_dpo.precision import Precision
 
-# beside the package, in a checkout and installed alike
+# beside the package, both in a checkout and after installation
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
-# What DeepSpeed's BF16_Optimizer reads; it stands in for ZeRO-1 with bf16 weights and fp32 accumulation.
+# The options that DeepSpeed's BF16_Optimizer reads; DeepSpeed uses it for ZeRO-1 with bf16 and fp32 accumulation.
 BF16_OPTIMIZER_OPTIONS = ("stage", "allgather_bucket_size")
 
 
 def deepspeed_config_path(name: str) -> Path:
-    """Return the file that a name of ds_configs/ or a path means. Raises ConfigError listing the names."""
+    """Return the file for a name in ds_configs/ or a path. Raises ConfigError with the known names."""
     path = Path(resolve_asset(name))
     for candidate in (DS_CONFIGS / f"{name}.json", DS_CONFIGS / name, path):
         if candidate.is_file():
@@ -40,7 +40,7 @@ def deepspeed_config_path(name: str) -> Path:
 
 
 def read_deepspeed_file(path: Path) -> DeepSpeedFile:
-    """Read and check one file: JSON, with comments, as DeepSpeed reads it. Raises ConfigError."""
+    """Read and check a file: JSON with comments, as DeepSpeed reads it. Raises ConfigError."""
     try:
         document = hjson.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, UnicodeDecodeError, hjson.HjsonDecodeError) as error:
@@ -48,21 +48,21 @@ def read_deepspeed_file(path: Path) -> DeepSpeedFile:
     except _RepeatedKeyError as error:
         raise ConfigError(f"{path}: {error} is given twice") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold an object, found {type(document).__name__}")
+        raise ConfigError(f"{path} must contain a JSON object, not a {type(document).__name__}")
     for key, value in _flat(document):
         _check_key(key, path)
         if value == "auto" and key not in AUTO_KEYS:
-            raise ConfigError(f'{path}: "auto" may not stand at {key}, only at {", ".join(AUTO_KEYS)}; state a value')
+            raise ConfigError(f'{path}: {key} must have a value; "auto" is allowed only for {", ".join(AUTO_KEYS)}')
     stated = {key: value for key, value in document.items() if value != "auto"}
     try:
         return DeepSpeedFile.model_validate(stated)
     except ValidationError as error:
         problems = [_problem(one) for one in error.errors()]
-        raise ConfigError("\n  ".join([f"{path} does not fit:", *problems])) from None
+        raise ConfigError("\n  ".join([f"{path} is not valid:", *problems])) from None
 
 
 class _RepeatedKeyError(Exception):
-    """A key that stands twice in one object; the message is the key."""
+    """A key that is given twice in one object; the message is the key."""
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _problem(error: Any) -> str:
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key by dotted name, blocks before what they hold."""
+    """Yield every key by dotted name, each block before its keys."""
     for key, value in document.items():
         yield prefix + key, value
         if isinstance(value, dict):
@@ -101,7 +101,7 @@ KNOWN_KEYS = tuple(_known_keys(DeepSpeedFile))
 
 def _check_key(key: str, path: Path) -> None:
     if key in REFUSED:
-        raise ConfigError(f"{path}: {key} is not taken: {REFUSED[key]}")
+        raise ConfigError(f"{path}: {key} is not accepted: {REFUSED[key]}")
     if key not in KNOWN_KEYS:
         beside = [known for known in KNOWN_KEYS if known.rpartition(".")[0] == key.rpartition(".")[0]]
         near = did_you_mean(key, beside) or did_you_mean(key, KNOWN_KEYS) or f"; known here: {', '.join(beside)}"
@@ -115,30 +115,30 @@ def precision_of_file(file: DeepSpeedFile) -> Precision:
     return "fp16" if file.fp16 and file.fp16.enabled else "fp32"
 
 
-# ---- what would have no effect ----
+# ---- options without effect ----
 
 
 def ignored_options(file: DeepSpeedFile, *, world_size: int, shares_reference: bool = False) -> Iterator[str]:
-    """Say what the stage, the precision or the ranks leave without effect or cannot do, one line each.
+    """Yield a line for each option that has no effect or does not work with the stage, precision or ranks.
 
-    shares_reference: a reference of residency zero3 heeds some options of stage 3 beside a policy of any stage.
+    shares_reference: a reference of residency zero3 uses some options of stage 3, whatever the policy's stage.
     """
-    heeded_by_reference = GATHERING_OPTIONS_AT_ANY_STAGE if shares_reference else ()
+    used_by_reference = GATHERING_OPTIONS_AT_ANY_STAGE if shares_reference else ()
     yield from _precisions(file)
-    yield from _options_of_other_stages(file.zero_optimization, apart_from=heeded_by_reference)
+    yield from _options_of_other_stages(file.zero_optimization, apart_from=used_by_reference)
     if _uses_bf16_optimizer(file):
-        for name in _stated(file.zero_optimization, apart_from=(*BF16_OPTIMIZER_OPTIONS, *heeded_by_reference)):
+        for name in _stated(file.zero_optimization, apart_from=(*BF16_OPTIMIZER_OPTIONS, *used_by_reference)):
             yield (
                 f"zero_optimization.{name} has no effect at stage 1 with bf16 and fp32 accumulation, only "
                 f"{' and '.join(BF16_OPTIMIZER_OPTIONS)}; leave it out"
             )
     if file.zero_force_ds_cpu_optimizer:
-        yield "zero_force_ds_cpu_optimizer true refuses torch's AdamW, which every run has; leave it out"
+        yield "zero_force_ds_cpu_optimizer true refuses torch's AdamW, which every run uses; leave it out"
     group = file.zero_optimization.zero_hpz_partition_size
     if group is not None and world_size % group:
         yield (
             f"zero_optimization.zero_hpz_partition_size {group} does not divide {world_size} ranks; "
-            "the number of GPUs in a node would"
+            "give the number of GPUs per node"
         )
 
 
@@ -147,17 +147,18 @@ def _precisions(file: DeepSpeedFile) -> Iterator[str]:
         yield "bf16.enabled and fp16.enabled are both true; keep one"
     for name, block in (("bf16", file.bf16), ("fp16", file.fp16)):
         if block is not None and not block.enabled and _stated(block, apart_from=("enabled",)):
-            yield f"{name} has settings but enabled is false; enable it or leave the block out"
+            yield f"{name} has settings, but enabled is false; set it to true or leave the block out"
     precision = precision_of_file(file)
     if file.data_types and file.data_types.grad_accum_dtype not in (precision, "fp32"):
         fitting = precision if precision == "fp32" else f"{precision} or fp32"
-        yield f"data_types.grad_accum_dtype {file.data_types.grad_accum_dtype}: {precision} weights go with {fitting}"
+        accumulated = file.data_types.grad_accum_dtype
+        yield f"data_types.grad_accum_dtype {accumulated}: with {precision} weights it must be {fitting}"
     checks_anyway_or_never = file.zero_optimization.stage == 3 or _uses_bf16_optimizer(file)
     if file.bf16 and "check_grad_overflow" in file.bf16.model_fields_set and checks_anyway_or_never:
-        yield f"bf16.check_grad_overflow has no effect at stage {file.zero_optimization.stage} here; leave it out"
+        yield f"bf16.check_grad_overflow has no effect at stage {file.zero_optimization.stage}; leave it out"
     if file.fp16 and file.fp16.loss_scale:
         for name in _stated(file.fp16, apart_from=("enabled", "loss_scale")):
-            yield f"fp16.{name} has no effect with a fixed loss_scale {file.fp16.loss_scale:g}; 0 makes it dynamic"
+            yield f"fp16.{name} has no effect with a fixed loss_scale {file.fp16.loss_scale:g}; loss_scale 0 is dynamic"
 
 
 def _options_of_other_stages(zero: ZeroOptimization, *, apart_from: tuple[str, ...]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""The part of DeepSpeed's JSON that a run may state, and which ZeRO stages heed which option.
+"""The part of DeepSpeed's JSON that a run may state, and the ZeRO stages that use each option.
 
-DeepSpeed 0.19.8 ignores unknown keys at the top level, reads "auto" as false or as a default, and parses options
-that the chosen stage never looks at. So a file is checked here first, and whatever would be swallowed is refused.
+DeepSpeed 0.19.8 ignores unknown keys at the top level, reads "auto" as false or as a default, and accepts options
+that the chosen stage never uses. So a file is checked here first, and all that DeepSpeed would ignore is refused.
 Source: deepspeed/runtime/config.py, runtime/engine.py (_configure_zero_optimizer), runtime/zero/config.py.
 """
 
@@ -18,17 +18,17 @@ Stage = Literal[1, 2, 3]
 
 def _not_a_switch(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("true and false fit only a switch")
+        raise ValueError("the option is not a switch that can be true or false")
     return value
 
 
-Count = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=0)]  # 5e8 is taken, 5.5 and true are not
+Count = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=0)]  # accepts 5e8, but not 5.5 or true
 Number = Annotated[float, BeforeValidator(_not_a_switch), Field(ge=0)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
 def option(*stages: int, default: Any = None) -> Any:
-    """A ZeRO option and the stages that heed it."""
+    """Return the field of a ZeRO option. stages: those that use it."""
     return Field(default=default, json_schema_extra={"stages": list(stages)})
 
 
@@ -37,21 +37,21 @@ class Block(BaseModel):
 
 
 class OffloadOptimizer(Block):
-    """AdamW's state and update on the CPU."""
+    """Keeps AdamW's state, and does its update, on the CPU."""
 
     device: Literal["cpu"]
     pin_memory: Switch = True
 
 
 class OffloadParam(Block):
-    """ZeRO-3's 16-bit weights on the CPU between uses."""
+    """Keeps ZeRO-3's 16-bit weights on the CPU between uses."""
 
     device: Literal["cpu"]
     pin_memory: Switch = True
 
 
 class ZeroOptimization(Block):
-    """Element counts where it says size, threshold, distance or parameters."""
+    """Options of ZeRO. Sizes, thresholds, distances and numbers of parameters are element counts."""
 
     stage: Annotated[Stage, BeforeValidator(_not_a_switch)]
     contiguous_gradients: Switch = option(1, 2, 3)
@@ -81,13 +81,15 @@ class ZeroOptimization(Block):
 
 def _always_on(value: Any) -> Any:
     if value is False:
-        raise ValueError("an update whose gradients are not finite is always left out; true would fit")
+        raise ValueError("updates with gradients that are not finite are always skipped; set it to true")
     return value
 
 
 class Bf16(Block):
     enabled: Switch
-    check_grad_overflow: Annotated[Switch, BeforeValidator(_always_on)] = True  # false: ZeRO-1 and 2 would apply it
+    check_grad_overflow: Annotated[Switch, BeforeValidator(_always_on)] = (
+        True  # with false, ZeRO-1 and 2 would apply such an update
+    )
 
 
 class Fp16(Block):
@@ -105,7 +107,7 @@ class DataTypes(Block):
 
 
 class DeepSpeedFile(Block):
-    """A file of ds_configs/. What it leaves out, DeepSpeed's default decides, but for batch and clipping."""
+    """A file of ds_configs/. Options that it leaves out have DeepSpeed's defaults, except batch and clipping."""
 
     train_batch_size: Count | None = None
     train_micro_batch_size_per_gpu: Count | None = None
@@ -121,11 +123,11 @@ class DeepSpeedFile(Block):
 
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-# Where "auto" may stand; it means the same as leaving the key out.
+# Keys that may be "auto", which means the same as leaving the key out.
 AUTO_KEYS = (*BATCH_KEYS, "gradient_clipping")
 
-# What an engine without an optimizer heeds: how ZeRO-3 brings weights together for a forward pass. The first may also
-# stand in a file of stage 1 or 2, for a reference of residency zero3; the others mean something else there, or nothing.
+# Options that an engine without an optimizer uses: how ZeRO-3 gathers weights for a forward pass. A file of stage 1 or
+# 2 may have the first ones too, for a reference of residency zero3; the others mean something else there, or nothing.
 GATHERING_OPTIONS_AT_ANY_STAGE = (
     "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold",
@@ -138,10 +140,10 @@ GATHERING_OPTIONS_AT_ANY_STAGE = (
 GATHERING_OPTIONS_AT_STAGE_3 = ("overlap_comm", "offload_param", "zero_hpz_partition_size", "zero_quantized_weights")
 
 _OWN_METRICS = "the run writes its own metrics.jsonl and TensorBoard logs"
-_RUN_OWNS = "the run configuration owns it"
+_RUN_OWNS = "the run configuration sets it"
 _REMOVED = "DeepSpeed has removed it"
 
-# Keys that DeepSpeed knows, or knew, and that have no place in a run; the reason is told.
+# Keys that DeepSpeed knows, or knew, but that a run must not set, each with the reason.
 REFUSED = {
     "optimizer": f"{_RUN_OWNS}: --optimizer.learning_rate and others",
     "scheduler": f"{_RUN_OWNS}: --schedule.name and others",
@@ -160,13 +162,13 @@ REFUSED = {
     "flops_profiler": _OWN_METRICS,
     "comms_logger": _OWN_METRICS,
     "dump_state": "the resolved settings are in the run folder's deepspeed.json",
-    "checkpoint": "the run's own checkpoints state it",
+    "checkpoint": "the run sets it for its own checkpoints",
     "compile": "DeepCompile needs engine.compile(), which a run does not call",
     "prescale_gradients": "ZeRO with reduce_scatter refuses it",
     "gradient_predivide_factor": "ZeRO with reduce_scatter refuses it",
     "gradient_allreduce_op": "pairs_per_step means the mean over all ranks",
-    "aio": "offload to NVMe is not supported; offload to cpu is",
-    "elasticity": f"{_REMOVED}; checkpoints and batch do not depend on it here",
+    "aio": "offload to NVMe is not supported; give device cpu",
+    "elasticity": f"{_REMOVED}; checkpoints and batch do not need it here",
     "dataloader_drop_last": "the run has its own loader",
     "data_efficiency": "the run has its own loader",
     "curriculum_learning": _REMOVED,
@@ -176,18 +178,18 @@ REFUSED = {
     "zero_optimization.cpu_offload": "its name is offload_optimizer: {device: cpu}",
     "zero_optimization.cpu_offload_param": "its name is offload_param: {device: cpu}",
     "zero_optimization.compute_grad_norm": "each step logs the gradient norm",
-    "zero_optimization.allgather_partitions": "DeepSpeed 0.19 reads it nowhere",
+    "zero_optimization.allgather_partitions": "DeepSpeed 0.19 does not read it",
     "zero_optimization.stage3_gather_16bit_weights_on_model_save": "scripts/consolidate.py exports from the shards",
     "zero_optimization.stage3_gather_fp16_weights_on_model_save": "scripts/consolidate.py exports from the shards",
     "zero_optimization.elastic_checkpoint": _REMOVED,
     "zero_optimization.mics_shard_size": _REMOVED,
-    "zero_optimization.zero_quantized_nontrainable_weights": "the reference is no part of the engine",
-    "bf16.bf16_master_weights_and_grads": "rates of 1e-5 vanish in bf16 master weights",
-    "bf16.bf16_optimizer_states": "rates of 1e-5 vanish in bf16 master weights",
-    "bf16.immediate_grad_update": "only ZeRO-1's BF16 optimizer reads it, to save memory that SDXL does not need saved",
-    "fp16.auto_cast": "latents and embeddings arrive in the right precision",
-    "fp16.fp16_master_weights_and_grads": "rates of 1e-5 vanish in fp16 master weights",
-    "zero_optimization.offload_optimizer.ratio": "the whole state is offloaded, or none",
-    "zero_optimization.offload_optimizer.nvme_path": "offload to NVMe is not supported; offload to cpu is",
-    "zero_optimization.offload_param.nvme_path": "offload to NVMe is not supported; offload to cpu is",
+    "zero_optimization.zero_quantized_nontrainable_weights": "the reference is not part of the engine",
+    "bf16.bf16_master_weights_and_grads": "updates with rates of 1e-5 are lost in bf16 master weights",
+    "bf16.bf16_optimizer_states": "updates with rates of 1e-5 are lost in bf16 master weights",
+    "bf16.immediate_grad_update": "only ZeRO-1's BF16 optimizer reads it, and SDXL does not need that memory",
+    "fp16.auto_cast": "latents and embeddings already have the right precision",
+    "fp16.fp16_master_weights_and_grads": "updates with rates of 1e-5 are lost in fp16 master weights",
+    "zero_optimization.offload_optimizer.ratio": "either the whole state is offloaded or nothing",
+    "zero_optimization.offload_optimizer.nvme_path": "offload to NVMe is not supported; give device cpu",
+    "zero_optimization.offload_param.nvme_path": "offload to NVMe is not supported; give device cpu",
 }

@@ -1,4 +1,4 @@
-"""A file of torch.save as bytes on the disk: which records it holds, mapped into memory, and whether they are whole."""
+"""A file of torch.save, mapped into memory: its records, and whether they are intact."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import zipfile
 from pathlib import Path
 
 import torch
-from isal.isal_zlib import crc32  # zlib's checksum on the processor's own instructions, several times as fast
+from isal.isal_zlib import crc32  # zlib's checksum with special processor instructions, several times as fast
 from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
 
 LOCAL_MAGIC = b"PK\x03\x04"
-END_MAGIC, END_BYTES = b"PK\x05\x06", 22  # torch leaves no comment behind it
+END_MAGIC, END_BYTES = b"PK\x05\x06", 22  # torch writes no comment after it
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 CHUNK_BYTES = 4 * 2**20  # stays in the processor's cache
 PICKLE = "data.pkl"
@@ -26,7 +26,7 @@ BYTE_ORDER = "byteorder"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """Where the bytes of a record lie in the file, and their CRC-32."""
+    """The place of a record's bytes in the file, and their CRC-32."""
 
     start: int
     size: int
@@ -34,9 +34,9 @@ class Record:
 
 
 class Archive:
-    """A zip file of torch.save, memory-mapped: pages are read when they are touched and can be given back.
+    """A zip file of torch.save, memory-mapped: pages are read when they are touched and can be released.
 
-    stem: name that the file had, without suffix, when it was saved. records: by name within the archive.
+    stem: the file's name without suffix when it was saved. records: by name within the archive.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class Archive:
         self.path = path
         try:
             with path.open("rb") as file:
-                # writable but private: torch wants to write, the file never changes
+                # writable but private: torch needs a writable buffer, and the file never changes
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self.stem, self.records = self._read_directory()
         except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
@@ -77,25 +77,25 @@ class Archive:
         return Record(start, entry.file_size, entry.CRC)
 
     def content(self, name: str) -> bytes:
-        """Bytes of a small record, checked. Raises CheckpointError where it is absent or damaged."""
+        """Return the bytes of a small record, verified. Raises CheckpointError if it is missing or damaged."""
         if name not in self.records:
-            raise CheckpointError(f"{self.path}: damaged, it has no record {name!r}")
+            raise CheckpointError(f"{self.path}: damaged, the record {name!r} is missing")
         self.verify(name)
         record = self.records[name]
         return self._map[record.start : record.start + record.size]
 
     def check_byte_order(self) -> None:
-        """Raise CheckpointError where the numbers were saved in another byte order than this machine's."""
+        """Raise CheckpointError if the numbers were saved in another byte order than this machine's."""
         found = self.content(BYTE_ORDER).decode() if BYTE_ORDER in self.records else "little"
         if found != sys.byteorder:
             raise CheckpointError(f"{self.path}: saved in {found!r} byte order, this machine's is {sys.byteorder!r}")
 
     def tensor(self, start: int, dtype: torch.dtype, numel: int) -> Tensor:
-        """A flat tensor of bytes that stay in the file."""
+        """Return a flat tensor over bytes of the file."""
         return torch.frombuffer(self._map, dtype=dtype, count=numel, offset=start)
 
     def verify(self, name: str) -> None:
-        """Compare a record with its CRC-32, once. Raises CheckpointError naming the file where they differ."""
+        """Compare a record with its CRC-32, once. Raises CheckpointError that names the file if they differ."""
         if name in self._verified:
             return
         record, found = self.records[name], 0
@@ -112,19 +112,19 @@ class Archive:
         self._verified.add(name)
 
     def verify_tensor(self, tensor: Tensor) -> None:
-        """Verify the record that a tensor lies in."""
+        """Verify the record that holds a tensor."""
         if tensor.numel():
             self.verify(self._record_of(tensor))
 
     def is_verified(self, tensor: Tensor) -> bool:
-        """Tell whether the record that a tensor lies in was verified."""
+        """Return whether the record that holds a tensor was verified."""
         return not tensor.numel() or self._record_of(tensor) in self._verified
 
     def _record_of(self, tensor: Tensor) -> str:
         return self._by_start[tensor.untyped_storage().data_ptr() - self._base]
 
     def count_touched(self, tensor: Tensor) -> None:
-        """Give the memory of all pages back whenever so much was read; what is touched later is mapped again."""
+        """Count bytes that were read, and release all pages after every CHUNK_BYTES; later reads map them again."""
         self._touched_bytes += tensor.nbytes
         if self._touched_bytes >= CHUNK_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
@@ -132,7 +132,7 @@ class Archive:
 
 
 def saved_stem(path: Path) -> str:
-    """The name that a file had when it was saved, of one whose content is not needed; nothing else is read of it.
+    """Return the name that a file had when it was saved, without reading its content.
 
     Raises CheckpointError for a missing, torn or foreign file.
     """

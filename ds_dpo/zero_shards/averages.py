@@ -1,4 +1,4 @@
-"""Moving averages of the weights, which this project saves beside the shards, rank by rank."""
+"""Moving averages of the weights, which this project saves beside the shards, a file per rank."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ FORMAT = 1
 
 
 def open_averages(files: Sequence[Path], masters: Sequence[Sequence[Tensor]]) -> tuple[list[ShardRow], int]:
-    """Open one file for each rank; they have the layout of that rank's flat master weights.
+    """Open one file per rank; each has the layout of that rank's flat master weights.
 
-    masters: [rank][group]. Returns the rows, and how many updates the averages have seen.
-    Raises CheckpointError naming the file that is missing, too many, of another layout, or of another update.
+    masters: [rank][group]. Returns the rows, and the number of updates in the averages.
+    Raises CheckpointError for a file that is missing, left over, of another layout, or of another update.
     """
     check_number_of_ranks(files, expected=len(masters))
     opened = [_open(path, groups) for path, groups in zip(files, masters, strict=True)]
     counts = [updates for _, updates in opened]
     for path, updates in zip(files, counts, strict=True):
         if updates != counts[0]:
-            raise CheckpointError(f"{path}: averages of {updates} updates, among others of {counts[0]}")
+            raise CheckpointError(
+                f"{path}: holds averages of {updates} updates, but other ranks' files hold {counts[0]}"
+            )
     return [row for row, _ in opened], counts[0]
 
 
@@ -35,8 +37,8 @@ def _open(path: Path, masters: Sequence[Tensor]) -> tuple[ShardRow, int]:
     check_saved_name(path, shard.archive.stem)
     groups = shard.content.get("flat_groups")
     if shard.content.get("format") != FORMAT or not isinstance(groups, list):
-        raise CheckpointError(f"{path}: not the moving averages that this version saves, format {FORMAT}")
+        raise CheckpointError(f"{path}: not moving averages in the format of this version, {FORMAT}")
     found, expected = [tuple(group.shape) for group in groups], [tuple(master.shape) for master in masters]
     if found != expected:
-        raise CheckpointError(f"{path}: holds averages of shapes {found}, the rank's weights are {expected}")
+        raise CheckpointError(f"{path}: holds averages of shapes {found}, but the rank's weights have {expected}")
     return ShardRow(shard.archive, groups), int(shard.content.get("updates", 0))

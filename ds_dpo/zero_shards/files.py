@@ -1,4 +1,4 @@
-"""Which files of a DeepSpeed tag folder hold what, and whether any is missing or too many."""
+"""The files of a DeepSpeed tag folder by kind and rank, and whether any is missing or left over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ds_dpo.errors import CheckpointError
 
 MODEL_STATES = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
 AVERAGES = re.compile(r"ema_rank_(?P<rank>\d{5})\.pt")
-UNIVERSAL_FOLDER = "zero"  # of a universal checkpoint: a folder for each parameter
+UNIVERSAL_FOLDER = "zero"  # in a universal checkpoint: it has a folder per parameter
 OPTIMIZER_STATES = re.compile(r"(?P<bf16>bf16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
 
 
@@ -19,8 +19,8 @@ OPTIMIZER_STATES = re.compile(r"(?P<bf16>bf16_)?zero_pp_rank_(?P<rank>\d+)_mp_ra
 class TagFiles:
     """Files of a tag folder in order of rank.
 
-    optimizer is empty without ZeRO and in a universal checkpoint, model has one file below ZeRO 3, averages are this
-    project's own.
+    optimizer: empty without ZeRO and in a universal checkpoint. model: one file below ZeRO 3. averages: files of this
+    project.
     """
 
     folder: Path
@@ -30,12 +30,12 @@ class TagFiles:
 
     @property
     def is_universal(self) -> bool:
-        """Tell whether DeepSpeed's ds_to_universal wrote this folder."""
+        """Whether DeepSpeed's ds_to_universal wrote this folder."""
         return not self.optimizer and (self.folder / UNIVERSAL_FOLDER).is_dir()
 
 
 def is_tag_folder(folder: Path) -> bool:
-    """Tell whether DeepSpeed saved a checkpoint into this folder."""
+    """Return whether DeepSpeed saved a checkpoint in this folder."""
     return any(folder.glob("*_model_states.pt"))
 
 
@@ -53,22 +53,24 @@ def find_files(folder: Path) -> TagFiles:
     if foreign or parallel:
         raise CheckpointError(
             f"{folder / (foreign + parallel)[0]}: not a file of a data-parallel ZeRO checkpoint; "
-            "model, pipeline and expert parallel ones are not supported"
+            "model, pipeline and expert parallel checkpoints are not supported"
         )
     if not model:
-        raise CheckpointError(f"{folder}: no *_model_states.pt, so this is not a DeepSpeed checkpoint folder")
+        raise CheckpointError(f"{folder}: not a DeepSpeed checkpoint folder, since it has no *_model_states.pt")
     if len({match["bf16"] for match in optimizer}) > 1:
-        raise CheckpointError(f"{folder}: optimizer shards with and without bf16_ mixed; two runs were saved into it")
+        raise CheckpointError(f"{folder}: optimizer shards with and without bf16_ are mixed; two runs were saved in it")
     if len({match["rank"] is None for match in model}) > 1:
-        raise CheckpointError(f"{folder}: model states of ZeRO 3 and of another stage; two runs were saved into it")
+        raise CheckpointError(
+            f"{folder}: model states of ZeRO 3 and of another stage are mixed; two runs were saved in it"
+        )
     averages = [match for path in folder.glob("ema_rank_*") if (match := AVERAGES.fullmatch(path.name))]
     return TagFiles(folder, *(_in_order(folder, matches) for matches in (model, optimizer, averages)))
 
 
 def check_saved_name(path: Path, stem: str) -> None:
-    """Raise CheckpointError where a file was saved under another rank's or kind's name than it has.
+    """Raise CheckpointError if a file was saved under the name of another rank or kind.
 
-    stem: the name that torch.save left inside of it; a file saved through a stream has none that says anything.
+    stem: the name that torch.save wrote into the file; a file that was saved through a stream has no useful one.
     """
     saved = f"{stem}.pt"
     is_telling = any(pattern.fullmatch(saved) for pattern in (MODEL_STATES, OPTIMIZER_STATES, AVERAGES))
@@ -86,16 +88,16 @@ def _in_order(folder: Path, matches: Sequence[re.Match[str]]) -> tuple[Path, ...
 
 
 def _name_of_rank(example: str, rank: int) -> str:
-    # zero-padded where the example is
+    # zero-padded if the example is
     return re.sub(r"(?<=rank_)\d+", lambda found: str(rank).zfill(len(found[0])), example, count=1)
 
 
 def check_number_of_ranks(files: Sequence[Path], *, expected: int) -> None:
-    """Raise CheckpointError unless there is one file for each of the expected ranks."""
+    """Raise CheckpointError unless there is one file per expected rank."""
     if len(files) < expected:
         raise CheckpointError(
             f"{files[0].with_name(_name_of_rank(files[0].name, len(files)))}: missing; "
-            f"written by {expected} ranks, but there are {len(files)} files"
+            f"{expected} ranks wrote the checkpoint, but there are {len(files)} files"
         )
     if len(files) > expected:
-        raise CheckpointError(f"{files[expected]}: left over from a run of more ranks; this one had {expected}")
+        raise CheckpointError(f"{files[expected]}: left over from a run of more ranks; this checkpoint has {expected}")

@@ -1,4 +1,4 @@
-"""Weights that were not trained, and second names of those that were: where each stage leaves them."""
+"""The places of frozen weights, and of second names of trained weights, in each stage's files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ds_dpo.zero_shards.unpickle import Shard
 
 
 def module_weights(model: Shard) -> dict[str, Tensor]:
-    """Weights of the module by name, buffers left out."""
+    """Return the module's weights by name, without buffers."""
     buffers = set(model.content["buffer_names"])
     return {name: weight for name, weight in model.content["module"].items() if name not in buffers}
 
 
 def whole_table(model: Shard, frozen: Mapping[str, Tensor]) -> Table:
-    """Frozen weights that one file holds whole."""
+    """Return the table of frozen weights that one file holds whole."""
     return [ShardRow(model.archive, list(frozen.values()))]
 
 
 def place_whole(frozen: Mapping[str, Tensor]) -> dict[str, Placement]:
-    """Place frozen weights that are not divided, each a group of its own."""
+    """Place frozen weights that are not divided; each is its own group."""
     return {
         name: place_split_parameter(weight.shape, group=group, offset=0, world_size=1, is_frozen=True)
         for group, (name, weight) in enumerate(frozen.items())
@@ -42,17 +42,17 @@ def place_fragments(model: Shard, *, world_size: int) -> dict[str, Placement]:
 
 
 def fragment_table(files: TagFiles, model: Sequence[Shard]) -> Table:
-    """Each rank's parts of the frozen weights. Raises CheckpointError naming a file with others than the first's."""
+    """Return each rank's parts of the frozen weights. Raises CheckpointError for a file with other parts."""
     shapes = model[0].content.get("frozen_param_shapes") or {}
     for path, shard in zip(files.model, model, strict=False):
         fragments = shard.content.get("frozen_param_fragments") or {}
         expected = {name: -(-shape.numel() // len(files.model)) for name, shape in shapes.items()}
         found = {name: fragment.numel() for name, fragment in fragments.items()}
         if found != expected:
-            raise CheckpointError(f"{path}: holds other parts of frozen weights than {files.model[0].name} names")
+            raise CheckpointError(f"{path}: holds other parts of frozen weights than {files.model[0].name} lists")
     return shard_rows(model, [[shard.content["frozen_param_fragments"][name] for name in shapes] for shard in model])
 
 
 def with_shared(placements: dict[str, Placement], shared: Mapping[str, str]) -> dict[str, Placement]:
-    """Add the other names of shared parameters; shared: other name -> name under which it was saved."""
+    """Add the other names of shared parameters. shared: other name -> name under which it was saved."""
     return placements | {other: placements[name] for other, name in shared.items() if name in placements}

@@ -1,4 +1,4 @@
-"""Where each parameter lies in the flat tensors that the ranks saved: arithmetic on shapes, without files.
+"""The place of each parameter in the flat tensors that the ranks saved: arithmetic on shapes, without files.
 
 Sizes and positions count elements. ZeRO 1 and 2 lay the parameters of a group end to end and cut that vector into
 one part per rank; ZeRO 3 cuts every parameter into equal parts and lays those end to end on each rank.
@@ -43,7 +43,7 @@ def place_cut_group(
 ) -> dict[str, Placement]:
     """Place one group of ZeRO 1 or 2: one vector, cut into parts of part_sizes[rank] elements.
 
-    paddings: elements left empty after each parameter, None for none.
+    paddings: number of empty elements after each parameter, None if there are none.
     Raises CheckpointError when the parts hold too few elements, or more than DeepSpeed's padding explains.
     """
     gaps = [0] * len(shapes) if paddings is None else list(paddings)
@@ -72,7 +72,7 @@ def _cut(start: int, stop: int, group: int, part_sizes: Sequence[int]) -> list[S
 def place_split_parameters(shapes: Shapes, *, group: int, part_sizes: Sequence[int]) -> dict[str, Placement]:
     """Place one sub-group of ZeRO 3: each parameter split into equal parts, the last ones padded.
 
-    part_sizes: elements that each rank saved of the sub-group.
+    part_sizes: number of the sub-group's elements that each rank saved.
     Raises CheckpointError when a rank saved another number of elements than the shapes call for.
     """
     world_size = len(part_sizes)
@@ -97,7 +97,7 @@ def place_split_parameter(
 
 
 def spans_within(placement: Placement, start: int, stop: int) -> list[Span]:
-    """Return where elements [start, stop) of a parameter lie, in order."""
+    """Return the spans that hold elements [start, stop) of a parameter, in order."""
     found, begin = [], 0
     for span in placement.spans:
         left, right = max(start, begin), min(stop, begin + span.stop - span.start)
@@ -110,6 +110,6 @@ def spans_within(placement: Placement, start: int, stop: int) -> list[Span]:
 def _check_count(group: int, *, needed: int, found: int, at_most: int) -> None:
     if not needed <= found <= at_most:
         raise CheckpointError(
-            f"group {group}: the shards hold {found} elements where the parameters need {needed}; "
+            f"group {group}: the shards hold {found} elements, but the parameters need {needed}; "
             "files of different checkpoints may have been mixed"
         )

@@ -1,4 +1,4 @@
-"""What the optimizers of all ranks keep for each group of weights, whatever they call it."""
+"""The states that the optimizers of all ranks keep for each group of weights, under any names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Values = list[list[Any]]  # [rank][group]
 def open_optimizer_states(
     shards: Sequence[Shard], states: Sequence[Any], masters: Sequence[Sequence[Tensor]]
 ) -> tuple[OptimizerStates, dict[str, Table]]:
-    """Sort by kind what the optimizers saved, which is nothing before their first update.
+    """Sort by kind what the optimizers saved; before the first update they have saved nothing.
 
     states: [rank], each torch's state_dict of the optimizer, or a list by group. masters: [rank][group].
-    Returns what there is, and tables of the states that have a value for each element.
+    Returns what the optimizers keep, and tables of the states that have a value per element.
     """
     by_group = [state["state"] if isinstance(state, dict) else dict(enumerate(state)) for state in states]
     names = dict.fromkeys(name for rank in by_group for group in rank.values() for name in group)
@@ -42,7 +42,7 @@ def open_optimizer_states(
 
 
 def _are_elementwise(values: Values, masters: Sequence[Sequence[Tensor]]) -> bool:
-    """Tell whether each is a vector as long as its master; ZeRO 1 and 2 leave padding at the end of states alone."""
+    """Return whether each value is a vector as long as its master; ZeRO 1 and 2 keep padding at the end of states."""
     return all(
         isinstance(value, Tensor)
         and value.dim() == 1

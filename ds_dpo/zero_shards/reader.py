@@ -20,15 +20,15 @@ from ds_dpo.zero_shards.tables import OptimizerStates, Shards, Table, Verificati
 from ds_dpo.zero_shards.training_state import TrainingState, read_training_state
 from ds_dpo.zero_shards.unpickle import Shard, load_shard
 
-PIECE_ELEMENTS = 2**18  # with its 16-bit copy 1.5 MB, which stays in the processor's cache
+PIECE_ELEMENTS = 2**18  # with its 16-bit copy 1.5 MB, which fits the processor's cache
 Quantity = str  # fp32, ema, or the name of one of the optimizer's elementwise states, such as exp_avg
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroCheckpoint:
-    """An opened checkpoint: what it holds, and read() to have one tensor of it.
+    """An opened checkpoint: its content, and read() for one tensor of it.
 
-    global_steps: updates done. parameters: name -> placement, in DeepSpeed's order, frozen ones last.
+    global_steps: number of updates. parameters: name -> placement, in DeepSpeed's order, frozen ones last.
     """
 
     folder: Path
@@ -40,33 +40,33 @@ class ZeroCheckpoint:
     _first: tuple[Mapping[str, Any], Mapping[str, Any]]  # model and optimizer states of the first rank
     _verify: bool
     _verified: set[tuple[str, int, int]] = dataclasses.field(default_factory=set)  # kind of table, rank, group
-    _beside: list[VerificationBeside] = dataclasses.field(default_factory=list)  # one while verified_beside
+    _beside: list[VerificationBeside] = dataclasses.field(default_factory=list)  # one item inside verified_beside
 
     @property
     def has_ema(self) -> bool:
-        """Tell whether moving averages of the weights were saved."""
+        """Whether moving averages of the weights were saved."""
         return "ema" in self._shards.tables
 
     @property
     def average_updates(self) -> int | None:
-        """How many updates the moving averages have seen; None where none were saved."""
+        """Number of updates in the moving averages; None if none were saved."""
         return self._shards.average_updates
 
     @property
     def optimizer(self) -> OptimizerStates:
-        """What the optimizer keeps beside the weights."""
+        """What the optimizer keeps besides the weights."""
         return self._shards.optimizer
 
     def training(self) -> TrainingState:
-        """What else a training goes on from. Raises CheckpointError where the files lack some of it."""
+        """Return what else a resumed run needs. Raises CheckpointError if the files lack some of it."""
         return read_training_state(*self._first, folder=self.folder)
 
     @contextlib.contextmanager
     def verified_beside(self) -> Iterator[None]:
-        """Verify what is read while it is read, by another thread, and only at the end be sure of it.
+        """Verify files on another thread while they are read; the result is only known at the end.
 
-        What was made of the values in between must not be used before the end. Raises CheckpointError there for a
-        file whose bits have changed, also where something else failed first, as changed bits may have caused that.
+        Do not use what was made of the values before the end. There it raises CheckpointError for a file whose bits
+        have changed, even if something else failed first, because changed bits may have caused that.
         """
         with VerificationBeside() as beside:
             self._beside.append(beside)
@@ -86,12 +86,12 @@ class ZeroCheckpoint:
     ) -> Tensor:
         """Copy one full tensor out of the shards.
 
-        fp32 is the master weight and ema its moving average; of a frozen weight both are the weight as it was saved.
-        out: contiguous tensor of as many elements to fill, whose dtype counts then. inspect: is called with every
-        piece, flat and as it was saved, while the processor has it at hand.
-        Returns the parameter's shape in dtype, rounded to nearest from fp32.
-        Raises CheckpointError for an unknown name, for a quantity that the checkpoint has not, and for a file whose
-        bits have changed (see verified_beside).
+        fp32 is the master weight and ema its moving average; for a frozen weight both are the weight as it was saved.
+        out: contiguous tensor of the same number of elements to fill; its dtype is then used. inspect: called with
+        every piece, flat and as it was saved, while it is in the processor's cache.
+        Returns a tensor of the parameter's shape in dtype, rounded to nearest from fp32.
+        Raises CheckpointError for an unknown name, a quantity that the checkpoint does not have, and a file whose bits
+        have changed (see verified_beside).
         """
         placement, kind = self._locate(name, quantity)
         result = torch.empty(placement.numel, dtype=dtype) if out is None else out.view(-1)
@@ -99,9 +99,9 @@ class ZeroCheckpoint:
         return result.view(placement.shape)
 
     def read_part(self, name: str, quantity: Quantity = "fp32", *, start: int, out: Tensor) -> None:
-        """Copy elements of one tensor, counted over its flat form, into out; see read.
+        """Copy elements of one tensor in its flat form into out; see read.
 
-        out: (elements,), of any dtype and device; its length says how many, from start on.
+        out: (elements,), of any dtype and device; it gets as many elements as it has, from start on.
         """
         placement, kind = self._locate(name, quantity)
         self._copy(spans_within(placement, start, start + out.numel()), kind, out)
@@ -130,7 +130,7 @@ class ZeroCheckpoint:
         self._verified.update(new)
 
     def _pieces(self, spans: Sequence[Span], table: Table) -> Iterator[Tensor]:
-        """The elements of spans in order; small parts are joined, as each costs like a large one."""
+        """Yield the elements of spans in order; small parts are joined, because each costs as much as a large one."""
         waiting: list[Tensor] = []
         num_waiting = 0
         for span in spans:
@@ -149,12 +149,14 @@ class ZeroCheckpoint:
 
     def _locate(self, name: str, quantity: Quantity) -> tuple[Placement, str]:
         if name not in self.parameters:
-            raise CheckpointError(f"{self.folder}: no parameter {name!r} among {len(self.parameters)}")
+            raise CheckpointError(f"{self.folder}: has no parameter {name!r} among its {len(self.parameters)}")
         placement = self.parameters[name]
         is_saved_weight = placement.is_frozen and (quantity == "fp32" or (quantity == "ema" and self.has_ema))
         kind = "frozen" if is_saved_weight else quantity
         if kind not in self._shards.tables or (placement.is_frozen and not is_saved_weight):
-            raise CheckpointError(f"{self.folder}: no {quantity} of {name!r} ({self._why_absent(placement, quantity)})")
+            raise CheckpointError(
+                f"{self.folder}: has no {quantity} of {name!r} ({self._why_absent(placement, quantity)})"
+            )
         return placement, kind
 
     def _why_absent(self, placement: Placement, quantity: Quantity) -> str:
@@ -172,9 +174,9 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 def open_checkpoint(folder: Path, *, verify: bool = True) -> ZeroCheckpoint:
     """Open a DeepSpeed tag folder: file headers are read and compared, tensors are not.
 
-    verify: compare tensors with the checksums that torch left in the files, each before it is first read; to be left
-    out where a manifest was verified already.
-    Raises CheckpointError naming the file for one that is missing, torn, foreign, of another run, or unsafe.
+    verify: compare each tensor with the checksum that torch wrote into its file before it is first read; not needed
+    after a manifest was verified.
+    Raises CheckpointError that names a file which is missing, torn, foreign, of another run, or unsafe.
     """
     files = find_files(folder)
     model = _load_model_states(files)

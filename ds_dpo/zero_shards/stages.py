@@ -1,4 +1,4 @@
-"""What DeepSpeed saved, stage by stage, brought into one form: placements, and tables of flat tensors.
+"""Bring what DeepSpeed saved in each stage into one form: placements, and tables of flat tensors.
 
 A table is indexed [rank], and then by group. Source of the layouts: deepspeed 0.19.8, runtime/zero/stage_1_and_2.py,
 stage3.py, runtime/bf16_optimizer.py, runtime/fp16/{fused,unfused}_optimizer.py (state_dict of each),
@@ -39,15 +39,15 @@ State = dict[str, Any]
 def open_stage(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard]) -> Shards:
     """Bring the loaded files of one checkpoint into one form.
 
-    model: of all ranks if they hold parts of frozen weights, else of the first.
-    Raises CheckpointError where ranks are missing, disagree, or hold another number of elements than they should.
+    model: files of all ranks if they hold parts of frozen weights, else of the first.
+    Raises CheckpointError if ranks are missing, disagree, or hold a wrong number of elements.
     """
     with _named(files.folder):
         if files.is_universal:
             return open_universal(files, model)
         stage = _common_stage(files, optimizer)
         if stage == 0 and model[0].content["param_shapes"] is not None:
-            raise CheckpointError(f"{files.folder}: no *_optim_states.pt, which hold the weights of a ZeRO run")
+            raise CheckpointError(f"{files.folder}: has no *_optim_states.pt, which hold the weights of a ZeRO run")
         if stage not in OPENERS:
             raise CheckpointError(f"{files.folder}: ZeRO stage {stage}; known: {sorted(OPENERS)}")
         _check_ranks(files, optimizer, stage=stage)
@@ -73,7 +73,7 @@ def _common_stage(files: TagFiles, optimizer: Sequence[Shard]) -> int:
     stages = [_stage(shard) for shard in optimizer]
     for path, stage in zip(files.optimizer, stages, strict=True):
         if stage != stages[0]:
-            raise CheckpointError(f"{path}: of ZeRO stage {stage}, among shards of stage {stages[0]}")
+            raise CheckpointError(f"{path}: a shard of ZeRO stage {stage}, but the others are of stage {stages[0]}")
     return stages[0] if stages else 0
 
 
@@ -83,7 +83,7 @@ def _check_ranks(files: TagFiles, optimizer: Sequence[Shard], *, stage: int) -> 
     counts = [_num_ranks(shard) for shard in optimizer]
     for path, count in zip(files.optimizer, counts, strict=True):
         if count != counts[0]:
-            raise CheckpointError(f"{path}: of a run of {count} ranks, among shards of {counts[0]}")
+            raise CheckpointError(f"{path}: a shard of a run of {count} ranks, but the others are of {counts[0]}")
     check_number_of_ranks(files.optimizer, expected=counts[0])
     check_number_of_ranks(files.model, expected=counts[0] if stage == 3 else 1)
 
@@ -95,7 +95,7 @@ def _num_ranks(shard: Shard) -> int:
 
 @contextlib.contextmanager
 def _named(folder: Path) -> Iterator[None]:
-    """Turn a key or type that is not where DeepSpeed puts it into an error that names the checkpoint."""
+    """Turn a missing key or a wrong type into an error that names the checkpoint."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
@@ -105,9 +105,11 @@ def _named(folder: Path) -> Iterator[None]:
 
 
 def _open_unpartitioned(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard]) -> Shards:
-    """ZeRO 0: the module is the master in fp32; in 16 bit the master lies, without names, beside it."""
+    """Open ZeRO 0: in fp32 the module is the master; in 16 bit the masters are saved beside it without names."""
     if files.averages:
-        raise CheckpointError(f"{files.averages[0]}: moving averages of a run without ZeRO, which has no flat groups")
+        raise CheckpointError(
+            f"{files.averages[0]}: moving averages do not belong to a run without ZeRO, which has no flat groups"
+        )
     weights, saved = module_weights(model[0]), model[0].content["optimizer"] or {}
     groups = saved.get("fp32_groups_flat", saved.get("fp32_groups"))
     masters = dict(weights) if groups is None else match_masters(weights, groups, where=str(files.model[0]))
@@ -124,7 +126,7 @@ def _open_unpartitioned(files: TagFiles, model: Sequence[Shard], optimizer: Sequ
 
 
 def _open_cut(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard]) -> Shards:
-    """ZeRO 1 and 2: each group is one vector, cut into a part per rank; frozen weights are whole in the module."""
+    """Open ZeRO 1 and 2: each group is one vector, cut into a part per rank; frozen weights are whole in the module."""
     group_shapes = model[0].content["param_shapes"]
     parts = [_inner(shard)["single_partition_of_fp32_groups"] for shard in optimizer]
     _check_groups(files, parts, expected=len(group_shapes))
@@ -155,7 +157,7 @@ def _open_cut(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard
 
 
 def _open_split(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shard]) -> Shards:
-    """ZeRO 3: each parameter is split over the ranks, trainable ones by sub-group, frozen ones as fragments."""
+    """Open ZeRO 3: each parameter is split over the ranks, trained ones by sub-group, frozen ones as fragments."""
     group_shapes = model[0].content["param_shapes"]
     parts = [_inner(shard)["fp32_flat_groups"] for shard in optimizer]
     _check_groups(files, parts, expected=len(group_shapes))
@@ -194,14 +196,14 @@ def _check_groups(files: TagFiles, parts: Sequence[Sequence[Tensor]], *, expecte
     for path, part in zip(files.optimizer, parts, strict=True):
         if len(part) != expected or not all(isinstance(flat, Tensor) for flat in part):
             raise CheckpointError(
-                f"{path}: holds {len(part)} groups of weights where {expected} are named; "
+                f"{path}: holds {len(part)} groups of weights, but {expected} are listed; "
                 "weights offloaded to NVMe are not in the checkpoint"
             )
 
 
 @contextlib.contextmanager
 def _suspecting(paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[None]:
-    """Add to an error on sizes the file whose size is unlike the others'."""
+    """Add to an error on sizes the file whose size differs from the others."""
     try:
         yield
     except CheckpointError as error:
@@ -212,12 +214,12 @@ def _suspecting(paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[None]:
 
 
 def _is_round_robin(settings: Any) -> bool:
-    # DeepSpeed 0.19.8 shuffles the weights then, but saves (and itself uses) slices of the order before
+    # DeepSpeed 0.19.8 then shuffles the weights, but saves (and itself uses) slices of the earlier order
     return isinstance(settings, dict) and bool(settings.get("zero_optimization", {}).get("round_robin_gradients"))
 
 
 def _check_slices(path: Path, rank: int, saved: Any, placements: Mapping[str, Placement]) -> None:
-    """Compare where a rank says its slices start with where they should: the shards of two ranks may be swapped."""
+    """Compare the slices that a rank lists with those that it should have: the shards of two ranks may be swapped."""
     for group, slices in enumerate(saved or []):
         expected = {
             name: (span.start, span.stop - span.start)
@@ -230,5 +232,5 @@ def _check_slices(path: Path, rank: int, saved: Any, placements: Mapping[str, Pl
             name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
             raise CheckpointError(
                 f"{path}: holds (start, elements) {found.get(name)} of {name!r}, not {expected.get(name)} "
-                f"as rank {rank} should; it belongs to another rank or run"
+                f"as rank {rank} should; the file belongs to another rank or run"
             )

@@ -1,4 +1,4 @@
-"""Flat tensors by rank and group, with the files that they lie in: what placements point into."""
+"""Flat tensors by rank and group with their files: the tables that placements point into."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ WORTH_A_THREAD_BYTES = 16 * 2**20
 
 
 class Row(Protocol):
-    """What one rank saved of one quantity, group by group."""
+    """One rank's tensors of one quantity, by group."""
 
     def tensor(self, group: int) -> tuple[Tensor, Archive]:
-        """The tensor of a group, still in its file, and that file."""
+        """Return the tensor of a group, still in its file, and that file."""
         ...
 
 
@@ -34,27 +34,27 @@ Table = Sequence[Row]
 
 @dataclasses.dataclass(frozen=True)
 class ShardRow:
-    """Tensors that lie in one file."""
+    """Tensors in one file."""
 
     archive: Archive
     tensors: Sequence[Tensor]
 
     def tensor(self, group: int) -> tuple[Tensor, Archive]:
-        """The tensor of a group, and the file."""
+        """Return the tensor of a group, and the file."""
         return self.tensors[group], self.archive
 
 
 @dataclasses.dataclass(frozen=True)
 class FileRow:
-    """Tensors of a universal checkpoint, each in a file of its own that is opened when it is read."""
+    """Tensors of a universal checkpoint; each has its own file, which is opened when it is read."""
 
     paths: Sequence[Path]
     numels: Sequence[int]
 
     def tensor(self, group: int) -> tuple[Tensor, Archive]:
-        """The tensor of a group, and its file. Raises CheckpointError where it has another number of elements."""
+        """Return the tensor of a group, and its file. Raises CheckpointError for a wrong number of elements."""
         content, archive = load_file(self.paths[group])
-        # DeepSpeed wraps it for stages 1 and 2, not for 3
+        # DeepSpeed wraps the tensor for stages 1 and 2, not for 3
         tensor = content.get("param") if isinstance(content, dict) else content
         found = tensor.numel() if isinstance(tensor, Tensor) else type(tensor).__name__
         if not isinstance(tensor, Tensor) or found != self.numels[group]:
@@ -63,16 +63,16 @@ class FileRow:
 
 
 def shard_rows(shards: Sequence[Shard], tensors: Sequence[Sequence[Tensor]]) -> Table:
-    """A table of the tensors that each file holds; tensors: [rank][group]."""
+    """Return a table of the tensors in each file. tensors: [rank][group]."""
     return [ShardRow(shard.archive, own) for shard, own in zip(shards, tensors, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerStates:
-    """What an optimizer keeps beside the weights, the same for every optimizer.
+    """What an optimizer keeps besides the weights, in a form that suits every optimizer.
 
-    elementwise: names of states with one fp32 value for each element of the weights. scalars: numbers by name, the
-    same in all groups. others: name -> what it is instead, such as bytes in blocks, which no other layout can take.
+    elementwise: names of states with one fp32 value per element of the weights. scalars: numbers by name, the same in
+    all groups. others: name -> description of any other state, such as bytes in blocks, which fits no other layout.
     """
 
     elementwise: tuple[str, ...] = ()
@@ -84,8 +84,8 @@ class OptimizerStates:
 class Shards:
     """Placements of all parameters, and the tables that they point into: fp32, frozen, ema, and the optimizer's states.
 
-    optimizer: what the optimizer keeps; of its states that have a value for each element, the names in tables.
-    average_updates: how many updates the moving averages have seen; None where there are none.
+    optimizer: what the optimizer keeps; its elementwise states are tables of the same names.
+    average_updates: number of updates in the moving averages; None if there are none.
     """
 
     stage: int
@@ -96,14 +96,14 @@ class Shards:
 
 
 class VerificationBeside:
-    """Compares tensors with their checksums in a thread of its own; leaving it waits, and raises what was found."""
+    """Compares tensors with their checksums on another thread; leaving it waits, and raises what was found."""
 
     def __init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._begun: list[concurrent.futures.Future[None]] = []
 
     def begin(self, found: Iterable[tuple[Tensor, Archive]]) -> None:
-        """Have tensors verified, each once, after those before."""
+        """Queue tensors to be verified; each is verified once."""
         for tensor, archive in found:
             self._begun.append(self._thread.submit(archive.verify_tensor, tensor))
 

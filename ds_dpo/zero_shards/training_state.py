@@ -1,4 +1,4 @@
-"""What DeepSpeed saves of a training beside its tensors: counters, rates, schedule, loss scale, the caller's state."""
+"""What DeepSpeed saves besides tensors: counters, rates, schedule, loss scale, the caller's state."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from ds_dpo.errors import CheckpointError
 
-RATES = ("lr", "initial_lr")  # what changes in an optimizer's groups as a run goes on
+RATES = ("lr", "initial_lr")  # the values of an optimizer's groups that change during a run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingState:
     """Plain values, the same on all ranks.
 
-    global_steps: updates, skipped_steps of them left out. rates: of each of the optimizer's groups, by the names of
-    RATES. schedule: torch's state of the learning-rate schedule. loss_scaler: attributes of DeepSpeed's, {} where it
-    has none. client_state: the model states' top level, where DeepSpeed puts what the caller of save_checkpoint gave.
+    global_steps: updates, skipped_steps of which were skipped. rates: those of each of the optimizer's groups, under
+    the names of RATES. schedule: torch's state of the learning-rate schedule. loss_scaler: attributes of DeepSpeed's,
+    {} without one. client_state: top level of the model states, with what the caller of save_checkpoint gave.
     """
 
     global_steps: int
@@ -31,10 +31,10 @@ class TrainingState:
 
 
 def read_training_state(model: Mapping[str, Any], optimizer: Mapping[str, Any], *, folder: Path) -> TrainingState:
-    """Pick it out of the first rank's two files.
+    """Return the training state from the first rank's two files.
 
     model: content of its model states. optimizer: the inner dictionary of its optimizer states.
-    Raises CheckpointError where they lack one of these values.
+    Raises CheckpointError if they lack one of these values.
     """
     try:
         groups = (optimizer.get("base_optimizer_state") or optimizer["optimizer_state_dict"])["param_groups"]
@@ -50,5 +50,5 @@ def read_training_state(model: Mapping[str, Any], optimizer: Mapping[str, Any], 
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder}: lacks what a training goes on from ({type(error).__name__}: {error})"
+            f"{folder}: lacks a value that a resumed run needs ({type(error).__name__}: {error})"
         ) from error

@@ -1,4 +1,4 @@
-"""DeepSpeed's universal checkpoints, in which each trained weight has files of its own."""
+"""DeepSpeed's universal checkpoints, in which each trained weight has its own files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ds_dpo.zero_shards.unpickle import Shard
 
 
 def open_universal(files: TagFiles, model: Sequence[Shard]) -> Shards:
-    """DeepSpeed's universal form: a folder of files for each trained weight, frozen ones as their stage left them."""
+    """Open the universal form: a folder of files per trained weight, and frozen weights as their stage saved them."""
     shapes = {name: shape for group in model[0].content["param_shapes"] for name, shape in group.items()}
     settings = model[0].content["ds_config"]
     stage = int(settings["zero_optimization"]["stage"]) if isinstance(settings, dict) else 0
@@ -45,7 +45,7 @@ def open_universal(files: TagFiles, model: Sequence[Shard]) -> Shards:
 
 
 def _parameter_files(folder: Path, numels: Mapping[str, int]) -> dict[str, Table]:
-    """Tables of the weights and of each moment that was saved. Raises CheckpointError naming a file that is absent."""
+    """Return tables of the weights and of each saved moment. Raises CheckpointError that names a missing file."""
     tables: dict[str, Table] = {}
     for quantity in ("fp32", *MOMENTS):
         paths = [folder / name / f"{quantity}.pt" for name in numels]

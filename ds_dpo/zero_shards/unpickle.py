@@ -1,4 +1,4 @@
-"""Open a file of torch.save without running any code that it may carry."""
+"""Open a file of torch.save without running any code that it may contain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ds_dpo.zero_shards.archive import PICKLE, Archive
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A loaded file: the dictionary that was saved, whose tensors lie in the archive."""
+    """A loaded file: the saved dictionary; its tensors stay in the archive."""
 
     content: dict[str, Any]
     archive: Archive
@@ -32,14 +32,14 @@ def load_shard(path: Path) -> Shard:
     """
     content, archive = load_file(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not the dictionary that DeepSpeed saves")
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary as DeepSpeed saves it")
     return Shard(content, archive)
 
 
 def load_file(path: Path) -> tuple[Any, Archive]:
     """Load what torch.save wrote.
 
-    Only tensors, plain containers and stand-ins for what DeepSpeed saves are built; DeepSpeed need not be installed.
+    Builds only tensors, plain containers and stand-ins for DeepSpeed's classes; DeepSpeed need not be installed.
     Raises CheckpointError for a missing, torn or foreign file, and for one that asks for any other class or function.
     """
     archive = Archive(path)
@@ -48,24 +48,24 @@ def load_file(path: Path) -> tuple[Any, Archive]:
         return Unpickler(archive).load(), archive
     except RefusedError as error:
         raise CheckpointError(
-            f"{path}: refused, it asks for {error}, which no checkpoint needs; nothing of it was run"
+            f"{path}: refused, because it asks for {error}, which no checkpoint needs; none of its code was run"
         ) from error
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged pickle fails in whatever line first meets the damage
-        raise CheckpointError(f"{path}: damaged, its pickle is not as torch saves it ({error})") from error
+    except Exception as error:  # a damaged pickle can fail in any line
+        raise CheckpointError(f"{path}: damaged, its pickle is not one of torch ({error})") from error
 
 
 class RefusedError(Exception):
-    """The pickle asks for a class or function that is not on the list."""
+    """The pickle asks for a class or function that is not in the list."""
 
 
 class Unpickler(pickle.Unpickler):
-    """Builds what is on a fixed list of names and nothing else, as the manual of pickle has it in Restricting Globals.
+    """Builds only what is in a fixed list of names, as in "Restricting Globals" of pickle's manual.
 
-    Python's own unpickler in C, since torch's weights-only one takes 0.2 s for the names of SDXL's 1,680 weights, and
-    64 ranks write 128 files. What the list gives is made anew for each file: data that a pickle sets on it is gone
-    with the file.
+    It is Python's C unpickler, because torch's weights-only one takes 0.2 s for the names of SDXL's 1,680 weights, and
+    64 ranks write 128 files. The list is made anew for each file, so that data which a pickle sets on its entries is
+    gone with the file.
     """
 
     def __init__(self, archive: Archive) -> None:
@@ -75,14 +75,14 @@ class Unpickler(pickle.Unpickler):
         self._known = {**PLAIN, **DTYPES, **STORAGES, **_stand_ins(), **_builders()}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What the list has under a name."""
+        """Return the list's entry of a name."""
         full_name = f"{module}.{name}"
         if full_name not in self._known:
             raise RefusedError(full_name)
         return self._known[full_name]
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """The flat tensor of a storage."""
+        """Return the flat tensor of a storage."""
         kind, (dtype, key) = pid[0], pid[1:3]
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise RefusedError(f"a storage of {dtype!r}")
@@ -97,14 +97,14 @@ class Unpickler(pickle.Unpickler):
         return self._archive.tensor(record.start, dtype, record.size // dtype.itemsize)
 
 
-# functions that only make a value of their arguments
+# functions that only make a value from their arguments
 PLAIN: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": collections.OrderedDict,
     "torch.Size": torch.Size,
     "torch.device": torch.device,
     "builtins.set": set,
     "__builtin__.set": set,
-    # named as the type of a tensor, never called
+    # named as the type of a tensor, but never called
     "torch.Tensor": Tensor,
     "torch.nn.parameter.Parameter": Tensor,
     # a ZeRO stage is an enumeration of integers
@@ -126,7 +126,7 @@ DTYPES: dict[str, torch.dtype] = {str(dtype): dtype for dtype in STORAGES.values
 
 
 def _stand_ins() -> dict[str, type]:
-    """Classes that take the saved attributes and have no behaviour."""
+    """Return classes that take the saved attributes and have no behaviour."""
     names = (
         "deepspeed.runtime.fp16.loss_scaler.LossScaler",
         "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -137,20 +137,20 @@ def _stand_ins() -> dict[str, type]:
 
 def _builders() -> dict[str, Callable[..., Any]]:
     def rebuild_tensor(storage: Tensor, offset: int, size: Any, stride: Any, *unused: Any) -> Tensor:
-        # torch refuses whatever reaches beyond the storage
+        # torch refuses a view that reaches beyond the storage
         return storage.as_strided(size, stride, offset)
 
     def rebuild_parameter(data: Tensor, *unused: Any) -> Tensor:
         return data
 
     def rebuild_typed(function: Any, kind: Any, arguments: Any, attributes: Any) -> Tensor:
-        # how torch saves a tensor on which attributes were set; DeepSpeed sets some on its flat groups
+        # torch saves tensors with attributes this way; DeepSpeed sets some on its flat groups
         if function not in (rebuild_tensor, rebuild_parameter):
             raise RefusedError(f"a tensor built by {function!r}")
         return function(*arguments)
 
     def encode(text: str, encoding: str) -> bytes:
-        # how protocol 2 spells bytes
+        # protocol 2 writes bytes this way
         if encoding != "latin1":
             raise RefusedError(f"text in {encoding!r}")
         return text.encode("latin1")

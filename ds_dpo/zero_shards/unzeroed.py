@@ -1,4 +1,4 @@
-"""Names for the master weights of a 16-bit run without ZeRO, which DeepSpeed saves as bare lists or flat vectors."""
+"""Find names for the master weights of a 16-bit run without ZeRO: DeepSpeed saves lists or flat vectors of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Fit = dict[str, Tensor]
 
 
 def match_masters(weights: Mapping[str, Tensor], groups: Sequence[Sequence[Tensor] | Tensor], *, where: str) -> Fit:
-    """Find the parameter of each master weight: the one of its shape that is its rounding, in the module's order.
+    """Find the parameter of each master weight: it has the same shape and is its rounding, in the module's order.
 
-    weights: 16-bit module weights by name, frozen ones included. groups: for each group its fp32 masters, as a list,
-    or laid end to end in one vector. Returns name -> master.
+    weights: 16-bit module weights by name, frozen ones included. groups: the fp32 masters of each group, as a list,
+    or end to end in one vector. Returns name -> master.
     Raises CheckpointError unless there is exactly one such matching.
     """
     matched: Fit = {}
@@ -28,8 +28,8 @@ def match_masters(weights: Mapping[str, Tensor], groups: Sequence[Sequence[Tenso
         if first is None or last is None or first.keys() != last.keys():
             found = "no" if first is None else "more than one"
             raise CheckpointError(
-                f"{where}: ZeRO 0 saves 16-bit runs' master weights without names, and for group {number} {found} "
-                "matching with the module's weights is possible; save with ZeRO 1, 2 or 3"
+                f"{where}: ZeRO 0 saves the master weights of 16-bit runs without names, and those of group {number} "
+                f"match the module's weights in {found} way; save with ZeRO 1, 2 or 3"
             )
         matched |= first
     return {name: matched[name] for name in weights if name in matched}
@@ -46,7 +46,7 @@ def _fit(
 def _fit_list(
     names: Sequence[str], weights: Mapping[str, Tensor], masters: Sequence[Tensor], *, backwards: bool
 ) -> Fit | None:
-    """Walk the names and take each whose weight is the rounding of the next master."""
+    """Go through the names and match each whose weight is the rounding of the next master."""
     left = list(masters) if backwards else list(masters)[::-1]
     fit: Fit = {}
     for name in reversed(names) if backwards else names:
@@ -56,7 +56,7 @@ def _fit_list(
 
 
 def _fit_vector(names: Sequence[str], weights: Mapping[str, Tensor], vector: Tensor, *, backwards: bool) -> Fit | None:
-    """Walk the names and take each whose weight is the rounding of the next elements of the vector."""
+    """Go through the names and match each whose weight is the rounding of the next elements of the vector."""
     taken = 0
     fit: Fit = {}
     for name in reversed(names) if backwards else names:

@@ -88,7 +88,7 @@ def test_options_that_cannot_run(tmp_path, options, said):
 def test_auto_where_none_may_stand(tmp_path):
     (tmp_path / "mine.json").write_text('{"zero_optimization": {"stage": "auto"}}')
     done = train(tmp_path, "--config", "miniature", "--deepspeed_config", "mine.json")
-    refused(done, '"auto" may not stand at zero_optimization.stage')
+    refused(done, "zero_optimization.stage must have a value")
 
 
 def test_missing_column(tmp_path):

@@ -209,35 +209,35 @@ def test_what_fits_no_other_layout_is_refused_by_name(tmp_path: Path, states: li
 
 def test_a_missing_average_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "tag", {}, {}, ema=False)
-    with pytest.raises(CheckpointError, match=r"no moving average of the run so far, but ema.decay"):
+    with pytest.raises(CheckpointError, match=r"has no moving average of the weights, which ema.decay"):
         read(Engine(), folder, average=MovingAverage([torch.zeros(10)], decay=0.9))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda engine: engine.module.bias.requires_grad_(False), "bias is frozen, and was trained"),
+        (lambda engine: engine.module.bias.requires_grad_(False), "bias was trained there, but this run freezes it"),
         (
             lambda engine: engine.module.register_parameter("new", nn.Parameter(torch.ones(1), requires_grad=False)),
-            "no frozen weight new",
+            "the frozen weight new is missing",
         ),
         (
             lambda engine: setattr(
                 engine, "_get_zero_param_shapes", lambda: [{"weight": torch.Size((3, 2)), "bias": torch.Size((3,))}]
             ),
-            r"weight is trained with shape \(3, 2\), and is \(2, 3\) in it",
+            r"weight is of shape \(2, 3\) there, but this run trains it with shape \(3, 2\)",
         ),
         (
             lambda engine: setattr(
                 engine, "_get_zero_param_shapes", lambda: [{"weight": torch.Size((2, 3)), "gain": torch.Size((3,))}]
             ),
-            r"gain is trained with shape \(3,\), and is not in it",
+            r"gain is missing there, but this run trains it with shape \(3,\)",
         ),
         (
             lambda engine: setattr(
                 engine, "_get_zero_param_shapes", lambda: [{"weight": torch.Size((2, 3)), "frozen": torch.Size((3,))}]
             ),
-            r"frozen is trained with shape \(3,\), and is frozen in it",
+            r"frozen is frozen there, but this run trains it with shape \(3,\)",
         ),
     ],
 )
@@ -251,7 +251,7 @@ def test_other_weights_are_refused_by_name(tmp_path: Path, change: Any, said: st
 
 def test_what_a_training_needs_and_the_files_lack_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "tag", {}, {}, lr_scheduler=None)
-    with pytest.raises(CheckpointError, match=re.escape(f"{folder}: lacks what a training goes on from")):
+    with pytest.raises(CheckpointError, match=re.escape(f"{folder}: lacks a value that a resumed run needs")):
         read(Engine(), folder)
 
 

@@ -49,7 +49,7 @@ def test_a_loaded_average_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> 
 
 def test_a_missing_or_foreign_average_is_refused(tmp_path: Path) -> None:
     average = MovingAverage([torch.zeros(2)], decay=0.9)
-    with pytest.raises(CheckpointError, match=r"average.pt: missing, but ema.decay 0.9 needs"):
+    with pytest.raises(CheckpointError, match=r"average.pt is missing: ema.decay 0.9 needs"):
         average.load(tmp_path / "average.pt")
     write_files([MovingAverage([torch.zeros(3)], decay=0.9).file("average.pt")], tmp_path)
     with pytest.raises(CheckpointError, match=r"format 1 with groups of \[\(3,\)\] does not fit"):

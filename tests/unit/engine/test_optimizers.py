@@ -104,15 +104,18 @@ def test_rates_by_hand(schedule, expected):
     [
         (
             ["--optimizer.type", "adafactor"],
-            "optimizer.type = adafactor: it keeps the row and column means.*flat parts",
+            "optimizer.type = adafactor: Adafactor needs the rows and columns.*flat parts",
         ),
-        (["--use_adafactor"], "use_adafactor is not taken: it keeps the row and column means"),
-        (["--use_8bit_adam"], "use_8bit_adam is not taken: give --optimizer.type adamw_8bit"),
+        (["--use_adafactor"], "use_adafactor is not accepted: Adafactor needs the rows and columns"),
+        (["--use_8bit_adam"], "use_8bit_adam is not accepted: give --optimizer.type adamw_8bit"),
         (
             ["--optimizer.type", "lion", "--adam_epsilon", "1e-6"],
             "ignores epsilon 1e-06; take adamw or adamw_8bit",
         ),
-        (["--optimizer.lion_beta1", "0.8"], "adamw ignores lion_beta1 0.8; take lion or lion_8bit, or lion_beta1 0.9"),
+        (
+            ["--optimizer.lion_beta1", "0.8"],
+            "adamw ignores lion_beta1 0.8; take lion or lion_8bit, or set lion_beta1 to 0.9",
+        ),
         (["--schedule.num_cycles", "2"], "linear ignores num_cycles 2; take cosine_with_restarts"),
         (["--schedule.step_rules", "1:10,0.1"], "linear ignores step_rules 1:10,0.1; take piecewise_constant"),
         (

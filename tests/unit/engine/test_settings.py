@@ -104,10 +104,22 @@ def test_a_value_stated_twice_alike_is_taken(tmp_path: Path) -> None:
         ("zero2_bf16", {"zero_optimisation": {}}, "did you mean zero_optimization?"),
         ("zero2_bf16", {"data_types__grad_acc_dtype": "fp32"}, "did you mean data_types.grad_accum_dtype?"),
         ("zero2_bf16", {"zero_optimization__reduce_bucket": 1}, "did you mean zero_optimization.reduce_bucket_size"),
-        ("zero2_bf16", {"bf16__enabled": "auto"}, '"auto" may not stand at bf16.enabled, only at train_batch_size'),
-        ("zero2_bf16", {"zero_optimization__stage": "auto"}, '"auto" may not stand at zero_optimization.stage'),
-        ("zero2_bf16", {"train_batch_size": 2000}, "train_batch_size is 2000, but the run configuration makes it 2048"),
-        ("zero2_bf16", {"gradient_clipping": 0.5}, "gradient_clipping is 0.5, but the run configuration makes it 1.0"),
+        (
+            "zero2_bf16",
+            {"bf16__enabled": "auto"},
+            'bf16.enabled must have a value; "auto" is allowed only for train_batch_size',
+        ),
+        ("zero2_bf16", {"zero_optimization__stage": "auto"}, "zero_optimization.stage must have a value"),
+        (
+            "zero2_bf16",
+            {"train_batch_size": 2000},
+            "train_batch_size is 2000, but the run configuration sets it to 2048",
+        ),
+        (
+            "zero2_bf16",
+            {"gradient_clipping": 0.5},
+            "gradient_clipping is 0.5, but the run configuration sets it to 1.0",
+        ),
         ("zero2_bf16", {"train_batch_size": 4.5}, "train_batch_size = 4.5"),
         ("zero2_bf16", {"zero_optimization__reduce_bucket_size": True}, "reduce_bucket_size = True"),
         ("zero2_bf16", {"zero_optimization__allgather_bucket_size": 5}, "allgather_bucket_size = 5"),
@@ -117,13 +129,13 @@ def test_a_value_stated_twice_alike_is_taken(tmp_path: Path) -> None:
         ("zero1_bf16", {"zero_optimization__overlap_comm": True}, "overlap_comm has no effect at stage 1 with bf16"),
         ("zero3_bf16", {"bf16__check_grad_overflow": True}, "bf16.check_grad_overflow has no effect at stage 3"),
         ("zero2_bf16", {"fp16__enabled": True}, "bf16.enabled and fp16.enabled are both true"),
-        ("zero2_bf16", {"data_types__grad_accum_dtype": "fp16"}, "bf16 weights go with bf16 or fp32"),
+        ("zero2_bf16", {"data_types__grad_accum_dtype": "fp16"}, "with bf16 weights it must be bf16 or fp32"),
         ("zero2_fp16", {"fp16__loss_scale": 128}, "fp16.hysteresis has no effect with a fixed loss_scale 128"),
         ("zero3_bf16", {"zero_optimization__zero_hpz_partition_size": 6}, "does not divide 16 ranks"),
         ("zero2_bf16", {"zero_force_ds_cpu_optimizer": True}, "refuses torch's AdamW"),
-        ("zero2_bf16", {"optimizer": {"type": "Adam"}}, "optimizer is not taken: the run configuration owns it"),
+        ("zero2_bf16", {"optimizer": {"type": "Adam"}}, "optimizer is not accepted: the run configuration sets it"),
         ("zero2_bf16", {"activation_checkpointing": {}}, "give --model.gradient_checkpointing"),
-        ("zero2_bf16", {"bf16__bf16_optimizer_states": True}, "vanish in bf16 master weights"),
+        ("zero2_bf16", {"bf16__bf16_optimizer_states": True}, "are lost in bf16 master weights"),
     ],
 )
 def test_what_deepspeed_would_swallow_is_refused(
@@ -158,9 +170,14 @@ def test_an_unknown_name_lists_the_files() -> None:
 @pytest.mark.parametrize(
     ("pairs", "micro", "world_size", "message"),
     [
-        (100, 8, 4, "100 is not a multiple of micro_batch_pairs 8 x 4 ranks = 32; the nearest that fit are 96 and 128"),
+        (
+            100,
+            8,
+            4,
+            "is not a multiple of micro_batch_pairs 8 x 4 ranks = 32; the nearest values that would fit: 96 and 128",
+        ),
         (100, 8, 4, "or keep 100 with micro_batch_pairs 5"),
-        (4, 8, 1, "4 is not a multiple of micro_batch_pairs 8 x 1 rank = 8; the nearest that fits is 8"),
+        (4, 8, 1, "4 is not a multiple of micro_batch_pairs 8 x 1 rank = 8; the nearest value that would fit: 8"),
     ],
 )
 def test_a_batch_that_does_not_divide_names_what_would(pairs: int, micro: int, world_size: int, message: str) -> None:
@@ -172,7 +189,7 @@ def test_a_batch_that_does_not_divide_names_what_would(pairs: int, micro: int, w
 
 def test_missing_ranks_are_an_error() -> None:
     config = load_config(["--expected_world_size", "16"]).config
-    with pytest.raises(ConfigError, match="expected_world_size is 16, but there is 1 rank"):
+    with pytest.raises(ConfigError, match="expected_world_size is 16, but the launch has 1 rank"):
         resolve_deepspeed(config, world_size=1)
 
 

@@ -118,5 +118,5 @@ def test_what_is_no_record_is_refused_by_name(tmp_path, text):
 def test_an_update_that_is_not_finite_cannot_be_asked_for(tmp_path):
     path = tmp_path / "file.json"
     path.write_text('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true, "check_grad_overflow": false}}')
-    with pytest.raises(ConfigError, match="check_grad_overflow = False: an update whose gradients are not finite"):
+    with pytest.raises(ConfigError, match="check_grad_overflow = False: updates with gradients that are not finite"):
         read_deepspeed_file(path)

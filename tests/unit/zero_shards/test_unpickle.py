@@ -31,7 +31,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, named):
         "shutil.copy": Payload(shutil.copy, __file__, str(target)),
     }[named]
     torch.save({"module": {"weight": torch.ones(2)}, "extra": payload}, shard)
-    with pytest.raises(CheckpointError, match=f"{shard.name}: refused, it asks for {named}"):
+    with pytest.raises(CheckpointError, match=f"{shard.name}: refused, because it asks for {named}"):
         load_shard(shard)
     assert not target.exists()
     torch.load(shard, weights_only=False)  # the payload is real
