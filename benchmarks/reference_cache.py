@@ -47,7 +47,7 @@ MICRO_BATCHES = (1, 2, 8, 32)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=256, help="pairs of the miniature")
-    parser.add_argument("--rows", type=int, help="(pair, visit) of a made table that is opened and read instead")
+    parser.add_argument("--rows", type=int, help="open and read a made-up table of N pair visits instead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--config", nargs="*", default=[], help="further options of the run, after --config miniature")
     asked = parser.parse_args()

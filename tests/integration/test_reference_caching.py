@@ -79,10 +79,10 @@ def test_two_ranks_make_at_once_what_one_rank_made_in_two_parts(out, tmp_path):
     program += ["--out", str(tmp_path / "cache"), "--micro_batch_pairs", "1", "--data.workers", "1"]
     asked = ["--shard_pairs", str(SHARD_PAIRS), "--batch", str(BATCH_PAIRS)]
     said = run([deepspeed, "--num_accelerators", "2", "--master_port", str(port), *program, *asked])
-    assert "computed 80 (pair, visit) in this run, on 2 ranks" in said
+    assert "computed 80 pair visits in this run, on 2 ranks" in said
     assert files_of(tmp_path / "cache") == files_of(out / "extended")
     said = run([sys.executable, *program, "--verify", "--verify_images", "3"])
-    assert "3 (pair, visit) computed again" in said
+    assert "3 pair visits computed again" in said
     assert f"{tmp_path / 'cache'} is complete and undamaged" in said
 
 
@@ -112,7 +112,7 @@ def test_twenty_steps_are_those_with_a_reference_in_memory(out):
 def test_a_cache_that_does_not_fit_is_refused_before_anything_is_trained(out, report):
     refused = report["refused"]
     assert refused["longer"].startswith("ConfigError")
-    for said in ("lacks 40 of the 120", "max_train_steps 30", "--visits 6", "take max_train_steps 20"):
+    for said in ("lacks 40 of the 120", "max_train_steps 30", "--visits 6", "train with max_train_steps 20"):
         assert said in refused["longer"]
     assert refused["stale"].startswith("ConfigError")
     for said in ("seed: the cache has 0, this run 1", 'data.flip: the cache has "off", this run "shared"'):

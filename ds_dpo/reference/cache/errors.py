@@ -1,4 +1,4 @@
-"""A cache of reference errors as the loader reads it: two numbers of each (pair, visit), found by their place alone."""
+"""A cache of reference errors, read by the loader: two numbers for each pair visit, found by their place."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ from ds_dpo.reference.cache.record import (
 
 
 class ReferenceErrors:
-    """A finished cache; nothing of it is in memory but its record."""
+    """A finished cache; only its record is in memory."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the record and the table's header. Raises DataError where something is missing or cut short."""
+        """Read the record and the table's header. Raises DataError if something is missing or cut short."""
         self.folder = folder
         self.record: ReferenceRecord = read_reference_record(folder)
         table = folder / self.record.table
         check_sizes(folder, self.record.files)
         self._rows = RowFile(OpenFiles(folder), folder, self.record.table, ERRORS_ROW)
-        if len(self._rows) != self.record.num_visits * self.record.num_pairs:
-            raise DataError(f"{table}: {len(self._rows)} rows, the record says otherwise; make the cache anew")
+        num_rows = self.record.num_visits * self.record.num_pairs
+        if len(self._rows) != num_rows:
+            raise DataError(f"{table}: {len(self._rows)} rows, the record says {num_rows}; make the cache again")
 
     @property
     def description(self) -> str:
-        """What it holds, for the log."""
+        """What the cache holds, for the log."""
         record = self.record
-        bad = f", {record.num_bad} of pairs that could not be read" if record.num_bad else ""
+        bad = f"; {record.num_bad} pair visits could not be read" if record.num_bad else ""
         return (
-            f"reference cache {self.folder}: errors of {record.num_computed} (pair, visit) of {record.num_pairs} pairs "
-            f"in up to {record.num_visits} visits{bad}; made of {record.source_description}"
+            f"reference cache {self.folder}: errors of {record.num_computed} pair visits ({record.num_pairs} pairs, up "
+            f"to {record.num_visits} visits of each){bad}; made from {record.source_description}"
         )
 
     def require_covers(self, *, max_train_steps: int, pairs_per_step: int, seed: int) -> None:
-        """Raise ConfigError where a run would meet a (pair, visit) that is not there, saying how many.
+        """Raise ConfigError if a run needs pair visits that the cache lacks, with their number.
 
-        Takes no time that grows with pairs or steps, but for the steps of one epoch where there are buckets.
+        The time does not grow with pairs or steps, except with the steps of one epoch if there are buckets.
         """
         record, coverage = self.record, self.record.coverage
         order = PairOrder(record.bucket_sizes, pairs_per_step=pairs_per_step, seed=seed)
@@ -61,15 +62,15 @@ class ReferenceErrors:
         needed = max_train_steps * pairs_per_step
         missing = self._count_missing(order, num_steps=max_train_steps, pairs_per_step=pairs_per_step)
         steps = self._steps_that_fit(order, pairs_per_step=pairs_per_step, most=max_train_steps)
-        shorter = f", or take max_train_steps {steps}" if steps else ""
+        shorter = f", or train with max_train_steps {steps}" if steps else ""
         raise ConfigError(
-            f"reference.cache {self.folder} lacks {missing} of the {needed} (pair, visit) that {max_train_steps} steps "
-            f"of {pairs_per_step} pairs meet: run scripts/cache.py --reference again with max_train_steps "
+            f"reference.cache {self.folder} lacks {missing} of the {needed} pair visits that {max_train_steps} steps "
+            f"of {pairs_per_step} pairs need: run scripts/cache.py --reference again with max_train_steps "
             f"{max_train_steps}, or with --visits {max(order.visits_begun(max_train_steps))}{shorter}"
         )
 
     def require_fits(self, wanted: Mapping[str, str]) -> None:
-        """Raise ConfigError naming each part in which the cache is not of what a run wants."""
+        """Raise ConfigError that names each part in which the cache is not what a run needs."""
         changes = differences(self.record.fingerprint, wanted, asker="this run")
         why = "its errors are not those of this run's reference"
         refuse_if_stale("reference.cache", self.folder, changes, why=why, program="scripts/cache.py --reference")
@@ -77,7 +78,8 @@ class ReferenceErrors:
     def read(self, index: int, visit: int) -> tuple[float, float]:
         """Return the errors of the chosen and the rejected image.
 
-        Raises BadRowError where the pair could not be read when they were computed, and DataError where they were not.
+        Raises BadRowError if the pair was unreadable when the cache was made, and DataError if its errors were not
+        computed in this visit.
         """
         if visit < self.record.num_visits:
             row = self._rows[visit * self.record.num_pairs + index]
@@ -87,8 +89,9 @@ class ReferenceErrors:
             if chosen == chosen and rejected == rejected:
                 return chosen, rejected
         raise DataError(
-            f"{self.folder}: no reference error of pair {index} in visit {visit}; it stands in for a pair that could "
-            "be read when the cache was made: mend that one, or make the cache again, with whole --visits"
+            f"{self.folder}: no reference error of pair {index} in visit {visit}; it replaces a pair that is now "
+            "unreadable, but was readable when the cache was made: repair that pair, or make the cache again with "
+            "--visits"
         )
 
     def _count_missing(self, order: PairOrder, *, num_steps: int, pairs_per_step: int) -> int:
@@ -100,7 +103,7 @@ class ReferenceErrors:
         return sum(order.place(position)[1] >= coverage.whole_visits for position in positions)
 
     def _steps_that_fit(self, order: PairOrder, *, pairs_per_step: int, most: int) -> int:
-        """Return the most steps that the cache is enough for."""
+        """Return the largest number of steps for which the cache is enough."""
         buckets, fits, too_many = len(self.record.bucket_sizes), 0, most
         while too_many - fits > 1:
             steps = (fits + too_many) // 2
@@ -112,17 +115,17 @@ class ReferenceErrors:
 
 
 def open_reference_errors(folder: str | Path, *, say: Say) -> ReferenceErrors:
-    """Open a finished cache, and say what it holds. Raises DataError where it is not whole."""
+    """Open a finished cache, and say what it holds. Raises DataError if it is not complete."""
     errors = ReferenceErrors(Path(folder).expanduser())
     say(errors.description)
     return errors
 
 
 class PairsWithReferenceErrors:
-    """Pairs whose samples bring the reference's errors; a loader.PairReader of what the inner one gives."""
+    """Adds the reference's errors to the samples of another loader.PairReader."""
 
     def __init__(self, pairs: PairReader[Any], errors: ReferenceErrors) -> None:
-        """Join pairs with a cache that fits them."""
+        """pairs: the reader to wrap. errors: a cache that fits these pairs."""
         self._pairs, self._errors = pairs, errors
 
     @property
@@ -133,8 +136,8 @@ class PairsWithReferenceErrors:
     def read(self, index: int, visit: int) -> DrawnPairs:
         """Return a pair with the draws of a visit and its errors, B = 1.
 
-        Raises BadRowError where it cannot be read, or could not when the errors were computed: the run then takes the
-        stand-in that the cache's making took.
+        Raises BadRowError if the pair cannot be read, or could not be read when the cache was made: the run then
+        replaces it by the same pair as the cache did.
         """
         sample: DrawnPairs = self._pairs.read(index, visit)
         chosen, rejected = self._errors.read(index, visit)
@@ -143,5 +146,5 @@ class PairsWithReferenceErrors:
         )
 
     def join(self, parts: list[Any]) -> Any:
-        """Put samples of one bucket behind one another."""
+        """Concatenate samples of one bucket."""
         return self._pairs.join(parts)

@@ -1,4 +1,4 @@
-"""Training with a cached reference: its errors join the pairs once they are known to be this run's."""
+"""Training with a cached reference: its errors join the pairs after a check that they belong to this run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of
 def open_covering_errors(config: RunConfig, *, say: Say) -> ReferenceErrors:
     """Open reference.cache; every rank calls it.
 
-    Raises on all ranks DataError where it is not whole, and ConfigError where it is not enough for the run.
+    Raises on all ranks: DataError if it is not complete, and ConfigError if it lacks pair visits of the run.
     """
     with raised_everywhere():
         errors = _open_covering(config, say=say)
@@ -36,9 +36,9 @@ def _open_covering(config: RunConfig, *, say: Say) -> ReferenceErrors:
 def with_reference_errors(
     feed: PairFeed, errors: ReferenceErrors, *, config: RunConfig, start: StartOfPolicy | None, precision: Precision
 ) -> PairFeed:
-    """Return a feed whose pairs bring the reference's errors; every rank calls it. start: on rank 0.
+    """Return a feed whose pairs come with the reference's errors; every rank calls it. start: needed on rank 0.
 
-    Raises ConfigError on all ranks, naming each part in which the cache is of something else.
+    Raises ConfigError on all ranks that names each part in which the cache is not what the run needs.
     """
     with raised_everywhere():
         if is_main():

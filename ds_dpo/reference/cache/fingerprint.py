@@ -1,4 +1,4 @@
-"""What the reference's errors follow from, by the name of each part."""
+"""What determines the reference's errors, as named parts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ds_dpo.models.denoiser.attention import AttentionChoice
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import Precision
 
-# they weigh errors where a step compares them, and leave the errors themselves alone
+# these weigh errors when a step compares them, and do not change the errors themselves
 ACT_ON_COMPARING = {"error_weighting", "snr_gamma"}
 HASHING_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartOfPolicy:
-    """What policy and reference start from. weights: SHA-256 of the UNet's tensors; attention: name of the kernels."""
+    """The common start of policy and reference. weights, config: SHA-256 hashes. attention: name of the kernels."""
 
     weights: str
     config: str
@@ -36,7 +36,7 @@ class StartOfPolicy:
 
 def start_of_policy(unet: UNet2DConditionModel, attention: AttentionChoice) -> StartOfPolicy:
     """Describe a UNet as it was loaded, in the run's precision, before anything is added to it or trained."""
-    # names that begin with _ tell of the library's version and of where the model was saved
+    # names that begin with _ hold the library's version and the path where the model was saved
     config = {name: value for name, value in dict(unet.config).items() if not name.startswith("_")}
     return StartOfPolicy(weights=weights_sha256(unet), config=_hash(config), attention=attention.name)
 
@@ -62,10 +62,10 @@ def _content_sha256(tensor: Tensor) -> str:
 
 
 def fingerprint_of(config: RunConfig, feed: PairFeed, start: StartOfPolicy, *, precision: Precision) -> dict[str, str]:
-    """Return what a cache of reference errors for this run must have been made of.
+    """Return what a cache of reference errors for this run must be made from.
 
-    What the run makes of the errors is not among it: objective, weighting, optimizer, batch. Nor are ranks, and the
-    kernels are those that are used, not those that are asked for.
+    Objective, weighting, optimizer, batch size and ranks are left out, because they do not change the errors. The
+    attention kernels are those in use, not those configured.
     """
     schedule = training_schedule(config.model, config.diffusion)
     buckets = ", ".join(map(str, feed.pairs.bucket_sizes))
@@ -87,7 +87,7 @@ def fingerprint_of(config: RunConfig, feed: PairFeed, start: StartOfPolicy, *, p
 
 
 def _noising_fields(config: RunConfig) -> dict[str, str]:
-    """Return the fields of the section `diffusion` that act on what a UNet is shown and should predict."""
+    """Return the fields of the section `diffusion` that change a denoiser's input or target."""
     values = config.model_dump(mode="json")
     specs = [spec for spec in FIELDS.values() if spec.section == "diffusion" and spec.is_identity]
     names = {spec.path.removeprefix("diffusion.") for spec in specs} - ACT_ON_COMPARING

@@ -1,6 +1,7 @@
-"""Which (pair, visit) the reference's errors are computed of, in an order that is cut into units and batches by number.
+"""The pair visits whose reference errors are computed, in an order that is cut into units and batches by number.
 
-A batch is the same whatever rank computes it, so the result does not depend on their number, to the bit.
+A pair visit is a pair in one epoch. A batch is the same on whichever rank it is computed, so the result does not depend
+on the number of ranks, to the bit.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from ds_dpo.reference.cache.record import Coverage
 
 
 class Places(Protocol):
-    """Numbered places, each with a pair in a visit."""
+    """Numbered places, each of which holds a pair visit."""
 
     def __len__(self) -> int: ...
 
     def group_end(self, place: int) -> int:
-        """Return the first place behind this one whose pair may be of another bucket."""
+        """Return the first place after this one whose pair may be in another bucket."""
 
     def read(self, pairs: PairReader[Any], place: int) -> ReadPair[Any]:
-        """Return what is at a place. Raises DataError where a run could not go on there."""
+        """Return the pair at a place. Raises DataError if a run would end there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlaces:
-    """The positions of a run, each read as its loader does, stand-ins for bad pairs included."""
+    """The positions of a run, read as its loader reads them: a bad pair is replaced in the same way."""
 
     order: PairOrder
     num_positions: int
@@ -42,19 +43,19 @@ class RunPlaces:
         return self.num_positions
 
     def group_end(self, place: int) -> int:
-        """Return the end of the step, where there are buckets."""
+        """Return the end of the step if there are buckets, else the end of all places."""
         if not self.has_buckets:
             return self.num_positions
         return (place // self.pairs_per_step + 1) * self.pairs_per_step
 
     def read(self, pairs: PairReader[Any], place: int) -> ReadPair[Any]:
-        """Return the pair at a position, or its stand-in."""
+        """Return the pair at a position, or the pair that replaces it."""
         return read_position(pairs, self.order, place)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeVisits:
-    """All pairs of the first visits, one visit after another; a bad pair needs no stand-in, as all are there."""
+    """All pairs of the first visits, one visit after another. A bad pair is not replaced, as all others are there."""
 
     bucket_sizes: tuple[int, ...]
     visits: int
@@ -73,7 +74,7 @@ class WholeVisits:
         return visit * self.num_pairs + ends[bisect_right(ends, index)]
 
     def read(self, pairs: PairReader[Any], place: int) -> ReadPair[Any]:
-        """Return the pair of a place, or that it is bad."""
+        """Return the pair at a place, or that it is bad."""
         visit, index = divmod(place, self.num_pairs)
         try:
             return ReadPair(sample=pairs.read(index, visit), index=index, visit=visit, bad=[])
@@ -82,7 +83,7 @@ class WholeVisits:
 
 
 def places_of(coverage: Coverage, *, bucket_sizes: tuple[int, ...], seed: int) -> Places:
-    """Return the places that a coverage is of."""
+    """Return the places of a coverage."""
     if not coverage.num_positions:
         return WholeVisits(bucket_sizes=bucket_sizes, visits=coverage.whole_visits)
     return RunPlaces(
@@ -94,7 +95,7 @@ def places_of(coverage: Coverage, *, bucket_sizes: tuple[int, ...], seed: int) -
 
 
 def batches_of(places: Places, unit: range, *, batch_pairs: int) -> Iterator[range]:
-    """Yield the batches of a unit's places: up to batch_pairs neighbours of one bucket."""
+    """Yield the batches of a unit's places: up to batch_pairs consecutive places of one bucket."""
     start = unit.start
     while start < unit.stop:
         end = min(start + batch_pairs, places.group_end(start), unit.stop)

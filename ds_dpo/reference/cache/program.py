@@ -1,4 +1,4 @@
-"""What scripts/cache.py --reference does on each rank: join the others, then make a cache or look through one."""
+"""What scripts/cache.py --reference does on each rank: join the other ranks, then make a cache or verify one."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from ds_dpo.step.preference_step import squared_errors_of_pairs
 from ds_dpo.step.preflight import NEAR_ERRORS, relative_difference
 from ds_dpo.storage.manifest import hash_file
 
-PIXELS_AT_ONCE = 8 * 1024 * 1024  # of a forward pass: 8 images of 1024 x 1024 fill a GPU
+PIXELS_AT_ONCE = 8 * 1024 * 1024  # in a forward pass: 8 images of 1024 x 1024 fill a GPU
 MOST_PAIRS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions:
-    """What scripts/cache.py --reference was asked for.
+    """What scripts/cache.py --reference was asked to make.
 
-    visits: whole visits of all pairs; None: what the run's steps meet. batch_pairs: of a forward pass; None: as
-    default_batch_pairs says.
+    visits: all pairs in this number of visits; None computes only the pair visits of the run's steps. batch_pairs:
+    pairs in a forward pass; None takes default_batch_pairs.
     """
 
     config: RunConfig
@@ -56,12 +56,12 @@ class ReferenceOptions:
 
 
 def default_batch_pairs(resolution: int) -> int:
-    """Return the pairs that pass the UNet at once: by the resolution alone, so that a micro-batch changes no bit."""
+    """Return the pairs of a forward pass. They follow from the resolution alone, so a micro-batch changes no bit."""
     return max(1, min(MOST_PAIRS_AT_ONCE, PIXELS_AT_ONCE // (2 * resolution * resolution)))
 
 
 def run(options: ReferenceOptions, *, verify: int | None) -> None:
-    """Make the cache; or, with `verify` given, look through it and compute so many of its errors again.
+    """Make the cache. With `verify`, check a finished one instead, and compute that many of its errors again.
 
     Raises DsDpoError with a message for the user.
     """
@@ -71,7 +71,7 @@ def run(options: ReferenceOptions, *, verify: int | None) -> None:
         raise ConfigError(f"objective.type {config.objective.type} has no reference, so there is nothing to compute")
     place, device, log = join_ranks()
     precision = options.precision
-    with node_turns(place):  # the node's first rank downloads and counts, the others find its files
+    with node_turns(place):  # the node's first rank downloads and counts; the others find the files
         fetch_models(config.model)
         feed = open_feed(config, precision=precision, say=log.line)
     reference = _load_reference(config.model, place, dtype=torch_dtype(precision), device=device, log=log)
@@ -138,7 +138,7 @@ class _Ranks:
         on_main(lambda: self._verify_table(errors))
         if num_pairs:
             self._verify_pairs(errors, num_pairs=num_pairs)
-        self.log.line(f"{self.options.out} is whole")
+        self.log.line(f"{self.options.out} is complete and undamaged")
 
     def _coverage(self) -> Coverage:
         config, visits = self.options.config, self.options.visits
@@ -167,12 +167,12 @@ class _Ranks:
         return errors_of
 
     def _verify_table(self, errors: ReferenceErrors) -> None:
-        """Compare fingerprint, checksum and values. Raises ConfigError or DataError."""
+        """Compare fingerprint, checksum and values. Raises ConfigError or DataError if they differ."""
         errors.require_fits(self._fingerprint())
         record = errors.record
         path = errors.folder / record.table
         if hash_file(path).sha256 != record.files[record.table].sha256:
-            raise DataError(f"{path}: content differs from its SHA-256; it is damaged: make it anew")
+            raise DataError(f"{path}: its content does not match its SHA-256, so it is damaged; make the cache again")
         rows = np.load(path, mmap_mode="r")
         is_computed = (rows["chosen"] >= 0) & (rows["rejected"] >= 0) & np.isfinite(rows["rejected"])
         counts = int(is_computed.sum()), int(((rows["chosen"] == BAD) & (rows["rejected"] == BAD)).sum())
@@ -181,7 +181,7 @@ class _Ranks:
         self.log.line(f"{record.table} has its checksum, and its {record.num_computed} errors are finite")
 
     def _verify_pairs(self, errors: ReferenceErrors, *, num_pairs: int) -> None:
-        """Compute so many (pair, visit), evenly spread, again, each rank some, and compare."""
+        """Compute num_pairs pair visits again, evenly spread and shared by the ranks, and compare."""
         rows = np.load(errors.folder / errors.record.table, mmap_mode="r")
         computed = np.flatnonzero(rows["chosen"] >= 0)
         chosen = np.unique(computed[np.linspace(0, len(computed) - 1, num_pairs, dtype=np.int64)])
@@ -195,7 +195,7 @@ class _Ranks:
         largest = max(gather_objects(largest))
         if not largest <= NEAR_ERRORS[self.options.precision]:
             raise DataError(
-                f"{errors.folder}: computed again, errors differ by {largest:.2g} of themselves, more than rounding in "
-                f"{self.options.precision}; make the cache anew"
+                f"{errors.folder}: computed again, an error has a relative difference of {largest:.2g}, more than "
+                f"rounding in {self.options.precision}; make the cache again"
             )
-        self.log.line(f"{len(chosen)} (pair, visit) computed again: errors differ by up to {largest:.2g} of themselves")
+        self.log.line(f"{len(chosen)} pair visits computed again: the largest relative difference is {largest:.2g}")

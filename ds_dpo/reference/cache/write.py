@@ -1,4 +1,4 @@
-"""Make a cache of reference errors on all ranks; a rerun goes on where the last was killed, a longer one extends."""
+"""Make a cache of reference errors on all ranks, or extend one for a longer run."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from ds_dpo.reference.cache.record import (
     read_reference_record,
 )
 
-# of a unit: what was computed, or found BAD, in the order of its places
+# a row of a unit's file: the errors of a pair visit, or BAD, in the order of the unit's batches
 COMPUTED_ROW = np.dtype([("index", "<i8"), ("visit", "<i8"), ("chosen", "<f4"), ("rejected", "<f4")])
-# samples of the loader -> the reference's errors of chosen and rejected images, (B,) each
+# samples of the loader -> the reference's errors on chosen and rejected images, (B,) each
 Compute = Callable[[Any], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What a process read of a batch. index, visit: of each sample, then of each bad pair. samples: None if all bad."""
+    """A batch as a worker read it. good, bad: (index, visit) of each pair. samples: of the good ones, None if none."""
 
     samples: Any
     good: list[tuple[int, int]]
@@ -52,11 +52,12 @@ class _Read:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceErrorsMaking:
-    """A making of reference errors, for `make`: places computed in units.
+    """How reference errors are made, for `make`: places computed in units.
 
-    coverage: which (pair, visit) to compute. shard_pairs: places of a unit, computed as a whole. batch_pairs: of a
-    forward pass. fingerprint: what training will compare. source_description: of the dataset. workers: processes that
-    read. load: gives the function that computes; called on every rank if anything is missing. say: prints on rank 0.
+    coverage: which pair visits to compute. shard_pairs: places in a unit, which is computed as a whole. batch_pairs:
+    places in a forward pass. fingerprint: what training will compare. source_description: of the dataset. workers:
+    processes that read pairs. load: returns the function that computes; called on every rank if anything is missing.
+    say: prints on rank 0.
     """
 
     out: Path
@@ -73,7 +74,7 @@ class ReferenceErrorsMaking:
     place: RankEnvironment
     say: Say
     verb = "computed"
-    things = "(pair, visit)"
+    things = "pair visits"
     subfolders = ()
 
     @property
@@ -89,15 +90,15 @@ class ReferenceErrorsMaking:
         return Units(len(self.places), self.shard_pairs)
 
     def unit_file(self, unit: int) -> Path:
-        """Return where a unit lies; its file names its last place, as the last unit of a shorter run holds less."""
+        """Return the path of a unit. It names the unit's end, because the last unit of a shorter run holds less."""
         return work_of(self.out) / f"errors_{unit:06d}_to_{self.units.span(unit).stop}.npy"
 
     def plan(self) -> dict[str, Any]:
-        """Return everything that a unit's content follows from, to the bit; how many units there are may change."""
+        """Return everything that determines a unit's content, to the bit; the number of units may change."""
         return _plan_of(self)
 
     def finished(self) -> Finished[ReferenceRecord] | None:
-        """Return the cache that is in the folder already, of which this one may be an extension."""
+        """Return the finished cache in the folder, if any; this making may extend it."""
         base = self._base()
         if base is None:
             return None
@@ -105,11 +106,11 @@ class ReferenceErrorsMaking:
         return Finished(record=base, plan=_plan_of(base), is_enough=is_enough)
 
     def missing(self) -> list[int]:
-        """Return the units that are not computed, after those that a finished cache holds whole."""
+        """Return the units that are not computed, without those that a finished cache holds completely."""
         return self.units.missing(lambda unit: [self.unit_file(unit)], first=_first_unit_behind(self._base()))
 
     def make_units(self, missing: Sequence[int]) -> None:
-        """Compute what is missing, each rank its part."""
+        """Compute this rank's share of the missing units."""
         own = share_of(self.place, missing)
         errors_of = self.load() if missing else None  # all ranks load together
         batches = [list(self._batches(unit)) for unit in own]
@@ -150,7 +151,7 @@ class ReferenceErrorsMaking:
         return record
 
     def _base(self) -> ReferenceRecord | None:
-        """Return the record of a finished cache in the folder, of which this one is to be an extension."""
+        """Return the record of the finished cache in the folder that this making extends; None if there is none."""
         return read_reference_record(self.out) if (self.out / RECORD_NAME).is_file() else None
 
     def _batches(self, unit: int) -> Iterator[range]:
@@ -196,14 +197,15 @@ def _plan_of(made: ReferenceErrorsMaking | ReferenceRecord) -> dict[str, Any]:
 
 
 def _includes(found: Coverage, wanted: Coverage) -> bool:
-    """Return whether a coverage of the same order has all of another one."""
+    """Whether a coverage includes another one of the same order."""
     return found.num_positions >= wanted.num_positions and found.whole_visits >= wanted.whole_visits
 
 
 def _first_unit_behind(base: ReferenceRecord | None) -> int:
-    """Return the first unit that a finished cache does not hold whole: its last one is computed again with more in it.
+    """Return the first unit that a finished cache does not hold completely.
 
-    Its batches may then be longer, and so their bits others.
+    If its last unit is not full, that one is computed again with more places: its batches may then be larger, which
+    changes the last bits.
     """
     if base is None:
         return 0
@@ -214,12 +216,12 @@ def _first_unit_behind(base: ReferenceRecord | None) -> int:
 def _table(
     units: Sequence[NDArray[np.void]], *, num_pairs: int, base: ReferenceRecord | None, out: Path
 ) -> tuple[NDArray[np.void], int]:
-    """Return ERRORS_ROWs, (visits, pairs), and how many of them are BAD."""
+    """Return ERRORS_ROWs of shape (visits, pairs), and how many of them are BAD."""
     num_visits = max([int(rows["visit"].max()) + 1 for rows in units] + ([0] if base is None else [base.num_visits]))
     table = np.full((num_visits, num_pairs), np.array((NOT_COMPUTED, NOT_COMPUTED), ERRORS_ROW))
     if base is not None:
         table[: base.num_visits] = np.load(out / base.table).reshape(base.num_visits, num_pairs)
-    for rows in units:  # in the order of places: of a pair that was also read as a stand-in the later one stays
+    for rows in units:  # in the order of places: a pair that also replaced a bad one keeps its later errors
         for column in ("chosen", "rejected"):
             table[column][rows["visit"], rows["index"]] = rows[column]
     return table, int((table["chosen"] == BAD).sum())
@@ -229,4 +231,4 @@ def _require_finite(chosen: Tensor, rejected: Tensor, pair_ids: Tensor) -> None:
     is_finite = (chosen.isfinite() & rejected.isfinite()).cpu()
     if not torch.all(is_finite):
         bad = ", ".join(map(str, pair_ids[~is_finite].tolist()))
-        raise DataError(f"the reference's errors of pairs {bad} are NaN or infinite; another precision may hold them")
+        raise DataError(f"the reference's errors of pairs {bad} are NaN or infinite; try another precision")

@@ -248,9 +248,9 @@ def test_a_longer_run_is_refused_with_what_is_missing(tmp_path: Path) -> None:
         covers(errors, steps=steps, pairs_per_step=pairs_per_step)
     with pytest.raises(ConfigError) as caught:
         covers(errors, steps=6)
-    for said in ("lacks 8 of the 24", "max_train_steps 6", "--visits 3", "take max_train_steps 4"):
+    for said in ("lacks 8 of the 24", "max_train_steps 6", "--visits 3", "train with max_train_steps 4"):
         assert said in str(caught.value)
-    with pytest.raises(ConfigError, match=r"lacks 2 of the 18.*take max_train_steps 2"):
+    with pytest.raises(ConfigError, match=r"lacks 2 of the 18.*train with max_train_steps 2"):
         covers(errors, steps=3, pairs_per_step=6)
 
 
