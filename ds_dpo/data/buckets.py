@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the few sizes that training images have, and which of them a pair is cut to.
+"""Aspect-ratio buckets: the few sizes of training images, and the choice of one for each pair.
 
 Sizes are (height, width) in pixels.
 """
@@ -12,12 +12,12 @@ from ds_dpo.errors import DataError
 
 
 def bucket_shapes(resolution: int, *, step: int, max_aspect: float) -> tuple[tuple[int, int], ...]:
-    """Return the sizes of all buckets, from the widest to the tallest, the square in their middle.
+    """Return the sizes of all buckets, from the widest to the tallest, with the square in the middle.
 
-    Sides are multiples of step. For each longer side from the resolution on, the shorter one is the longest with which
-    the image has no more than resolution x resolution pixels, as long as their ratio is not above max_aspect. Raises
-    DataError where the resolution is not a multiple of step. At 1024 with step 64 each of them is one that SDXL was
-    trained at. Source: arXiv:2307.01952, appendix I.
+    Sides are multiples of step. Each longer side above the resolution gets the longest shorter side with which the
+    image has at most resolution x resolution pixels, if their ratio is at most max_aspect. At 1024 with step 64, SDXL
+    was trained at each of these sizes. Raises DataError if the resolution is not a multiple of step.
+    Source: arXiv:2307.01952, appendix I.
     """
     if resolution % step:
         above = (resolution // step + 1) * step
@@ -36,11 +36,11 @@ def bucket_shapes(resolution: int, *, step: int, max_aspect: float) -> tuple[tup
 def choose_bucket(
     chosen_size: tuple[int, int], rejected_size: tuple[int, int], shapes: Sequence[tuple[int, int]]
 ) -> int:
-    """Return the index of the bucket whose aspect ratio is nearest, in its logarithm, to the mean of both images'.
+    """Return the index of the bucket whose log aspect ratio is nearest to the mean of both images' log aspect ratios.
 
-    shapes: as bucket_shapes returns them. The mean is that of the logarithms, so that neither side is cut more than the
-    other on average, which would tell them apart. In integers alone, hence the same on every machine: the mean lies
-    above the middle of two neighbours where the product of both images' ratios is above the product of theirs.
+    shapes: as bucket_shapes returns them. With this mean, on average neither image is cut more than the other, which
+    would tell chosen from rejected. It is computed in integers, so it is the same on every machine: the mean is above
+    the middle of two neighbouring buckets if the product of the images' ratios is above the product of the buckets'.
     """
     height, width = chosen_size[0] * rejected_size[0], chosen_size[1] * rejected_size[1]
     return sum(height * a[1] * b[1] > width * a[0] * b[0] for a, b in pairwise(shapes))

@@ -1,4 +1,4 @@
-"""Image files into tensors of one size: decoded without trust, converted to RGB, resized, mirrored, cropped.
+"""Turn untrusted image files into tensors of one size: decode, convert to RGB, resize, mirror, crop.
 
 Legend: X,Y pixels of the training image. Sizes are (height, width) in pixels.
 """
@@ -21,18 +21,18 @@ from torch import Tensor
 from ds_dpo.data.source import RawImage
 from ds_dpo.errors import DataError
 
-# decoders that only decode; Pillow has others, such as EPS, that start programs
+# decoders that only decode; some others of Pillow, such as EPS, start programs
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 2**26  # 8192 x 8192; a few kilobytes of PNG may claim far more and fill a host's memory
 MAX_FILE_BYTES = 2**28
-TURNED_ORIENTATIONS = (5, 6, 7, 8)  # of EXIF: those by which height and width change places
+TURNED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF values that swap height and width
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutImage:
-    """An image as it is trained on. pixels: (3, X, Y) fp32 in [-1, 1].
+    """An image cut to its training size. pixels: (3, X, Y) fp32 in [-1, 1].
 
-    original_size: that of the file, upright. corner: (top, left) of the crop, in pixels after resizing.
+    original_size: of the file's image, upright. corner: (top, left) of the crop, in pixels after resizing.
     """
 
     pixels: Tensor
@@ -47,9 +47,9 @@ class CutImage:
 
 
 def decode_rgb(raw: RawImage | None) -> Image.Image:
-    """Return the first frame, upright, in RGB, transparency laid on white. Colour profiles are not applied.
+    """Return the first frame, upright, in RGB, with white behind transparent pixels. Ignores colour profiles.
 
-    Raises DataError for what is not a whole image of FORMATS, or claims more than MAX_PIXELS.
+    Raises DataError if it is not a complete image in one of FORMATS, or claims more than MAX_PIXELS.
     """
     with _decoding(raw) as image:
         image.load()
@@ -57,17 +57,17 @@ def decode_rgb(raw: RawImage | None) -> Image.Image:
 
 
 def read_size(raw: RawImage | None) -> tuple[int, int]:
-    """Return the height and width that decode_rgb's image would have, from the file's header alone.
+    """Return the height and width of decode_rgb's image, from the file's header alone.
 
-    Raises DataError as decode_rgb does, for what the header shows; a torn file may still have a size.
+    Raises DataError like decode_rgb, as far as the header shows it; a torn file may still have a size.
     """
     content = raw if isinstance(raw, Image.Image) else file_bytes(raw)
     with _decoding(content) as image:
         if image.format == "PNG" and isinstance(content, bytes) and not _has_late_metadata(content):
-            exif = Image.Image.getexif(image)  # PngImageFile's own decodes the pixels first
+            exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the pixels first
         else:
             exif = image.getexif()
-        # Pillow turns a TIFF when it opens it, yet leaves the tag until it is decoded
+        # Pillow rotates a TIFF when it opens it, but keeps the tag until it is decoded
         is_turned = image.format != "TIFF" and exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
@@ -75,11 +75,11 @@ def read_size(raw: RawImage | None) -> tuple[int, int]:
 def cut_image(
     image: Image.Image, *, size: tuple[int, int], is_flipped: bool, crop_fractions: tuple[float, float] | None
 ) -> CutImage:
-    """Resize, keeping the aspect ratio, until the size is just covered; mirror; and crop to the size.
+    """Resize until the image just covers the size, with its aspect ratio kept; then mirror it and crop it to the size.
 
-    crop_fractions: top and left in [0, 1) of what the crop may move; None: the centre. Mirrored before cropping, so
-    that the corner is that of the image as it is seen. An image that just covers the size already is not resampled.
-    Raises DataError where the resized image would exceed MAX_PIXELS.
+    crop_fractions: top and left position of the crop in [0, 1) of the spare pixels; None is the centre. Mirroring comes
+    before cropping, so the corner is that of the image as trained on. An image that already just covers the size is not
+    resampled. Raises DataError if the resized image would exceed MAX_PIXELS.
     """
     height, width = size
     resized = _resize_to_cover(image, size)
@@ -98,7 +98,7 @@ def cut_image(
 
 def _resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
-    if height * image.width >= width * image.height:  # the image is wider than the size, and is cut at its sides
+    if height * image.width >= width * image.height:  # the image is wider than the size: its sides are cut off
         resized_height, resized_width = height, height * image.width // image.height
     else:
         resized_height, resized_width = width * image.height // image.width, width
@@ -106,18 +106,20 @@ def _resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         raise DataError(
             f"{image.width} x {image.height} is too long and thin to be resized until it covers {width} x {height}"
         )
-    # a copy where nothing changes; bilinear over the whole footprint is the authors' transforms.Resize; Lanczos
-    # overshoots at hard edges
+    # returns a copy if the size does not change. Bilinear over the whole footprint is the authors' transforms.Resize;
+    # Lanczos overshoots at hard edges
     return image.resize((resized_width, resized_height), Image.Resampling.BILINEAR)
 
 
 @contextmanager
 def _decoding(raw: RawImage | None) -> Iterator[Image.Image]:
-    """Open an image whose size is allowed; whatever is raised inside because of its bytes becomes a DataError."""
+    """Open an image of an allowed size; what decoding raises inside the block becomes a DataError."""
     opened = raw if isinstance(raw, Image.Image) else io.BytesIO(file_bytes(raw))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bytes that decode all the same; what does not is an error below
+            warnings.simplefilter(
+                "ignore"
+            )  # about bytes that decode nevertheless; bytes that do not are an error below
             image = opened if isinstance(opened, Image.Image) else Image.open(opened, formats=FORMATS)
             _check_header(image)
             yield image
@@ -131,9 +133,9 @@ def _decoding(raw: RawImage | None) -> Iterator[Image.Image]:
 
 
 def file_bytes(raw: Mapping[str, Any] | bytes | None) -> bytes:
-    """Return the bytes of an image that is not decoded yet, read from its path where the row has only that.
+    """Return the bytes of an undecoded image; reads them from its path if the row has only a path.
 
-    Raises DataError where there are none.
+    Raises DataError if there are none.
     """
     if isinstance(raw, Mapping):
         content, path = raw.get("bytes"), raw.get("path")
@@ -148,7 +150,7 @@ def file_bytes(raw: Mapping[str, Any] | bytes | None) -> bytes:
 
 
 def _read_image_file(path: Path) -> bytes:
-    # a dataset may name any path: a device or a pipe would never end
+    # a dataset may name any path: reading a device or a pipe might never end
     if not path.is_file():
         raise DataError(f"no bytes in the row, and its path {path} is not a file here")
     if path.stat().st_size > MAX_FILE_BYTES:
@@ -160,7 +162,7 @@ def _read_image_file(path: Path) -> bytes:
 
 
 def _check_header(image: Image.Image) -> None:
-    """Look at what the header claims, before anything of that size is allocated."""
+    """Check what the header claims, before memory of that size is allocated."""
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"claims {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
     if min(image.size) == 0:
@@ -170,7 +172,7 @@ def _check_header(image: Image.Image) -> None:
 
 
 def _has_late_metadata(png: bytes) -> bool:
-    """Tell whether a PNG's orientation may stand behind its pixels, which the standard allows and writers rarely do."""
+    """Whether a PNG's orientation may come after its pixels, which the standard allows but few writers do."""
     tail = png[png.rfind(b"IDAT") :]
     return any(chunk in tail for chunk in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
 
@@ -178,7 +180,7 @@ def _has_late_metadata(png: bytes) -> bool:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float32)
-        # Pillow's own conversion would clip all that is brighter than 255 of 65535
+        # Pillow's own conversion would clip everything brighter than 255 of 65535
         scaled = np.round(values / 257)
         if "transparency" in image.info:  # one gray value of a PNG
             scaled[values == image.info["transparency"]] = 255

@@ -1,4 +1,4 @@
-"""The one hash under order, draws and pair ids: no state, the same on every machine and for any library."""
+"""The hash behind order, draws and pair ids: no state, the same on every machine and for any library version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hashlib import blake2b
 def keyed_hash(name: str, *numbers: int, bits: int = 64) -> int:
     """Return a uniform integer in [0, 2**bits) for a name and signed 64-bit numbers.
 
-    The name keeps apart uses that see the same numbers. bits: a multiple of 8, at most 512.
+    The name separates uses that hash the same numbers. bits: a multiple of 8, at most 512.
     Source: RFC 7693 (BLAKE2b).
     """
     message = name.encode() + b"\0" + struct.pack(f"<{len(numbers)}q", *numbers)
@@ -17,5 +17,5 @@ def keyed_hash(name: str, *numbers: int, bits: int = 64) -> int:
 
 
 def id_of(text: str) -> int:
-    """Return the signed 64-bit id of a text; 10**6 texts share one with a chance of 3e-8."""
+    """Return the signed 64-bit id of a text; among 10**6 texts, two share an id with a probability of 3e-8."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

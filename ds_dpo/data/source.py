@@ -1,4 +1,4 @@
-"""What a dataset is to the loader: a number of pairs, each read by its index. A new dataset is one such class."""
+"""The interface of a dataset: pairs that are read by index. A new dataset is one class with these methods."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image
 
 from ds_dpo.errors import DataError
 
-# a file's bytes, the row of an `Image` column that is not decoded ({"bytes": ..., "path": ...}), or an open image
+# a file's bytes, a row of an undecoded `Image` column ({"bytes": ..., "path": ...}), or an open image
 RawImage = bytes | Mapping[str, Any] | Image.Image
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairRecord:
-    """One pair as its dataset has it, images not yet decoded.
+    """One pair of a dataset, with images that are not decoded yet.
 
-    pair_id: signed 64-bit, the same wherever the row lies. uid: how messages name the pair. target_probability: that
-    the chosen image is the better one; 0.5 for a tie. weight: factor of the pair's loss. metadata: what else the row
-    says, for people to read.
+    pair_id: signed 64-bit; does not depend on where the row is stored. uid: names the pair in messages.
+    target_probability: probability that the chosen image is the better one; 0.5 for a tie. weight: factor of the pair's
+    loss. metadata: other values of the row, for people to read.
     """
 
     prompt: str
@@ -36,38 +36,38 @@ class PairRecord:
 
 
 class PairSource(Protocol):
-    """Pairs by index, those that filters leave out already gone; the same for every process that opens it.
+    """Pairs by index, after all filters; the same in every process that opens the source.
 
-    Pairs of one aspect bucket have neighbouring indices: bucket k those from sum(bucket_sizes[:k]) on.
+    The pairs of an aspect bucket have consecutive indices: those of bucket k begin at sum(bucket_sizes[:k]).
     """
 
     @property
     def description(self) -> str:
-        """For the log: what was opened, how many rows, what was left out for which reason, how many pairs."""
+        """For the log: what was opened, the number of rows, how many each filter left out, the number of pairs."""
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Numbers by name: rows, pairs, ties, prompts (distinct, of the pairs), and dropped_* for each filter."""
+        """Counts by name: rows, pairs, ties, prompts (distinct ones of the pairs), and dropped_* for each filter."""
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """What makes these pairs these pairs, by the name of each part: two sources that agree in it are the same."""
+        """Identifies the pairs, in named parts: two sources with the same fingerprint hold the same pairs."""
 
     @property
     def bucket_sizes(self) -> Sequence[int]:
-        """Number of pairs in each bucket, none of them 0; a single one where there are no buckets."""
+        """Number of pairs in each bucket, at least 1; a single number if there are no buckets."""
 
     @property
     def bucket_shapes(self) -> Sequence[tuple[int, int]]:
         """Height and width in pixels of each bucket's training images."""
 
     def file_order(self) -> NDArray[np.int64]:
-        """Return all indices in the order in which the pairs lie in the dataset's files."""
+        """Return all indices in the order of the pairs in the dataset's files."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> PairRecord:
-        """Return a pair. Raises BadRowError where the row has no usable content."""
+        """Return a pair. Raises BadRowError if the row has no usable content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class BadRow:
 
 
 class BadRowError(DataError):
-    """A row that cannot be read, while others may be."""
+    """A row that cannot be read, although other rows may be readable."""
 
     def __init__(self, uid: str, reason: str) -> None:
         super().__init__(f"{uid}: {reason}")

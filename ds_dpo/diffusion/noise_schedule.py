@@ -1,7 +1,7 @@
-"""Diffusion as pure functions: adding noise, what a prediction is compared with, and squared errors.
+"""Diffusion as pure functions: adding noise, the target of a prediction, and squared errors.
 
-Legend: N images; C,H,W latent; T training timesteps. Predictions come in the model's dtype; every error
-is computed and returned in fp32.
+Legend: N images; C,H,W latent; T training timesteps. Predictions have the model's dtype; errors are computed and
+returned in fp32.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class NoiseSchedule:
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
     def with_zero_terminal_snr(self) -> NoiseSchedule:
-        """Return the schedule rescaled so that its last timestep is noise alone and its first is as before.
+        """Return the schedule, rescaled so that its last timestep is pure noise and its first is unchanged.
 
-        sqrt(alpha_bar_t) is shifted by its last value, then scaled; a schedule that ends in 0 stays as it is.
+        sqrt(alpha_bar_t) is shifted by its last value, then scaled; a schedule that ends in 0 does not change.
         Source: arXiv:2305.08891, algorithm 1.
         """
         signal_scale = self.alphas_cumprod.double().sqrt()
@@ -63,11 +63,12 @@ class NoiseSchedule:
         return TARGETS[self.prediction_type](self, latents, noise, timesteps)
 
     def error_weight(self, timesteps: Tensor) -> Tensor:
-        """Return the factor of an image's squared error at each timestep, (N,) fp32, finite and not below 0.
+        """Return the factor of an image's squared error at each timestep, (N,) fp32, finite and at least 0.
 
-        The weight is stated for the error in the clean latents, snr: SNR, min_snr: min(SNR, gamma), with SNR =
-        alpha_bar / (1 - alpha_bar); a prediction's error is turned into it by 1/SNR for epsilon, by 1/(SNR + 1) for
-        v. So min_snr is min(1, gamma/SNR) for epsilon and min(SNR, gamma)/(SNR + 1) for v. none: 1.
+        error_weighting defines a weight for the error in the clean latents: SNR for snr, min(SNR, gamma) for min_snr,
+        with SNR = alpha_bar / (1 - alpha_bar). The error of a prediction times 1/SNR (epsilon) or 1/(SNR + 1) (v) is
+        the error in the clean latents. So min_snr is min(1, gamma/SNR) for epsilon, and min(SNR, gamma)/(SNR + 1) for
+        v. For none the factor is 1.
         Source: arXiv:2303.09556, section 3.
         """
         if self.error_weighting == "none":
@@ -97,18 +98,18 @@ TARGETS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = 
     "v_prediction": _velocity_target,
 }
 
-# Both tables leave out a factor of 1 / (1 - alpha_bar), which is the same in each and may be infinite: the weight of
-# the clean latents' error is min(SNR, gamma) = min(alpha_bar, gamma (1 - alpha_bar)) / (1 - alpha_bar), ...
+# Both tables leave out a common factor of 1 / (1 - alpha_bar), which may be infinite. The weight of the clean latents'
+# error is min(SNR, gamma) = min(alpha_bar, gamma (1 - alpha_bar)) / (1 - alpha_bar), ...
 ERROR_WEIGHTS: dict[str, Callable[[Tensor, float | None], Tensor]] = {
     "snr": lambda signal_share, _: signal_share,
     "min_snr": _capped_signal_share,
 }
-# ... and that error is the prediction's divided by SNR = alpha_bar / (1 - alpha_bar) or SNR + 1 = 1 / (1 - alpha_bar).
+# ... and that error is the prediction's, divided by SNR = alpha_bar / (1 - alpha_bar) or SNR + 1 = 1 / (1 - alpha_bar).
 CLEAN_ERROR_DIVISORS: dict[str, Callable[[Tensor], Tensor]] = {
     "epsilon": lambda signal_share: signal_share,
     "v_prediction": torch.ones_like,
 }
-SMALLEST_SIGNAL_SHARE = 1e-60  # stands for 0: a quotient takes its limit, a product is 0 in fp32
+SMALLEST_SIGNAL_SHARE = 1e-60  # instead of 0: a quotient takes its limit, and a product is 0 in fp32
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -117,10 +118,10 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def paired_error_difference(policy: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-    """Return each image's policy error minus reference error, (N,) fp32, exactly 0 where both predict alike.
+    """Return each image's policy error minus reference error, (N,) fp32; exactly 0 if both predict the same.
 
-    policy, reference, target: (N, C, H, W). mean((p - q)(p + q - 2t)) equals mean((p - t)^2) - mean((q - t)^2)
-    without subtracting two near-equal means, whose rounding is as large as the signal early in training.
+    policy, reference, target: (N, C, H, W). mean((p - q)(p + q - 2t)) equals mean((p - t)^2) - mean((q - t)^2), but
+    does not subtract two nearly equal means, whose rounding is as large as the signal early in training.
     """
     p, q, t = policy.float(), reference.float(), target.float()
     return ((p - q) * (p + q - 2 * t)).mean(dim=(1, 2, 3))

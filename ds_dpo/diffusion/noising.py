@@ -1,4 +1,4 @@
-"""What a run adds to its latents: from the configuration's section and the model's schedule, checked against it."""
+"""What noise a run adds to its latents, and at which timesteps, checked against the model's schedule."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ds_dpo.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Noising:
-    """How timestep and noise of a pair are drawn.
+    """How the timestep and noise of a pair are drawn.
 
-    noise_offset: strength of a normal draw for each channel, added to the noise. input_perturbation: strength of a
-    normal draw for each element, added to the noise that the UNet is shown, not to the one it should predict.
+    noise_offset: scale of a normal draw for each channel, which is added to the noise. input_perturbation: scale of a
+    normal draw for each element, which is added to the noise in the denoiser's input, but not to its target.
     """
 
     timesteps: TimestepDistribution
@@ -24,14 +24,14 @@ class Noising:
 
     @classmethod
     def plain(cls, num_train_timesteps: int) -> Noising:
-        """Any timestep alike, and nothing but normal noise: what a run without the section has."""
+        """Return uniform timesteps and plain normal noise, as in a run whose diffusion section is empty."""
         return cls(timesteps=TimestepDistribution(values=range(num_train_timesteps)))
 
 
 def noising_of(diffusion: DiffusionConfig, schedule: NoiseSchedule) -> Noising:
-    """Return how a run noises its pairs. schedule: the one it trains on, of any device.
+    """Return how a run adds noise to its pairs. schedule: the one that it trains on, on any device.
 
-    Raises ConfigError where a timestep cannot be drawn or, for epsilon prediction, holds no signal.
+    Raises ConfigError if a timestep cannot be drawn or, for epsilon prediction, holds no signal.
     """
     timesteps = timestep_distribution(diffusion, num_train_timesteps=schedule.num_train_timesteps)
     _require_signal(schedule, timesteps.values[-1])
@@ -41,13 +41,13 @@ def noising_of(diffusion: DiffusionConfig, schedule: NoiseSchedule) -> Noising:
 
 
 def _require_signal(schedule: NoiseSchedule, noisiest: int) -> None:
-    """Refuse epsilon at alpha_bar 0, where the noisy latent is the target: copying it is right, whatever the image.
+    """Refuse epsilon at alpha_bar 0: the noisy latent is the target there, so copying it is right for any image.
 
     Source: arXiv:2305.08891, section 3.2.
     """
     if schedule.prediction_type == "epsilon" and schedule.alphas_cumprod[noisiest] == 0:
         raise ConfigError(
-            f"timestep {noisiest} of this schedule (zero terminal SNR) is noise alone, so that predicting it (epsilon) "
-            f"teaches nothing of images; take model.prediction_type v_prediction with a model made for it, or "
+            f"timestep {noisiest} of this schedule (zero terminal SNR) is pure noise, so predicting it (epsilon) "
+            f"teaches nothing about images; set model.prediction_type v_prediction with a model made for it, or "
             f"diffusion.max_timestep {noisiest - 1}"
         )

@@ -1,6 +1,6 @@
-"""Which timesteps a run trains at, and how often: a distribution that is drawn from, or asked for its quantiles.
+"""The distribution of a run's timesteps: it can be drawn from, and asked for its quantiles.
 
-Legend: T the model's number of timesteps; timestep 0 has the least noise, T - 1 the most.
+Legend: T is the model's number of timesteps; timestep 0 has the least noise, T - 1 the most.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ import numpy as np
 from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.errors import ConfigError
 
-SMALLEST_SHARE = 1e-6  # of a distribution's draws that a range may keep: less is a mistake, and loses digits
+SMALLEST_SHARE = (
+    1e-6  # of a distribution's draws that a range must keep: a smaller share is a mistake, and loses digits
+)
 TURBO_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimestepDistribution:
-    """values: the timesteps there are, rising. cumulative: probability up to each, the last one 1; None: all alike."""
+    """values: the timesteps, rising. cumulative: probability up to each one, the last is 1; None if all are equal."""
 
     values: Sequence[int]
     cumulative: Sequence[float] | None = None
 
     def draw(self, generator: np.random.Generator) -> int:
-        """Return a timestep by the next number of a generator."""
+        """Draw a timestep with the next number of a generator."""
         if self.cumulative is None:
-            # not through a quantile: runs of before there was a choice had this draw
+            # not by quantile: this is the draw of runs from before other distributions existed
             return self.values[int(generator.integers(len(self.values)))]
         return self.quantile(float(generator.random()))
 
     def quantile(self, share: float) -> int:
-        """Return the timestep below which this share of all draws lies, in [0, 1): the inverse of the distribution.
+        """Return the timestep at a quantile, the inverse of the distribution. share: in [0, 1).
 
-        Shares (i + 1/2) / n, i = 0 .. n - 1, are a grid of n timesteps spread as training's are.
+        The shares (i + 1/2) / n, i = 0 .. n - 1, give a grid of n timesteps with the distribution of training.
         """
         if self.cumulative is None:
             return self.values[int(share * len(self.values))]
@@ -47,8 +49,8 @@ class TimestepDistribution:
 def timestep_distribution(diffusion: DiffusionConfig, *, num_train_timesteps: int) -> TimestepDistribution:
     """Return the distribution that a run draws its timesteps from.
 
-    A range leaves out what lies outside, and keeps the proportions of what lies inside. Raises ConfigError where the
-    range is not the model's, or holds none or almost none of what would be drawn.
+    A range removes the timesteps outside it, and keeps the proportions of those inside. Raises ConfigError if the range
+    goes beyond the model's timesteps, or holds none or almost none of the draws.
     """
     last = num_train_timesteps - 1 if diffusion.max_timestep is None else diffusion.max_timestep
     if max(last, diffusion.min_timestep) >= num_train_timesteps:
@@ -65,7 +67,7 @@ def timestep_distribution(diffusion: DiffusionConfig, *, num_train_timesteps: in
 
 
 def _turbo(inside: range, *, num_train_timesteps: int) -> TimestepDistribution:
-    """The four timesteps that SDXL-Turbo samples at, alike: 249, 499, 749 and 999 of 1000.
+    """Return SDXL-Turbo's four sampling timesteps, with equal probability: 249, 499, 749 and 999 of 1000.
 
     Source: SalesforceAIResearch/DiffusionDPO, train.py, `250 * timesteps_0_to_3 + 249`; for another T, diffusers'
     "trailing" spacing, which gives the same of 1000.
@@ -74,14 +76,17 @@ def _turbo(inside: range, *, num_train_timesteps: int) -> TimestepDistribution:
     values = tuple(timestep for timestep in four if timestep in inside)
     if not values:
         raise ConfigError(
-            f"diffusion.timestep_sampling turbo draws {', '.join(map(str, four))}, none of which lies in min_timestep "
-            f"{inside[0]} to max_timestep {inside[-1]}"
+            f"diffusion.timestep_sampling turbo draws {', '.join(map(str, four))}, none of which is between "
+            f"min_timestep {inside[0]} and max_timestep {inside[-1]}"
         )
     return TimestepDistribution(values=values)
 
 
 def _logit_normal(diffusion: DiffusionConfig, inside: range, *, num_train_timesteps: int) -> TimestepDistribution:
-    """Timestep floor(T sigmoid(z)) of a normal z. Source: arXiv:2403.03206, section 3.1 (t there is t / T here)."""
+    """Return the distribution of floor(T sigmoid(z)) for a normal z.
+
+    Source: arXiv:2403.03206, section 3.1 (t there is t / T here).
+    """
     assert diffusion.logit_mean is not None
     assert diffusion.logit_std is not None
     normal = NormalDist(diffusion.logit_mean, diffusion.logit_std)

@@ -1,1 +1,1 @@
-"""Images and prompts into latents and text states: as they come, or once into a cache."""
+"""Turns images and prompts into latents and text states: during training, or once into a cache."""

@@ -1,4 +1,4 @@
-"""Decoded pairs into the tensors of a step; anything PairSamples -> PreferenceBatch can stand in its place."""
+"""Turn pairs, decoded or cached, into the tensors of a step, on the device."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ds_dpo.errors import DataError
 from ds_dpo.models.families.text import TextEncoder
 from ds_dpo.models.vae import OVERFLOW_ADVICE, encode_images, sample_latents
 
-# time ids (N, 6) into what a family's UNet is told of sizes; None: nothing
+# time ids (N, 6) -> the size conditioning of a family's UNet; None: the family has none
 SizeIds = Callable[[Tensor], Tensor] | None
 
 
 class OnlineEncoder:
-    """Encodes each micro-batch when it is due, with the VAE and text encoders on the training device."""
+    """Encodes each micro-batch when it is needed, with the VAE and text encoders on the training device."""
 
     def __init__(self, *, vae: AutoencoderKL, text: TextEncoder, size_ids: SizeIds, device: torch.device | str) -> None:
         """Take frozen encoders and move them to the device."""
@@ -30,9 +30,9 @@ class OnlineEncoder:
 
     @torch.no_grad()
     def __call__(self, samples: PairSamples) -> PreferenceBatch:
-        """Return the micro-batch on the device; every draw in it comes from the samples.
+        """Return the micro-batch on the device; all its random draws come from the samples.
 
-        Raises DataError naming the pairs whose latents are not finite.
+        Raises DataError that names the pairs whose latents are not finite.
         """
         pair = samples.to(self._device, non_blocking=True)
         latents = encode_images(
@@ -45,7 +45,7 @@ class OnlineEncoder:
         return _batch(pair, self._size_ids, latents=latents, text_states=prompts.text_states, pooled=prompts.pooled)
 
     def _refuse_not_finite(self, latents: Tensor, pair_ids: Tensor) -> None:
-        # Waits for the device once a micro-batch: a NaN found later would already be in the optimizer's moments.
+        # Waits for the device once per micro-batch: a NaN found later would already be in the optimizer's moments.
         image_is_finite = latents.isfinite().all(dim=(1, 2, 3)).cpu()
         if image_is_finite.all():
             return
@@ -58,7 +58,7 @@ class OnlineEncoder:
 
 
 class CachedEncoder:
-    """Draws latents from moments that a cache has kept; text is there already. It needs no model."""
+    """Draws latents from the moments that a cache holds, beside the text states. Needs no model."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class CachedEncoder:
         size_ids: SizeIds,
         device: torch.device | str,
     ) -> None:
-        """Take what the cache says of its images.
+        """Take what the cache's record says of its images.
 
-        quantity: moments are drawn from, a mean is taken as it is. vae_dtype: in which the VAE ran; deviations are
-        computed in it, as online. vae_config: how its latents are shifted and scaled.
+        quantity: latents are drawn from moments, while a mean is used unchanged. vae_dtype: dtype in which the VAE ran;
+        standard deviations are computed in it, as online. vae_config: shift and scale of the latents.
         """
         self._device = torch.device(device)
         self._draws = quantity == "moments"
@@ -81,7 +81,7 @@ class CachedEncoder:
 
     @torch.no_grad()
     def __call__(self, samples: CachedSamples) -> PreferenceBatch:
-        """Return the micro-batch on the device; every draw in it comes from the samples."""
+        """Return the micro-batch on the device; all its random draws come from the samples."""
         pair = samples.to(self._device, non_blocking=True)
         noise = stack_pair(pair.chosen_posterior_noise, pair.rejected_posterior_noise) if self._draws else None
         moments = stack_pair(pair.chosen_moments, pair.rejected_moments)

@@ -1,4 +1,4 @@
-"""A run's pairs, and how they become batches: decoded and encoded as they come, or read from a cache."""
+"""A run's pairs, and how they become batches: encoded during training, or read from a cache."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ Encode = Callable[[Any], PreferenceBatch]
 
 @dataclass(frozen=True, kw_only=True)
 class PairFeed:
-    """pairs: what the loader reads, in whatever form. counts: numbers of the dataset by name, for the record.
+    """The pairs of a run.
 
-    description, fingerprint: of the dataset, see data.source. encoding: in words, when and how images are encoded.
-    name_pair: how messages name the pair of an index.
+    pairs: what the loader reads; its samples are decoded images or cached moments. description, counts, fingerprint: of
+    the dataset, see data.source. encoding: when and how images are encoded, in words. cache: None if they are encoded
+    during training. name_pair: returns the name of the pair at an index, for messages.
     """
 
     pairs: PairReader[Any]
@@ -56,9 +57,9 @@ class PairFeed:
 
 
 def open_feed(config: RunConfig, *, precision: Precision, say: Say) -> PairFeed:
-    """Open the pairs that a run trains on. precision: of the run, in which prompts are encoded.
+    """Open the pairs that a run trains on. precision: that of the run, in which prompts are encoded.
 
-    Raises DataError where dataset or cache cannot be read, and ConfigError where the cache is of something else.
+    Raises DataError if the dataset or cache cannot be read, and ConfigError if the cache does not fit the run.
     """
     noising = noising_of(config.diffusion, training_schedule(config.model, config.diffusion))
     if config.data.cache is None:
@@ -81,26 +82,28 @@ def open_feed(config: RunConfig, *, precision: Precision, say: Say) -> PairFeed:
 
 
 def open_held_out(config: RunConfig, trained_on: PairFeed, *, say: Say) -> PairFeed:
-    """Open the pairs of the held_out section: read, filtered and cut as those that are trained on, but always alike.
+    """Open the pairs of the held_out section: read, filtered and cut like those that are trained on, without chance.
 
-    No flip, no random crop, no dropped prompt, no tie. Raises DataError where they cannot be read, and ConfigError
-    where they are those that are trained on.
+    So there is no flip, no random crop, no dropped prompt, and no tie. Raises DataError if they cannot be read, and
+    ConfigError if they are the pairs that are trained on.
     """
     data = _held_out_data(config)
-    noising = Noising.plain(read_noise_schedule(config.model).num_train_timesteps)  # the grid has noise of its own
+    noising = Noising.plain(
+        read_noise_schedule(config.model).num_train_timesteps
+    )  # the evaluation grid draws its own noise
     feed = _open_online(config, data, seed=config.held_out.seed, noising=noising, say=say)
     if feed.fingerprint["content"] == trained_on.fingerprint["content"] or _local_files(data) & _local_files(
         config.data
     ):
         raise ConfigError(
-            f"held_out: split {data.split} of {data.dataset} has the very rows that are trained on; give another "
+            f"held_out: split {data.split} of {data.dataset} has the same rows as the training data; set another "
             "held_out.split or held_out.dataset"
         )
     return feed
 
 
 def _local_files(data: DataConfig) -> set[Path]:
-    """The files of a local dataset's split: the same file may be given alone and in its folder."""
+    """Return the files of a local dataset's split: a file may be named alone, or by its folder."""
     if not Path(resolve_asset(data.dataset)).expanduser().exists():
         return set()
     return {path.resolve() for path in find_split(data).files}
@@ -111,7 +114,7 @@ def _held_out_data(config: RunConfig) -> DataConfig:
     changes: dict[str, Any] = {
         "split": held_out.split or data.split,
         "cache": None,
-        "ties": "drop",  # nobody's side can be taken
+        "ties": "drop",  # a tie has no preferred image
         "confidence": "ignore",
         "max_rows": None,
         "expected_pairs": None,
@@ -149,19 +152,19 @@ def _open_online(config: RunConfig, data: DataConfig, *, seed: int, noising: Noi
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The frozen models around the UNet."""
+    """The frozen models beside the UNet."""
 
     vae: AutoencoderKL
     text: TextEncoder
 
 
 def load_encoders(config: RunConfig, *, dtype: torch.dtype) -> Encoders:
-    """Load VAE and text encoders. dtype: of the text encoders; the VAE has its own. Raises ModelError."""
+    """Load VAE and text encoders. dtype: of the text encoders; model.vae_dtype is the VAE's. Raises ModelError."""
     return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype))
 
 
 def build_encode(feed: PairFeed, encoders: Encoders | None, *, family: str, device: torch.device) -> Encode:
-    """Return what makes a batch of what the loader gives. encoders: None for a cache alone. family: model.family."""
+    """Return the function from samples to a batch. encoders: None if the feed is a cache. family: model.family."""
     size_ids = FAMILIES[family].size_ids
     if feed.cache is not None:
         stored = feed.cache.record.images
@@ -172,5 +175,5 @@ def build_encode(feed: PairFeed, encoders: Encoders | None, *, family: str, devi
             size_ids=size_ids,
             device=device,
         )
-    assert encoders is not None, "loaded where the feed needs them"
+    assert encoders is not None, "loaded if the feed needs them"
     return OnlineEncoder(vae=encoders.vae, text=encoders.text, size_ids=size_ids, device=device)

@@ -1,1 +1,1 @@
-"""The frozen reference: where it lives, that it stays as it was, how it is refreshed."""
+"""The frozen reference: where its weights are, a check that they do not change, and its refresh."""

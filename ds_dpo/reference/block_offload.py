@@ -1,4 +1,4 @@
-"""Weights that rest in host memory and visit the device block by block, for a module that only predicts."""
+"""Keep a module's weights in host memory and bring them to the device block by block, for prediction only."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 from torch import Tensor, nn
 
 MAX_BLOCK_BYTES = 256 * 2**20
-NUM_SLOTS = 2  # one computes while the other is filled
-_ALIGNMENT_BYTES = 512  # of CUDA's allocator: kernels that ask for aligned weights are chosen as for any other tensor
+NUM_SLOTS = 2  # one is computed from while the other is filled
+_ALIGNMENT_BYTES = 512  # as CUDA's allocator aligns tensors, so the same kernels are chosen as for other tensors
 
 
 class BlockOffload:
     """Hooks that bring each block of a frozen module to the device for its forward pass, and send nothing back.
 
     A block is a module of at most max_block_bytes, or a larger one without children. Two slots on the device, each as
-    large as the largest block, hold what computes and what comes next; so the device holds two blocks at any time,
-    however many there are. On CUDA host memory is pinned and the next block is copied while the current one computes;
-    what comes next is what came next in the last pass. Parameters that a module larger than a block holds itself, and
-    all buffers, stay on the device. Between passes every parameter of a block lies in host memory.
+    large as the largest block, hold the block that computes and the next one, so the device never holds more than two
+    blocks. On CUDA, host memory is pinned and the next block is copied while the current one computes; the order of the
+    last pass tells which block is next. Buffers, and parameters held directly by a module that is larger than a block,
+    stay on the device. Between passes every parameter of a block is in host memory.
 
     Not for training: a backward pass would find other weights in the slots.
     """
 
     def __init__(self, module: nn.Module, *, device: torch.device, max_block_bytes: int = MAX_BLOCK_BYTES) -> None:
-        """module: on the host, its parameters frozen and not shared between modules; it computes on device from now."""
+        """module: on the host, with frozen parameters that no two modules share; from now on it computes on device."""
         assert not any(parameter.requires_grad for parameter in module.parameters()), "offload is for frozen modules"
         self._device = device
         modules = list(_split(module, max_block_bytes))
@@ -44,7 +44,7 @@ class BlockOffload:
             block.module.register_forward_hook(lambda *_, block=block: self._leave(block), always_call=True)
 
     def _enter(self, block: _Block) -> None:
-        """Let a block compute from its slot, then have its successor of the last pass brought into the other one."""
+        """Let a block compute from its slot, then start to copy the block that followed it in the last pass."""
         slot = self._bring(block, apart_from=None)
         slot.wait_until_filled()
         block.point_at(slot.memory)
@@ -62,11 +62,11 @@ class BlockOffload:
         block.point_at(block.host)
 
     def _bring(self, block: _Block, *, apart_from: _Slot | None) -> _Slot:
-        """Return the slot that holds a block, filled unless it still does from before."""
+        """Return the slot that holds a block, and fill it if no slot does."""
         for slot in self.slots:
             if slot.block is block:
                 return slot
-        # what was prefetched is the younger of two: the pass took another way, and it goes like any other
+        # if this pass takes another way than the last one, a prefetched block is overwritten like any other
         slot = next(slot for slot in self.slots if slot is not apart_from)
         slot.fill(block, self._copy_stream)
         self.num_copies += 1
@@ -74,7 +74,7 @@ class BlockOffload:
 
 
 class _Block:
-    """A module whose parameters lie one after another in one piece of host memory, so that one copy moves them all."""
+    """A module whose parameters are consecutive in one piece of host memory, so that one copy moves them all."""
 
     def __init__(self, module: nn.Module, *, pin: bool) -> None:
         self.module = module
@@ -92,7 +92,7 @@ class _Block:
             parameter.data = view
 
     def point_at(self, memory: Tensor) -> None:
-        """Let the parameters be views of this memory, which holds the block's bytes from its beginning."""
+        """Make the parameters views of memory that begins with the block's bytes."""
         for parameter, start in self._places:
             parameter.data = _view(memory, parameter, start)
 
@@ -108,14 +108,14 @@ class _Slot:
         self._last_use: Any = torch.cuda.Event() if self._is_cuda else None
 
     def fill(self, block: _Block, stream: Any) -> None:
-        """Copy a block's bytes here, on the stream once nothing computes from here any more."""
+        """Copy a block's bytes here; on CUDA on the given stream, once no kernel reads this slot any more."""
         self.block = block
         target = self.memory[: block.host.numel()]
         if not self._is_cuda:
             target.copy_(block.host)
             return
         with torch.cuda.stream(stream):
-            stream.wait_event(self._last_use)  # never recorded: nothing to wait for
+            stream.wait_event(self._last_use)  # does not wait if it was never recorded
             target.copy_(block.host, non_blocking=True)
             self._filled.record(stream)
 
@@ -129,9 +129,9 @@ class _Slot:
 
 
 def _split(module: nn.Module, max_block_bytes: int) -> Iterator[nn.Module]:
-    """Yield the largest modules within the limit that cover all parameters but those that a larger one holds itself.
+    """Yield the largest modules within the limit; parameters that a larger module holds directly are left out.
 
-    A ModuleList or ModuleDict is never called, so that a hook on it would never run: its members are looked at.
+    A ModuleList or ModuleDict is never yielded: it is not called, so a hook on it would not run.
     """
     is_container = isinstance(module, nn.ModuleList | nn.ModuleDict)
     size = sum(parameter.nbytes for parameter in module.parameters())
@@ -146,7 +146,7 @@ def _split(module: nn.Module, max_block_bytes: int) -> Iterator[nn.Module]:
 
 
 def _keep_on_device(module: nn.Module, blocks: list[nn.Module], device: torch.device) -> None:
-    """Put what no block moves on the device for good."""
+    """Put everything that is in no block on the device permanently."""
     moved = [id(parameter) for block in blocks for parameter in block.parameters()]
     assert len(moved) == len(set(moved)), "two blocks share a parameter"
     for parameter in module.parameters():
@@ -157,13 +157,13 @@ def _keep_on_device(module: nn.Module, blocks: list[nn.Module], device: torch.de
 
 
 def _view(memory: Tensor, like: Tensor, start: int) -> Tensor:
-    """Return the tensor of this dtype, shape and strides whose bytes begin at start."""
+    """Return a view of memory from byte `start` on, with the dtype, shape and strides of another tensor."""
     flat = memory[start : start + like.nbytes].view(like.dtype)
     return flat.as_strided(like.shape, like.stride())
 
 
 def _pin(memory: Tensor) -> None:
-    """Lock a tensor's pages, so that a GPU copies them by itself; Tensor.pin_memory would round up to a power of 2."""
+    """Pin a tensor's pages, so that a GPU copies them asynchronously; Tensor.pin_memory rounds up to a power of 2."""
     runtime = torch.cuda.cudart()
     torch.cuda.check_error(int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)))
     weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, memory.data_ptr())

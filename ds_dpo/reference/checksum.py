@@ -1,4 +1,4 @@
-"""A checksum of weights where they lie, on a GPU or a CPU, to show that training left a reference alone."""
+"""A checksum of weights, computed on their own device, to show that training did not change a reference."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PIECE = _ROW * 2**12
 def weights_checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Return 64 hex digits over names, dtypes, shapes and contents of tensors, the same for any device and order.
 
-    The contents enter by a 64-bit sum that sees every change of one element, hence of one bit: against accidents, not
-    against a forger. It reads memory once and moves nothing to the host; SHA-256 of 5 GB would take a core 10 s, and a
-    GPU's weights would have to be copied first.
+    The contents enter by a 64-bit sum that changes with any single element, and so with any single bit. It protects
+    against accidents, not against forgery. It reads memory once and copies nothing to the host; SHA-256 of 5 GB would
+    take 10 s of a core, after a copy of the GPU's weights.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda named: named[0]):
@@ -27,9 +27,9 @@ def weights_checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _content_sum(tensor: Tensor) -> int:
-    """Return the sum over a tensor's 64-bit words of (word) x (an odd number from its place), modulo 2^64.
+    """Return the sum over a tensor's 64-bit words of (word) x (an odd number that depends on its place), modulo 2^64.
 
-    Odd, so that no change of one word is lost modulo 2^64.
+    Because the factor is odd, a change of one word always changes the sum.
     """
     content = tensor.contiguous().reshape(-1).view(torch.uint8)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
@@ -42,7 +42,7 @@ def _content_sum(tensor: Tensor) -> int:
 
 
 def _words(content: Tensor) -> Tensor:
-    """Return bytes as int64, zeros added where they are no multiple of 8; copied only where they must be."""
+    """Return bytes as int64, padded with zeros to a multiple of 8; copied only if necessary."""
     missing = -content.numel() % _WORD_BYTES
     if missing:
         content = torch.cat([content, content.new_zeros(missing)])
@@ -52,7 +52,7 @@ def _words(content: Tensor) -> Tensor:
 
 
 def _weighted_sum(rows: Tensor, *, first: int) -> Tensor:
-    """Weigh a word by 2 x column + 1 + (an even number) x (the place of its row's first word)."""
+    """Sum words, each times 2 x column + 1 + (an even number) x (the place of its row's first word)."""
     num_rows, num_columns = rows.shape
     columns = torch.arange(num_columns, device=rows.device) * 2 + 1
     places = (torch.arange(num_rows, device=rows.device) * _ROW + first) * 0x3C6EF372FE94F82A

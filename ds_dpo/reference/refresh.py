@@ -1,4 +1,4 @@
-"""A reference that follows the policy: every so many steps it takes the policy's weights."""
+"""A reference that follows the policy: every N steps it takes over the policy's weights."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ REFERENCE_FILE = "reference.safetensors"
 
 
 class ReferenceRefresh(RunPart):
-    """Every so many optimizer steps the reference becomes the policy as it computes, to the bit.
+    """Every every_steps optimizer steps the reference takes the weights with which the policy computes, to the bit.
 
-    So right after it both predict alike, as at the start of a run. Its weights are a part of every checkpoint.
-    The idea: the reference of an iterated or online DPO (arXiv:2404.09656, its hard update).
+    Right afterwards both predict the same, as at the start of a run. The reference's weights are part of every
+    checkpoint. Source: arXiv:2404.09656, the hard update.
     """
 
     name = "reference"
@@ -42,17 +42,17 @@ class ReferenceRefresh(RunPart):
         every_steps: int,
         say: Say,
     ) -> None:
-        """reference: a plain module on each rank. watch: is told that its weights have changed on purpose."""
+        """reference: a whole copy on each rank. watch: must accept each intended change of the weights."""
         self._reference, self._engine, self._watch = reference, engine, watch
         self._every_steps, self._say = every_steps, say
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Take the policy's weights where it is time; no metrics."""
+        """Take the policy's weights if they are due after this step. Returns no metrics."""
         if step % self._every_steps == 0:
             self._watch.require_unchanged()
             self._engine.copy_weights_to(self._reference.module)
             self._watch.accept()
-            self._say(f"reference: the policy of step {step} from now on")
+            self._say(f"reference: from now on it is the policy of step {step}")
         return {}
 
     def files(self) -> list[StateFile]:
@@ -61,14 +61,14 @@ class ReferenceRefresh(RunPart):
         return [StateFile(name=REFERENCE_FILE, state=weights, write=_write)] if is_main() else []
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
-        """Take the checkpoint's weights. Raises CheckpointError on all ranks where they do not fit."""
+        """Load the checkpoint's weights. Raises CheckpointError on all ranks if they do not fit."""
         with raised_everywhere():
             load_reference(self._reference.module, folder / REFERENCE_FILE)
         self._watch.accept()
 
 
 def _write(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raises CheckpointError where the disk refuses them."""
+    """Raises CheckpointError if they cannot be written."""
     try:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
     except SafetensorError as error:
@@ -77,9 +77,9 @@ def _write(weights: Mapping[str, Tensor], path: Path) -> None:
 
 @torch.no_grad()
 def load_reference(module: nn.Module, path: Path) -> None:
-    """Copy a file's tensors into a module, one at a time; they must be exactly its own in name, shape and dtype.
+    """Copy a file's tensors into a module, one at a time.
 
-    Raises CheckpointError where they are not, and where the file cannot be read.
+    Raises CheckpointError if their names, shapes or dtypes are not exactly the module's, or the file cannot be read.
     """
     own = module.state_dict()
     try:

@@ -1,4 +1,4 @@
-"""The reference of a run: how each residency comes about, and the watch over its weights."""
+"""The reference of a run: how each residency is built, and a check that its weights stay the same."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ds_dpo.reference.checksum import weights_checksum
 
 @dataclass(frozen=True, kw_only=True)
 class Residency:
-    """How a reference comes about in two steps, as ranks of a node load one by one but share weights together.
+    """How a reference is built, in two steps: the ranks of a node load one by one, then share weights together.
 
-    copy: from a policy that no engine has taken yet, in a dtype, for a device. settle: what all ranks then do together,
-    before the policy gets its engine.
+    copy: makes the reference from a policy that has no engine yet, in a dtype, for a device. settle: called by all
+    ranks together, before the policy gets its engine.
     """
 
     copy: Callable[[nn.Module, torch.dtype, torch.device], Any]
@@ -36,7 +36,7 @@ def _copy_to_device(policy: nn.Module, dtype: torch.dtype, device: torch.device)
 
 
 def _copy_to_host(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> FrozenCopy:
-    """Copy straight to host memory: the device never holds the reference as a whole."""
+    """Copy straight to host memory: the device never holds the whole reference."""
     reference = FrozenCopy(policy, dtype=dtype, device="cpu")
     BlockOffload(reference.module, device=device)
     return reference
@@ -55,7 +55,7 @@ def _share(reference: FrozenCopy, resolved: ResolvedDeepSpeed) -> HeldReference:
     return reference
 
 
-# By the name that reference.residency takes; None: no weights are held.
+# By the value of reference.residency; None: no weights are kept.
 RESIDENCIES: dict[str, Residency | None] = {
     "replicated": Residency(copy=_copy_to_device, settle=_leave),
     "zero3": Residency(copy=_copy_to_device, settle=_share),
@@ -66,21 +66,21 @@ RESIDENCIES: dict[str, Residency | None] = {
 
 
 class ReferenceWatch:
-    """Remembers the weights of a reference, to say at the end whether training left them alone."""
+    """Keeps a checksum of the reference's weights, to check later that training has not changed them."""
 
     def __init__(self, reference: HeldReference, *, policy: nn.Module) -> None:
-        """Every rank must call. policy: the module in the engine, whose memory must be its own."""
+        """Every rank calls it. policy: the module in the engine, which must share no memory with the reference."""
         if isinstance(reference, FrozenCopy):
             assert_own_storage(policy, reference)
         self._reference = reference
         self._expected = self._checksums()
 
     def accept(self) -> None:
-        """Take the weights as they are now for right: they were replaced on purpose."""
+        """Accept the present weights: they were replaced on purpose."""
         self._expected = self._checksums()
 
     def require_unchanged(self) -> None:
-        """Raise ReferenceChangedError on all ranks where the weights of any are not what they were."""
+        """Raise ReferenceChangedError on all ranks if the weights of any rank have changed."""
         found = self._checksums()
         changed = [rank for rank, checksum in enumerate(self._expected) if found[rank] != checksum]
         if changed:

@@ -1,3 +1,1 @@
-"""Files that exist or do not: manifests, replacement in one step, checkpoint files before they are written, logs
-that outlive a full disk.
-"""
+"""Files that are complete or absent: manifests, atomic replacement, checkpoint contents, logs on a full disk."""

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what belongs to it, so that a torn or altered one is never loaded."""
+"""The manifest of a checkpoint: lists its files, so that a torn or altered checkpoint is never loaded."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint folder holds and which run state it is; files: relative name -> entry.
+    """What a checkpoint folder holds, and the state of which run. files: relative name -> entry.
 
-    layout: what is the same for checkpoints whose shards hold the same parts of the same weights; None in those of
-    versions that did not say.
+    layout: equal for checkpoints whose shards hold the same parts of the same weights; None if an earlier version wrote
+    the checkpoint.
     """
 
     step: int
@@ -47,18 +47,18 @@ class Manifest:
 
 
 def step_folder_name(step: int) -> str:
-    """Name of the checkpoint folder of a step: step_00000200."""
+    """Return the name of a step's checkpoint folder, such as step_00000200."""
     return f"step_{step:08d}"
 
 
 def step_of(folder: Path) -> int | None:
-    """Step that a checkpoint folder's name states, None for any other name."""
+    """Return the step in a checkpoint folder's name, or None for any other name."""
     match = STEP_FOLDER.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def hash_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file, read in pieces. Raises CheckpointError when it cannot be read."""
+    """Return size and SHA-256 of a file, read in pieces. Raises CheckpointError if it cannot be read."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
@@ -68,9 +68,9 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
-    """Write folder/manifest.json, synced to the disk; the last file of a checkpoint to be written.
+    """Write folder/manifest.json and sync it; it is written after all other files of a checkpoint.
 
-    Raises CheckpointError when the disk refuses it.
+    Raises CheckpointError if it cannot be written.
     """
     path = folder / MANIFEST_NAME
     temporary = folder / f"{MANIFEST_NAME}.tmp"
@@ -96,7 +96,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read folder/manifest.json without looking at the files. Raises CheckpointError naming what is wrong."""
+    """Read folder/manifest.json, without looking at the files. Raises CheckpointError that says what is wrong."""
     path = folder / MANIFEST_NAME
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -112,10 +112,10 @@ def _parse(fields: dict[str, Any]) -> Manifest:
     if fields["format"] != MANIFEST_FORMAT:
         raise ValueError(f"format {fields['format']!r}, this version reads {MANIFEST_FORMAT}")
     files = {str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in fields["files"].items()}
-    # a manifest is an untrusted file too: it must not send the reader outside of its folder
+    # a manifest is an untrusted file too: it must not lead the reader out of its folder
     outside = [name for name in files if leads_outside(name)]
     if outside:
-        raise ValueError(f"file {outside[0]!r} lies outside of the checkpoint")
+        raise ValueError(f"file {outside[0]!r} is outside of the checkpoint")
     return Manifest(
         step=int(fields["step"]),
         world_size=int(fields["world_size"]),
@@ -144,9 +144,9 @@ def _malformed(path: Path) -> Iterator[None]:
 def verify_manifest(folder: Path, *, names: Iterable[str] | None = None, checksums: bool = True) -> Manifest:
     """Read the manifest and compare the files with it.
 
-    names: the files to look at (a rank verifies its own); None looks at all, and refuses shards that the
-    manifest does not know. checksums=False compares names and sizes only, which reads no file.
-    Raises CheckpointError naming the first file that is missing, unknown, or of another size or content.
+    names: the files to check (a rank verifies its own). None checks all of them, and refuses shards that the manifest
+    does not list. checksums: False compares names and sizes only, and reads no file. Raises CheckpointError that names
+    the first file that is missing, not listed, or of another size or content.
     """
     manifest = read_manifest(folder)
     if names is None:
@@ -170,7 +170,7 @@ def _verify_file(path: Path, expected: FileEntry, *, checksums: bool) -> None:
 
 
 def checkpoint_folders(checkpoints_dir: Path) -> list[Path]:
-    """Folders named step_N in a run's checkpoints folder, newest first; [] where there is none."""
+    """Return the folders named step_N in a run's checkpoints folder, newest first."""
     if not checkpoints_dir.is_dir():
         return []
     found = [path for path in checkpoints_dir.iterdir() if path.is_dir() and step_of(path) is not None]
@@ -180,9 +180,9 @@ def checkpoint_folders(checkpoints_dir: Path) -> list[Path]:
 def newest_valid_checkpoint(
     checkpoints_dir: Path, *, checksums: bool = True
 ) -> tuple[Path | None, list[CheckpointError]]:
-    """Newest step folder whose manifest verifies, and why newer ones were passed over.
+    """Return the newest step folder whose manifest verifies, and the reason for each newer one that does not.
 
-    (None, []) means that there is no checkpoint at all; (None, reasons) that all are damaged.
+    (None, []) means that there is no checkpoint at all, and (None, reasons) that all are damaged.
     """
     reasons: list[CheckpointError] = []
     for folder in checkpoint_folders(checkpoints_dir):

@@ -1,4 +1,4 @@
-"""Files of a checkpoint before they are written: what they are to hold, and copies that training cannot change."""
+"""Files of a checkpoint before they are written: their content, and copies that training cannot change."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _Key = tuple[torch.device, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class StateFile:
-    """One file of this rank's.
+    """One file of this rank.
 
     state: tensors in dicts, lists and tuples, and plain values; they may be the run's own, which training changes in
-    place. write: puts such a state at a path, perhaps in another thread while training goes on.
+    place. write: writes a state to a path, possibly in another thread while training continues.
     """
 
     name: str
@@ -29,25 +29,25 @@ class StateFile:
 
 
 def write_files(files: Iterable[StateFile], folder: Path) -> None:
-    """Write files into a folder that exists. Raises what their writers raise."""
+    """Write files into an existing folder. Raises what their writers raise."""
     for file in files:
         file.write(file.state, folder / file.name)
 
 
 def num_bytes(files: Sequence[StateFile]) -> int:
-    """Return how much memory the tensors of files take; memory that tensors share counts once, as in a file."""
+    """Return the bytes of all tensors in files; memory that tensors share counts once, as in a file."""
     return sum(_storages([file.state for file in files]).values())
 
 
 class HostCopies:
-    """Copies states into host memory, one snapshot at a time; its memory is used again for the next one."""
+    """Copies states into host memory, one snapshot at a time, and reuses that memory for the next one."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[Tensor]] = defaultdict(list)
         self._used: list[Tensor] = []
 
     def bytes_to_allocate(self, files: Sequence[StateFile]) -> int:
-        """Return how much memory a copy of files takes beyond what is there from earlier ones."""
+        """Return the bytes that a copy of files needs in addition to the memory of earlier copies."""
         left = {size: len(buffers) for size, buffers in self._free.items()}
         total = 0
         for size in _storages([file.state for file in files]).values():
@@ -58,15 +58,15 @@ class HostCopies:
         return total
 
     def copy(self, files: Sequence[StateFile]) -> list[StateFile]:
-        """Return the same files with states of their own, tensors on the CPU; valid until release.
+        """Return the same files with copies of their states on the CPU, which are valid until `release`.
 
-        What shares memory shares it in the copy too, so that a file written of it is as large.
+        Tensors that share memory also share it in the copy, so a file written from it is no larger.
         """
         copies: dict[_Key, Tensor] = {}
         return [replace(file, state=self._copy(file.state, copies)) for file in files]
 
     def release(self) -> None:
-        """Take back the memory of the last copy."""
+        """Reclaim the memory of the last copy."""
         for buffer in self._used:
             self._free[buffer.numel()].append(buffer)
         self._used.clear()
@@ -75,7 +75,7 @@ class HostCopies:
         if type(value) in (Tensor, nn.Parameter):
             return self._copy_tensor(value, copies)
         if isinstance(value, dict):
-            fresh = copy.copy(value)  # a dict of its kind, and its attributes: torch keeps versions in one
+            fresh = copy.copy(value)  # keeps the type of dict and its attributes, in which torch keeps versions
             for key, part in value.items():
                 fresh[key] = self._copy(part, copies)
             return fresh
@@ -108,7 +108,7 @@ def _key(storage: torch.UntypedStorage) -> _Key:
 
 
 def _storages(value: Any) -> dict[_Key, int]:
-    """Return the size of each piece of memory that tensors of a state lie in."""
+    """Return the size of each piece of memory that holds tensors of a state."""
     return {_key(storage): storage.nbytes() for storage in map(Tensor.untyped_storage, _tensors(value))}
 
 

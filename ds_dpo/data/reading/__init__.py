@@ -1,1 +1,1 @@
-"""Rows of parquet, Arrow, JSON, CSV and tars behind one face, wherever the files lie."""
+"""Rows of parquet, Arrow, JSON, CSV and tar files behind one interface, local or remote."""

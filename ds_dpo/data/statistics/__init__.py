@@ -1,1 +1,1 @@
-"""What a set of pairs holds, counted and told."""
+"""What a set of pairs holds: counted, and reported in text."""

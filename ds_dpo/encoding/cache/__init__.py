@@ -1,1 +1,1 @@
-"""The cache of encoded pairs: its format, its making on all ranks, its reading."""
+"""The cache of encoded pairs: its format, how all ranks make it, how it is read and verified."""

@@ -1,1 +1,1 @@
-"""The reference's errors computed beforehand: their making and their reading."""
+"""The reference's errors, computed before training: how they are made and read."""

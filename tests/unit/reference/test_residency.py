@@ -92,7 +92,7 @@ def test_the_reference_follows_at_every_second_step() -> None:
     assert (run.reference.module.weight == 2).all()
     run.train(4)
     assert (run.reference.module.weight == 4).all()
-    assert [line.split()[-4] for line in run.lines] == ["2", "4"]
+    assert [line.split()[-1] for line in run.lines] == ["2", "4"]
     assert not run.reference.module.weight.requires_grad
     run.watch.require_unchanged()
 
