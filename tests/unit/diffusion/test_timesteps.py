@@ -95,7 +95,10 @@ def test_quantiles_are_a_grid_that_is_spread_as_draws_are():
     [
         ({"max_timestep": 1000}, "max_timestep 1000: the model has timesteps 0 to 999"),
         ({"min_timestep": 1000}, "min_timestep 1000: the model has timesteps 0 to 999"),
-        ({"timestep_sampling": "turbo", "max_timestep": 248}, "turbo draws 249, 499, 749, 999, none of which is between"),
+        (
+            {"timestep_sampling": "turbo", "max_timestep": 248},
+            "turbo draws 249, 499, 749, 999, none of which is between",
+        ),
         (
             {"timestep_sampling": "logit_normal", "logit_mean": 8, "logit_std": 0.5, "max_timestep": 199},
             "logit_mean 8 with logit_std 0.5 gives a share of",
