@@ -1,1 +1,1 @@
-"""What watches a run's numbers: collapse, steps that are not finite."""
+"""The parts that watch a run's numbers: held-out pairs, collapse, steps that are not finite."""

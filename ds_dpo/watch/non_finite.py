@@ -1,8 +1,8 @@
-"""The watch over steps that could not be applied: said, counted, and so many in a row end the run with a record.
+"""Watch steps whose update was skipped: log and count them, and end the run with a record after N in a row.
 
-DeepSpeed leaves an update out where the norm of all ranks' gradients is not finite, and Engine.backward_and_step lets
-a loss that is not finite reach that norm. So every rank knows of such a step without being told, and weights, moments,
-rate and average are those of before it.
+DeepSpeed skips an update if the norm of all ranks' gradients is not finite, and Engine.backward_and_step lets a loss
+that is not finite reach that norm. So every rank knows of such a step without a message, and weights, moments, rate and
+average are unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NUM_PAIRS_NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a record says of the run beside the step. order: which pair and visit stand at a position."""
+    """Facts on the run for a record. order: the pair and visit at each position."""
 
     identity: RunIdentity
     order: PairOrder
@@ -43,10 +43,10 @@ class RunFacts:
 
 
 class NonFiniteWatch(RunPart):
-    """Follows the steps that were left out.
+    """Follows skipped steps.
 
-    With fp16 and a dynamic loss scale, one whose loss is finite is a part of the search for a scale, as long as the
-    scale can be lowered: it neither counts nor ends a row.
+    With fp16 and a dynamic loss scale, a skipped step with a finite loss belongs to the search for a scale, as long as
+    the scale can be lowered: it neither counts nor ends a row.
     """
 
     name = "non_finite"
@@ -63,8 +63,8 @@ class NonFiniteWatch(RunPart):
     ) -> None:
         """Join the parts.
 
-        loss_scale: the present one, where there is one. least_loss_scale: down to which an overflow lowers it; None
-        where it is fixed or there is none. run: folder of the run.
+        loss_scale: returns the present loss scale, or None. least_loss_scale: the smallest value to which overflows
+        lower it; None if it is fixed or there is none. run: folder of the run.
         """
         self._max_steps_in_a_row = max_steps_in_a_row
         self._read_loss_scale, self._least_loss_scale = loss_scale, least_loss_scale
@@ -75,23 +75,23 @@ class NonFiniteWatch(RunPart):
         self._error: NonFiniteError | None = None
 
     def before_backward(self, pair_ids: Tensor, timesteps: Tensor, pair_quantities: Mapping[str, Tensor]) -> None:
-        """Keep what a record would tell of a micro-batch until the step is over, and the loss scale that it uses."""
+        """Keep a micro-batch's pairs, timesteps and losses for a record until the step ends, and its loss scale."""
         self._loss_scale = self._read_loss_scale()
         self._seen.append((pair_ids, timesteps, pair_quantities["loss"]))
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Count a step that was left out; at the last of too many write the record. No metrics."""
+        """Count a skipped step, and write the record at the last one allowed. Returns no metrics."""
         seen, self._seen = self._seen, []
         if "gradient_norm" in metrics:  # the update was applied
             self._count = 0
             return {}
         if self._is_search_for_scale(metrics["loss"]):
-            self._say(f"step {step}: gradients overflowed at loss scale {self._loss_scale:g}; update left out")
+            self._say(f"step {step}: gradients overflowed at loss scale {self._loss_scale:g}; update skipped")
             return {}
         self._count += 1
         limit = self._max_steps_in_a_row
         what = "gradients are" if math.isfinite(metrics["loss"]) else f"loss is {metrics['loss']}, which is"
-        self._say(f"step {step}: {what} not finite; update left out, {self._count} in a row")
+        self._say(f"step {step}: {what} not finite; update skipped, {self._count} in a row")
         if limit is not None and self._count >= limit:
             self._error = self._stop(step, metrics, seen)
         return {}
@@ -104,7 +104,7 @@ class NonFiniteWatch(RunPart):
     def _stop(
         self, step: int, metrics: Mapping[str, float], seen: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> NonFiniteError:
-        """Write the record of a step, and return the error that ends the run; all ranks call it together."""
+        """Write the record of a step, and return the error that ends the run; all ranks call this together."""
         own = [list(zip(*(part.tolist() for part in batch), strict=True)) for batch in seen]
         of_ranks = gather_objects([pair for batch in own for pair in batch])
         facts, identity = self._facts, self._facts.identity
@@ -141,34 +141,37 @@ class NonFiniteWatch(RunPart):
         return said_once(NonFiniteError(self._message(record, self._written(record))))
 
     def _written(self, record: StepRecord) -> str:
-        """Write the record on rank 0; returns what is to be done with it."""
+        """Write the record on rank 0; returns advice on how to use it."""
         path = self._run / "non_finite" / f"{step_folder_name(record.step)}.json"
         if is_main():
             try:
                 write_record(record, path)
             except OSError as error:
-                return f"{path} would tell more, but cannot be written ({error.strerror})."
-        return f"To see what happens in step {record.step}: python scripts/replay.py {path}"
+                return f"The record {path} cannot be written ({error.strerror})."
+        return f"To examine step {record.step}: python scripts/replay.py {path}"
 
     def _message(self, record: StepRecord, advice: str) -> str:
         bad = [pair for pair in record.pairs if not math.isfinite(pair.loss)]
         named = ", ".join(str(pair.pair_id) for pair in bad[:NUM_PAIRS_NAMED])
         more = f" and {len(bad) - NUM_PAIRS_NAMED} more" if len(bad) > NUM_PAIRS_NAMED else ""
-        what = f"the loss of pair {named}{more} is not finite" if bad else "gradients are not finite, all losses are"
+        what = (
+            f"the loss of pair {named}{more} is not finite" if bad else "gradients are not finite, but all losses are"
+        )
         row = f"{record.steps_in_a_row} steps in a row" if record.steps_in_a_row > 1 else "a step"
         return (
-            f"{row} could not be applied, up to step {record.step}, in which {what}; non_finite.max_steps_in_a_row "
-            f"{self._max_steps_in_a_row} ends the run. Step {record.step} is saved, with the weights of before them: "
-            f"the same command goes on from there, and ends again unless its first step is finite. {advice}"
+            f"the update of {row} was skipped, up to step {record.step}, in which {what}; "
+            f"non_finite.max_steps_in_a_row {self._max_steps_in_a_row} ends the run. Step {record.step} is saved with "
+            "the weights from before: the same command resumes there, and ends again unless its first step is finite. "
+            f"{advice}"
         )
 
     def take_error(self) -> DsDpoError | None:
-        """Return the error of the step that was one too many, once."""
+        """Return the error that ends the run, or None; once."""
         error, self._error = self._error, None
         return error
 
     def state(self) -> dict[str, Any]:
-        """Return the row so far: a start that goes on from here does not get as many steps again."""
+        """Return the row so far, so that a resumed run does not get the full number of steps again."""
         return {"count": self._count}
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
@@ -184,7 +187,7 @@ def build_non_finite(
     folder: RunFolder,
     say: Say,
 ) -> NonFiniteWatch:
-    """Return the watch of a run. bucket_sizes: of the pairs that it trains on."""
+    """Return the watch of a run. bucket_sizes: those of the pairs that it trains on."""
     pairs_per_step = config.batch.pairs_per_step
     return NonFiniteWatch(
         max_steps_in_a_row=config.non_finite.max_steps_in_a_row,

@@ -1,7 +1,7 @@
-"""A watch over the known collapse of preference training: the preferred images' error runs away from the reference's.
+"""Detect the known collapse of preference training: the error of preferred images rises far above the reference's.
 
-A margin can grow while both images get worse, and Diffusion-DPO asks for no more; a little of that is in every run.
-What tells a collapse is how far the preferred images' error stands above the reference's. Sources of the complaint:
+The margin can grow while both images get worse, and Diffusion-DPO's loss allows that; every run has a little of it. A
+large rise of the preferred images' error above the reference's shows a collapse. Reported in
 SalesforceAIResearch/DiffusionDPO, issues 1 and 17.
 """
 
@@ -21,10 +21,10 @@ Action = Literal["warn", "lower_rate", "roll_back", "stop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Where the preferred images' error stands: policy error over reference error, minus 1; 0 at the start.
+    """The rise of the preferred images' error: policy error over reference error, minus 1; 0 at the start.
 
-    rise: the mean. low: the lower end of its 95 % interval; the mean where there is none. is_falling: it has come down
-    since the reading before, beyond the interval of that change.
+    rise: the mean. low: the lower end of its 95 % interval, or the mean if there is no interval. is_falling: it has
+    fallen since the previous reading by more than the interval of that change.
     """
 
     rise: float
@@ -34,10 +34,10 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Trips after `patience` readings in a row whose interval lies above max_rise.
+    """Trips after `patience` readings in a row whose interval is above max_rise.
 
-    A reading on its way down neither counts nor ends the row: what recovers is left alone. One that is not finite
-    counts as far above.
+    A falling reading neither counts nor ends the row, because a run that recovers needs no action. A reading that is
+    not finite counts as above.
     """
 
     max_rise: float
@@ -47,7 +47,7 @@ class Rule:
         return not reading.low <= self.max_rise  # NaN is above
 
     def next_count(self, count: int, reading: Reading) -> int:
-        """Return how many readings of the row count, this one included."""
+        """Return the number of readings in the row, this one included."""
         if not self.is_above(reading):
             return 0
         return count if reading.is_falling else count + 1
@@ -58,7 +58,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """That the rule has tripped. good_step: of the newest reading before the row, where a roll-back may go to."""
+    """A tripped rule. good_step: step of the newest reading before the row, to which a roll-back may go."""
 
     action: Action
     good_step: int
@@ -66,7 +66,7 @@ class Verdict:
 
 
 class Watchdog(RunPart):
-    """Takes readings, and says when and how to act; at most max_interventions times, after that it only warns."""
+    """Takes readings and decides when to act; after max_interventions actions it only warns."""
 
     name = "watchdog"
 
@@ -81,7 +81,7 @@ class Watchdog(RunPart):
         scale_rate: Callable[[float], None],
         say: Say,
     ) -> None:
-        """Join the parts. read: gives a reading where a step has one. scale_rate: multiplies the rate for good."""
+        """Join the parts. read: returns a step's reading or None. scale_rate: multiplies the rate permanently."""
         self._rule, self._action, self._rate_factor = rule, action, rate_factor
         self._max_interventions = max_interventions
         self._read, self._scale_rate, self._say = read, scale_rate, say
@@ -93,17 +93,17 @@ class Watchdog(RunPart):
 
     @property
     def good_step(self) -> int | None:
-        """The step that a roll-back would go to, or before; None where there will be none."""
+        """The latest step to which a roll-back may go; None if there will be no roll-back."""
         has_one_left = self._num_interventions < self._max_interventions
         return self._good_step if self._action == "roll_back" and has_one_left else None
 
     def take_verdict(self) -> Verdict | None:
-        """Return what the last step led to, once."""
+        """Return the verdict of the last step, once."""
         verdict, self._verdict = self._verdict, None
         return verdict
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Take a reading where there is one; warns and lowers the rate itself, the rest is a verdict."""
+        """Take the step's reading, if it has one. Warns and lowers the rate itself; other actions become a verdict."""
         reading = self._read(step, metrics)
         if reading is None:
             return {}
@@ -115,17 +115,19 @@ class Watchdog(RunPart):
         return {}
 
     def _act(self, step: int, reading: Reading) -> None:
-        self._count = 0  # what was done gets as long to work
+        self._count = 0  # the action gets the same number of readings to work
         rise = f"{100 * reading.rise:.0f} %" if math.isfinite(reading.rise) else "not finite"
         sentence = (
-            f"watchdog, step {step}: the error of preferred images stands {rise} above the reference's, for "
-            f"{self._rule.patience} readings above the limit of {100 * self._rule.max_rise:.0f} %"
+            f"watchdog, step {step}: the error of preferred images is {rise} above the reference's, and has been above "
+            f"the limit of {100 * self._rule.max_rise:.0f} % for {self._rule.patience} readings"
         )
         if self._action == "warn":
-            self._say(f"{sentence}; a lower learning rate or a higher beta would hold it")
+            self._say(f"{sentence}; lower the learning rate or raise beta")
             return
         if self._num_interventions >= self._max_interventions:
-            self._say(f"{sentence}; watchdog.max_interventions {self._max_interventions} are used up")
+            self._say(
+                f"{sentence}; watchdog.max_interventions {self._max_interventions} is reached, so nothing is done"
+            )
             return
         self._num_interventions += 1
         if self._action == "lower_rate":
@@ -134,19 +136,19 @@ class Watchdog(RunPart):
         self._verdict = Verdict(action=self._action, good_step=self._good_step, sentence=sentence)
 
     def lower_rate(self, sentence: str) -> None:
-        """Multiply the learning rate by rate_factor for good, whatever the schedule goes on to do."""
+        """Multiply the learning rate, and the rest of its schedule, by rate_factor."""
         self._rate_scale *= self._rate_factor
         self._scale_rate(self._rate_factor)
         self._say(f"{sentence}the learning rate is multiplied by {self._rate_factor:g} ({self._rate_scale:g} in all)")
 
     def after_roll_back(self, saved: Mapping[str, Any]) -> None:
-        """Lower the rate of the state that was gone back to. saved: this part's state in that checkpoint."""
-        # the schedule came back with the rate of that time
+        """Lower the rate after a roll-back. saved: this part's state in the checkpoint that was loaded."""
+        # the checkpoint restored the schedule with the rate of that time
         self._scale_rate(self._rate_scale / float(saved.get("rate_scale", 1.0)))
         self.lower_rate("after the roll-back ")
 
     def state(self) -> dict[str, Any]:
-        """Return the row so far, and what was done; the scaled rate itself is in the schedule's own state."""
+        """Return the row so far and the actions; the scaled rate itself is in the schedule's state."""
         return {
             "count": self._count,
             "good_step": self._good_step,
@@ -160,7 +162,7 @@ class Watchdog(RunPart):
 
 
 class WindowReadings:
-    """Readings from the metrics of training steps, where no held-out pairs give them: means over windows of steps."""
+    """Readings from the metrics of training steps, for runs without held-out pairs: means over windows of steps."""
 
     def __init__(self, window_steps: int) -> None:
         self._window_steps = window_steps
@@ -176,7 +178,7 @@ class WindowReadings:
         if self._num_steps < self._window_steps:
             return None
         rise = self._sums[0] / self._sums[1]
-        # other pairs and timesteps in each window: a tenth is taken to be chance
+        # each window has other pairs and timesteps: a tenth counts as chance
         is_falling = self._rise_before is not None and rise < 0.9 * self._rise_before
         self._sums, self._num_steps, self._rise_before = [0.0, 0.0], 0, rise
         return Reading(rise=rise, low=rise, is_falling=is_falling)

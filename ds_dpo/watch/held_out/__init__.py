@@ -1,1 +1,1 @@
-"""Pairs that are not trained on, judged on a fixed grid as training goes on."""
+"""Pairs that are not trained on, evaluated on a fixed grid during training."""

@@ -1,6 +1,6 @@
-"""The policy on held-out pairs at fixed timesteps and noise, compared with where it started from.
+"""Evaluate the policy on held-out pairs at fixed timesteps and noise, compared with its start.
 
-Legend: P pairs of all ranks; I items a pair (timestep and noise, see Grid); B items of a micro-batch.
+Legend: P pairs of all ranks; I items per pair (timestep and noise, see Grid); B items of a micro-batch.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Errors = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one look at the held-out pairs found.
+    """The result of one evaluation of the held-out pairs.
 
-    start_chosen_error: mean error of the reference, chosen images. chosen_change: of the policy's chosen error since
-    the evaluation before, with its interval over pairs; None at the first. start_step: where the policy stood when the
-    start's errors were taken: 0, unless the pairs changed within a run that keeps no reference. timesteps: first and
-    last of each decile.
+    start_chosen_error: mean error of the reference, chosen images. chosen_change: change of the policy's chosen error
+    since the previous evaluation, with its interval over pairs; None at the first. start_step: step at which the
+    start's errors were computed: 0, unless the pairs changed during a run without a loaded reference. timesteps: first
+    and last of each decile.
     """
 
     step: int
@@ -58,7 +58,7 @@ class Evaluation:
 
 
 class HeldOut(RunPart):
-    """Evaluates when it is due; the errors of the start are part of checkpoints, so that a resumed run has the same."""
+    """Evaluates when it is due. Checkpoints hold the errors of the start, so that a resumed run has the same."""
 
     name = "held_out"
 
@@ -80,10 +80,9 @@ class HeldOut(RunPart):
     ) -> None:
         """Join the parts.
 
-        policy_step: gives the errors of both images of a pair. reference_step: compares them with the reference; needed
-        only where a run takes other pairs on its way, None where no reference is in memory. module: set to evaluation
-        mode meanwhile. record: is told of each evaluation, on all ranks.
-        rewind: is told where the run goes back to a step.
+        policy_step: computes the errors of both images of a pair. reference_step: compares them with the reference;
+        only used when the pairs change during a run, None if no reference is loaded. module: set to evaluation mode
+        meanwhile. record: called with each evaluation, on all ranks. rewind: called when the run goes back to a step.
         """
         self._pairs, self._grid = pairs, grid
         self._policy_step, self._reference_step = policy_step, reference_step
@@ -100,18 +99,18 @@ class HeldOut(RunPart):
 
     @property
     def latest(self) -> Evaluation | None:
-        """The newest evaluation of this start of the run; None before the first."""
+        """The newest evaluation since this start of the run; None before the first."""
         return self._latest
 
     def begin(self, step: int) -> None:
-        """Take the errors of the start where no checkpoint gave them; a fresh run is evaluated too."""
+        """Evaluate a new run; in a resumed run, compute the errors of the start if the checkpoint has none."""
         if step == 0:
             self._evaluate(step)
         elif self._start is None:
             self._start, self._start_step = self._errors_of_start(step)
 
     def reading(self, step: int, metrics: Mapping[str, float]) -> Reading | None:
-        """Return what the watchdog needs of a step's evaluation, where it had one; called after after_step."""
+        """Return the watchdog's reading of a step, None if the step had no evaluation; call it after after_step."""
         found = self._latest
         if found is None or found.step != step:
             return None
@@ -123,13 +122,13 @@ class HeldOut(RunPart):
         )
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Evaluate where it is due."""
+        """Evaluate if an evaluation is due."""
         if self._is_due(step):
             self._evaluate(step)
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Return which pairs the start's errors are of, and the newest errors."""
+        """Return the identity of the start's errors, and the newest chosen errors."""
         before = self._chosen_before
         return {
             "key": self._key(),
@@ -144,7 +143,7 @@ class HeldOut(RunPart):
         return [StateFile(name=START_FILE, state=self._start, write=_write_start)]
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
-        """Go on with the errors of the start, unless they are of other pairs. Raises CheckpointError."""
+        """Continue with the errors of the start, unless they belong to other pairs. Raises CheckpointError."""
         if state["key"] != self._key():
             return
         path = folder / START_FILE
@@ -157,7 +156,7 @@ class HeldOut(RunPart):
         self._chosen_before = None if before is None else np.array(before)
 
     def rewind(self, step: int) -> None:
-        """Let the record forget later evaluations."""
+        """Remove later evaluations from the record."""
         self._rewind(step)
 
     def _evaluate(self, step: int) -> None:
@@ -180,17 +179,17 @@ class HeldOut(RunPart):
         self._record(self._latest)
 
     def _errors_of_start(self, step: int) -> tuple[Errors, int]:
-        """Return the reference's errors of pairs that are new to a run on its way, and the step that they are of."""
+        """Return the reference's errors of pairs that are new to a running run, and the step that they belong to."""
         if self._reference_step is not None:
             return self._errors(self._reference_errors), 0
         self._say(
-            f"held-out pairs are new to this run and it has no reference in memory: they are compared with step {step}"
+            f"the held-out pairs are new to this run, and no reference is loaded: they are compared with step {step}"
         )
         return self._errors(self._policy_errors), step
 
     @torch.no_grad()
     def _errors(self, errors_of: Callable[[PreferenceBatch], Tensor]) -> Errors:
-        """Return (P, I, 2) on every rank. errors_of: gives (B, 2) of a batch."""
+        """Return (P, I, 2) on every rank. errors_of: computes (B, 2) from a batch."""
         was_training = self._module.training
         self._module.eval()
         found = [
@@ -225,7 +224,7 @@ class HeldOut(RunPart):
         return _join(pairs, timesteps, torch.stack([noise for _, noise in drawn])).to(self._device)
 
     def _key(self) -> str:
-        """What the start's errors depend on, as a hash."""
+        """Return a hash of all that the start's errors depend on."""
         text = json.dumps([self._pairs.pair_ids, vars(self._grid)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -235,7 +234,7 @@ def _write_start(start: Errors, path: Path) -> None:
 
 
 def _cut(pairs: HeldOutPairs, grid: Grid, at_once: int) -> list[list[tuple[int, int]]]:
-    """Return a rank's items, (place in pairs.own, item), in batches whose latents have one shape."""
+    """Return a rank's items, (index in pairs.own, item), in batches whose latents have one shape."""
     of_shape: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for place, pair in enumerate(pairs.own):
         of_shape.setdefault(_shape(pair), []).extend((place, item) for item in range(grid.num_items))
@@ -248,7 +247,7 @@ def _shape(pair: PreferenceBatch) -> tuple[int, int, int]:
 
 
 def _join(pairs: Sequence[PreferenceBatch], timesteps: Tensor, noise: Tensor) -> PreferenceBatch:
-    """Return single pairs, one of them perhaps several times, as a batch with these timesteps and this noise."""
+    """Join single pairs, some of them perhaps several times, into a batch with these timesteps and this noise."""
 
     def stacked(name: str) -> Any:
         values = [getattr(pair, name) for pair in pairs]
@@ -276,7 +275,7 @@ def _join(pairs: Sequence[PreferenceBatch], timesteps: Tensor, noise: Tensor) ->
 
 
 def _both(errors: PairErrors) -> Tensor:
-    """The policy's errors of chosen and rejected images, (B, 2)."""
+    """Return the policy's errors of chosen and rejected images, (B, 2)."""
     assert errors.policy_rejected_error is not None
     return torch.stack([errors.policy_chosen_error, errors.policy_rejected_error], dim=1)
 

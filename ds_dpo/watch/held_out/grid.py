@@ -1,6 +1,6 @@
-"""Where held-out pairs are looked at: timesteps in each tenth of the schedule and their noise, fixed for good.
+"""The fixed timesteps and noise of held-out pairs: K timesteps in each tenth of the schedule.
 
-Legend: K draws a decile, I = 10 K items a pair (all draws of the first decile first); C,H,W latent.
+Legend: K draws per decile, I = 10 K items per pair (all draws of the first decile first); C,H,W latent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NUM_DECILES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Timesteps first_timestep to end_timestep (not included) in ten parts as equal as they can be."""
+    """Timesteps first_timestep to end_timestep (not included) in ten parts of about equal size."""
 
     first_timestep: int
     end_timestep: int
@@ -26,11 +26,11 @@ class Grid:
     seed: int
 
     def __post_init__(self) -> None:
-        assert self.end_timestep - self.first_timestep >= NUM_DECILES, "each decile has a timestep"
+        assert self.end_timestep - self.first_timestep >= NUM_DECILES, "each decile must have a timestep"
 
     @property
     def num_items(self) -> int:
-        """Items of a pair."""
+        """Number of items per pair."""
         return NUM_DECILES * self.draws_per_decile
 
     def decile_range(self, decile: int) -> range:
@@ -42,7 +42,7 @@ class Grid:
     def draw(self, pair_id: int, item: int, *, latent_shape: tuple[int, int, int]) -> tuple[int, Tensor]:
         """Return the timestep and the noise, (C, H, W) fp32 standard normal, of an item of a pair.
 
-        A function of its arguments and the grid alone, as data.draws' are, and apart from those of training.
+        They depend only on the arguments and the grid, as those of data.stream.draws do, and differ from training's.
         """
 
         def generator(name: str) -> np.random.Generator:

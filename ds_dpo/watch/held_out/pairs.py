@@ -1,4 +1,4 @@
-"""Held-out pairs, encoded once when a run starts: each rank keeps its share of them in the host's memory."""
+"""Held-out pairs, encoded once when a run starts; each rank keeps its share in host memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ds_dpo.distributed.together import raised_everywhere, said_once
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
 
-VISIT = 0  # one draw of the VAE's posterior for each image, for good
+VISIT = 0  # each image has one draw of the VAE's posterior for the whole run
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutPairs:
-    """This rank's pairs, at least one, each a batch with B = 1 on the CPU, and their places among those of all ranks.
+    """This rank's pairs, at least one, each a batch with B = 1 on the CPU.
 
-    pair_ids: of all pairs, in their order. positions: of own in pair_ids.
+    pair_ids: those of all ranks' pairs, in order. positions: places of own in pair_ids.
     """
 
     own: list[PreferenceBatch]
@@ -41,10 +41,10 @@ def read_held_out(
     max_bad_rows: int,
     say: Say,
 ) -> HeldOutPairs:
-    """Read and encode num_pairs pairs, or all where there are fewer; every rank must call it.
+    """Read and encode num_pairs pairs, or all if there are fewer; every rank must call this.
 
-    Which they are follows from the seed, not from ranks. A pair that cannot be read is left out and named. Raises
-    DataError on all ranks where more than max_bad_rows cannot, or fewer than 2 are left.
+    The seed chooses them, not the number of ranks. A pair that cannot be read is left out and reported. Raises
+    DataError on all ranks if more than max_bad_rows cannot be read, or fewer than 2 are left.
     """
     available = sum(reader.bucket_sizes)
     wanted = min(num_pairs, available)
@@ -56,13 +56,13 @@ def read_held_out(
     found: dict[int, PreferenceBatch] = {}
     bad_rows: list[str] = []
     with raised_everywhere():
-        # one by one: a pair's encoding then does not depend on which others a rank has
+        # one by one, so that a pair's encoding does not depend on the rank's other pairs
         for place in range(rank(), wanted, world_size()):
             try:
                 found[place] = read(place)
             except BadRowError as bad_row:
                 bad_rows.append(str(bad_row.bad_row))
-        if not found:  # more ranks than pairs: each must have one to take part, and may have another's
+        if not found:  # more ranks than pairs: each rank needs a pair, and may repeat another rank's
             found = _first_readable(read, wanted)
     gathered = gather_objects(({place: int(pair.pair_ids) for place, pair in found.items()}, bad_rows))
     id_of_place = {place: pair_id for ids, _ in gathered for place, pair_id in ids.items()}
@@ -81,15 +81,15 @@ def read_held_out(
 
 def _first_readable(read: Callable[[int], PreferenceBatch], num_places: int) -> dict[int, PreferenceBatch]:
     for place in range(num_places):
-        with contextlib.suppress(BadRowError):  # named by the rank that it is a pair of
+        with contextlib.suppress(BadRowError):  # the rank that has this pair reports it
             return {place: read(place)}
     return {}
 
 
 def _require_enough(num_pairs: int, bad_rows: list[str], *, available: int, max_bad_rows: int) -> None:
-    """All ranks come to the same end, as they were told the same."""
+    """Raise DataError if too few pairs can be read; all ranks have the same numbers and decide alike."""
     error = too_many_bad_rows(bad_rows, limit=max_bad_rows, what="held-out pairs")
     if error is None and num_pairs < 2:
-        error = DataError(f"{num_pairs} of {available} held-out pairs can be read; an interval needs at least 2")
+        error = DataError(f"only {num_pairs} of {available} held-out pairs can be read; an interval needs at least 2")
     if error is not None:
         raise said_once(error)

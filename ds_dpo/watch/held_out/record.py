@@ -1,4 +1,4 @@
-"""Evaluations of held-out pairs for people and programs: held_out.jsonl, TensorBoard, and lines in the log."""
+"""Write evaluations of held-out pairs to held_out.jsonl, TensorBoard and the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ds_dpo.run_folder.metrics import MetricsWriter, cut_metrics
 from ds_dpo.watch.held_out.evaluation import Evaluation
 from ds_dpo.watch.held_out.statistics import Estimate
 
-# shown by decile in TensorBoard; the file has all of them
+# the quantities that TensorBoard shows by decile; the file has all
 DECILE_TAGS = ("accuracy", "margin", "chosen_difference")
 
 
@@ -23,14 +23,14 @@ class HeldOutRecord:
     """Writes each evaluation of a run, on rank 0; elsewhere it does nothing."""
 
     def __init__(self, path: Path, *, last_step: int, writer: MetricsWriter | None, say: Say) -> None:
-        """Go on after last_step, 0 for a new run; later lines of an earlier start are left out. writer: rank 0's."""
+        """Continue after last_step, 0 for a new run; later lines of an earlier start are removed. writer: rank 0's."""
         self._path, self._writer, self._say = path, writer, say
         if is_main():
-            # a new run is evaluated at step 0, again where it was killed before its first save
+            # a new run is evaluated at step 0, and again if it was killed before its first save
             cut_metrics(self._path, last_step=last_step or -1)
 
     def rewind(self, last_step: int) -> None:
-        """Go on after an earlier step; the lines after it move to held_out.rolled_back.jsonl."""
+        """Continue after an earlier step; later lines move to held_out.rolled_back.jsonl."""
         if is_main():
             cut_metrics(self._path, last_step=last_step, aside=self._path.with_suffix(".rolled_back.jsonl"))
 
@@ -43,12 +43,12 @@ class HeldOutRecord:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(as_record(found)) + "\n")
             file.flush()
-            os.fsync(file.fileno())  # a checkpoint is never ahead of it
+            os.fsync(file.fileno())  # so that a checkpoint is never newer than this file
         self._writer.write_scalars(_scalars(found), step=found.step)
 
 
 def describe(found: Evaluation) -> str:
-    """One line for the log: how well unseen pairs are told apart, and where both errors stand against the start's."""
+    """Return a line for the log: accuracy on held-out pairs, and both errors compared with the start's."""
     overall = found.summary.overall
     accuracy, margin, chosen = overall["accuracy"], overall["margin"], overall["chosen_difference"]
     parts = [f"accuracy {accuracy.mean:.3f} ({accuracy.low:.2f} to {accuracy.high:.2f})"]
@@ -65,7 +65,7 @@ def describe(found: Evaluation) -> str:
 
 
 def as_record(found: Evaluation) -> dict[str, Any]:
-    """An evaluation as plain values: each estimate as [mean, low, high]."""
+    """Return an evaluation as plain values; each estimate is [mean, low, high]."""
     return {
         "step": found.step,
         "pairs": found.num_pairs,

@@ -1,4 +1,4 @@
-"""From a configuration to a run part that evaluates held-out pairs."""
+"""Build the run parts that evaluate held-out pairs and watch them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def load_held_out(
     device: torch.device,
     say: Say,
 ) -> HeldOutPairs:
-    """Read and encode this rank's held-out pairs; all ranks call it. Raises ConfigError and DataError."""
-    grid_of(config)  # refused now rather than when the run folder is there
-    with node_turns(place):  # the node's first rank downloads and counts, the others find its files
+    """Read and encode this rank's held-out pairs; all ranks call this. Raises ConfigError and DataError."""
+    grid_of(config)  # raises now, before the run folder is made
+    with node_turns(place):  # the node's first rank downloads and counts; the others find its files
         feed = open_held_out(config, trained_on, say=lambda line: say(f"held out: {line}"))
     return read_held_out(
         feed.pairs,
@@ -58,14 +58,14 @@ def build_held_out(
     record: HeldOutRecord,
     say: Say,
 ) -> HeldOut:
-    """Join pairs and policy. reference: None where none is in memory."""
+    """Join pairs and policy. reference: None if none is loaded."""
     settings, max_train_steps = config.held_out, config.max_train_steps
     every_steps = settings.every_steps
     assert every_steps is not None, "held-out evaluation is on"
     schedule = training_schedule(config.model, config.diffusion).to(engine.device)
 
     def step(compared_with: Reference | None) -> PreferenceStep:
-        # errors of both images, whatever the objective looks at; the loss is not asked for
+        # it must give errors of both images for any objective; the loss is not used
         need: ReferenceNeed = "none" if compared_with is None else "errors"
         objective = Objective(loss=sft, uses_rejected=True, reference=need)
         return PreferenceStep(
@@ -89,7 +89,7 @@ def build_held_out(
 
 
 def build_watchdog(config: RunConfig, engine: Engine, held_out: HeldOut | None, *, say: Say) -> Watchdog | None:
-    """Return the watch over the run, or None where none is wanted; it reads held-out pairs where there are some."""
+    """Return the watchdog, or None if it is off. It reads held-out pairs if there are any, else training steps."""
     settings = config.watchdog
     action = settings.action or ("off" if held_out is None else "warn")
     if action == "off":
@@ -106,14 +106,14 @@ def build_watchdog(config: RunConfig, engine: Engine, held_out: HeldOut | None, 
 
 
 def grid_of(config: RunConfig) -> Grid:
-    """Return a grid over the timesteps that training may draw, whatever it draws more often. Raises ConfigError."""
+    """Return a uniform grid over the timesteps that training may draw. Raises ConfigError."""
     diffusion, settings = config.diffusion, config.held_out
     num_train_timesteps = training_schedule(config.model, diffusion).num_train_timesteps
     last = num_train_timesteps - 1 if diffusion.max_timestep is None else diffusion.max_timestep
     if last - diffusion.min_timestep + 1 < NUM_DECILES:
         raise ConfigError(
-            f"held_out judges pairs at ten parts of the timesteps, and diffusion.min_timestep {diffusion.min_timestep} "
-            f"to max_timestep {last} are fewer; give held_out.every_steps none, or a wider range"
+            f"held_out needs at least {NUM_DECILES} timesteps, but diffusion.min_timestep {diffusion.min_timestep} to "
+            f"max_timestep {last} are fewer; set held_out.every_steps to none, or give a wider range"
         )
     return Grid(
         first_timestep=diffusion.min_timestep,

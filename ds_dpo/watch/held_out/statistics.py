@@ -1,7 +1,7 @@
-"""What the errors of held-out pairs say: means over pairs with 95 % intervals, overall and by timestep decile.
+"""Statistics of held-out errors: means over pairs with 95 % intervals, overall and by timestep decile.
 
 The draws of a pair are not independent, so the pair is the unit: a pair's value is the mean over its draws.
-Legend: P pairs; D deciles; K draws a decile.
+Legend: P pairs; D deciles; K draws per decile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class GridErrors:
-    """Squared errors of P pairs at each (decile, draw): (P, D, K) float64. start: of the reference, the run's start."""
+    """Squared errors of P pairs at each (decile, draw): (P, D, K) float64. start: those of the run's start."""
 
     chosen: Values
     rejected: Values
@@ -48,25 +48,25 @@ class GridErrors:
 
     @property
     def gap(self) -> Values:
-        """The chosen minus the rejected difference; below 0 where the policy sides with the label."""
+        """The chosen minus the rejected difference; below 0 if the policy agrees with the label."""
         return self.chosen_difference - self.rejected_difference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Estimates by the names in QUANTITIES: over all timesteps, and of each decile."""
+    """Estimates with the names in QUANTITIES: over all timesteps, and in each decile."""
 
     overall: Mapping[str, Estimate]
     deciles: tuple[Mapping[str, Estimate], ...]
 
 
-# What is shown of each (pair, timestep, noise). loss and gradient_factor: of plain DPO with the run's beta whatever the
-# objective, so that runs can be compared; left out where the objective has no beta.
+# The quantities of each (pair, timestep, noise). loss and gradient_factor are those of plain DPO with the run's beta,
+# for any objective, so that runs can be compared; they are left out if the objective has no beta.
 QUANTITIES: dict[str, str] = {
-    "accuracy": "share in which the policy favours the chosen image over the reference; equal counts half",
+    "accuracy": "share in which the policy favours the chosen image more than the reference; equal counts half",
     "margin": "rejected_difference - chosen_difference",
     "loss": "-log sigmoid(beta/2 margin), Diffusion-DPO's loss",
-    "gradient_factor": "sigmoid(-beta/2 margin): 0.5 at the start, 0 where a pair has nothing left to teach",
+    "gradient_factor": "sigmoid(-beta/2 margin): 0.5 at the start, near 0 when a pair no longer changes the policy",
     "chosen_difference": "policy error minus reference error, chosen images",
     "rejected_difference": "policy error minus reference error, rejected images",
     "policy_chosen_error": "mean squared error of the policy's prediction, chosen images",
@@ -75,7 +75,7 @@ QUANTITIES: dict[str, str] = {
 
 
 def summarize(errors: GridErrors, *, beta: float | None) -> Summary:
-    """Return the estimates of a grid of at least 2 pairs. beta: none where the objective has none."""
+    """Return the estimates of a grid of at least 2 pairs. beta: None if the objective has none."""
     values = _quantities(errors, beta)
     deciles = tuple(
         {name: _estimate(name, of_all[:, decile].mean(axis=1)) for name, of_all in values.items()}
@@ -92,7 +92,7 @@ def by_pair(values: Values) -> Values:
 def _quantities(errors: GridErrors, beta: float | None) -> dict[str, Values]:
     gap = errors.gap
     values = {
-        # an error that is not finite is no agreement
+        # an error that is not finite counts as disagreement
         "accuracy": np.where(gap < 0, 1.0, np.where(gap == 0, 0.5, 0.0)),
         "margin": -gap,
         "chosen_difference": errors.chosen_difference,
@@ -102,7 +102,7 @@ def _quantities(errors: GridErrors, beta: float | None) -> dict[str, Values]:
     }
     if beta is not None:
         logits = -0.5 * beta * gap
-        with np.errstate(invalid="ignore"):  # an error that is not finite shows as such
+        with np.errstate(invalid="ignore"):  # an error that is not finite gives a value that is not finite
             values["loss"] = np.logaddexp(0, -logits)
             values["gradient_factor"] = np.exp(-np.logaddexp(0, logits))
     return {name: values[name] for name in QUANTITIES if name in values}
@@ -114,17 +114,17 @@ def _estimate(name: str, of_pairs: Values) -> Estimate:
 
 
 def normal_interval(of_pairs: Values) -> Estimate:
-    """Return the mean of (P,) values, P at least 2, and its normal interval: 1.96 standard errors to both sides."""
+    """Return the mean of (P,) values, P at least 2, and its normal interval: plus and minus 1.96 standard errors."""
     mean = float(of_pairs.mean())
     half = Z_95 * float(of_pairs.std(ddof=1)) / math.sqrt(len(of_pairs))
     return Estimate(mean=mean, low=mean - half, high=mean + half)
 
 
 def share_interval(of_pairs: Values) -> Estimate:
-    """Return the mean of (P,) shares in 0..1 and its Wilson interval, which stays inside 0..1 and has width at both.
+    """Return the mean of (P,) shares in 0..1 and its Wilson interval, which is within 0..1 and never empty.
 
-    A share of several draws varies less between pairs than one of 0 or 1 alone: the pairs then count for as many 0/1
-    outcomes as have that variance. Where all pairs are equal they count once each. Sources: Wilson, J. Am. Stat. Assoc.
+    Shares of several draws vary less between pairs than single 0/1 outcomes: the pairs count as the number of 0/1
+    outcomes that has their variance. If all pairs are equal, each counts once. Sources: Wilson, J. Am. Stat. Assoc.
     22 (1927) 209; for the effective number, Korn and Graubard, Survey Methodology 24 (1998) 193.
     """
     mean, variance = float(of_pairs.mean()), float(of_pairs.var())

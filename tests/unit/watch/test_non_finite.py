@@ -55,8 +55,8 @@ def test_a_row_ends_the_run_at_its_last_step_and_a_fine_step_ends_the_row(tmp_pa
     assert error is not None
     assert run.watch.take_error() is None, "once"
     assert [line.partition(":")[0] for line in run.said] == ["step 1", "step 2", "step 4", "step 5", "step 6"]
-    assert run.said[0] == "step 1: loss is nan, which is not finite; update left out, 1 in a row"
-    assert run.said[-1] == "step 6: gradients are not finite; update left out, 3 in a row"
+    assert run.said[0] == "step 1: loss is nan, which is not finite; update skipped, 1 in a row"
+    assert run.said[-1] == "step 6: gradients are not finite; update skipped, 3 in a row"
 
 
 def test_without_a_limit_nothing_ends_the_run(tmp_path):
@@ -68,7 +68,7 @@ def test_without_a_limit_nothing_ends_the_run(tmp_path):
 def test_search_for_a_loss_scale_neither_counts_nor_ends_a_row(tmp_path):
     run = Run(tmp_path, limit=2, scale=65536.0, least=1.0)
     assert [run.step(number, BAD_GRADIENT) for number in range(1, 20)] == [None] * 19
-    assert run.said[0] == "step 1: gradients overflowed at loss scale 65536; update left out"
+    assert run.said[0] == "step 1: gradients overflowed at loss scale 65536; update skipped"
     assert run.step(20, BAD_LOSS) is None, "no scale makes a loss finite"
     assert run.step(21, BAD_GRADIENT) is None
     assert run.step(22, BAD_LOSS) is not None

@@ -93,8 +93,8 @@ def test_warning_changes_nothing() -> None:
     assert run.steps(10, 0.1, 0.3, 0.4) == [None] * 3
     assert run.scales == []
     assert run.said == [
-        "watchdog, step 30: the error of preferred images stands 40 % above the reference's, for 2 readings above the "
-        "limit of 20 %; a lower learning rate or a higher beta would hold it"
+        "watchdog, step 30: the error of preferred images is 40 % above the reference's, and has been above the "
+        "limit of 20 % for 2 readings; lower the learning rate or raise beta"
     ]
 
 
@@ -110,7 +110,7 @@ def test_rate_is_lowered_so_often_and_no_more() -> None:
     run.steps(10, *[0.3] * 8)
     assert run.scales == [0.5, 0.5]
     assert "0.25 in all" in run.said[1]
-    assert "max_interventions 2 are used up" in run.said[2]
+    assert "max_interventions 2 is reached" in run.said[2]
     assert "used up" in run.said[3]
 
 
