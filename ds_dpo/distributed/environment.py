@@ -27,7 +27,7 @@ class RankEnvironment:
 def read_environment(environ: Mapping[str, str]) -> RankEnvironment:
     """Read this rank's place from what `deepspeed` or torchrun set, else srun, else take it for the only rank.
 
-    Raises ConfigError where only some of the variables are set.
+    Raises ConfigError if only some of the variables are set.
     """
     if _has_launcher(environ):
         return _from_launcher(environ)

@@ -1,1 +1,1 @@
-"""From a run's ZeRO shards to what people load, verified before it is there."""
+"""Turn a run's ZeRO shards into models that other programs load, and verify them first."""

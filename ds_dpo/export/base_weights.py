@@ -1,4 +1,4 @@
-"""The weights and settings of the model that a run started from, where they can be had."""
+"""The weights and settings of the model that a run started from, if they are available."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
 def weights_at_hand(base: BaseModel | None) -> Mapping[str, Tensor] | None:
-    """The base's UNet weights if they can be read on this machine: a folder, a file, the hub's cache; else None."""
+    """Return the base's UNet weights if this machine has them in a folder, a file or the hub's cache; else None."""
     if base is None:
         return None
     if Path(base.name).is_file():
@@ -31,18 +31,18 @@ def weights_at_hand(base: BaseModel | None) -> Mapping[str, Tensor] | None:
         folder = None if config is None else config.parent.parent
     try:
         return None if folder is None else _in_folder(folder, base)
-    except ModelError:  # a folder may hold settings alone, the hub's cache any part of a model
+    except ModelError:  # a folder may hold only settings, and the hub's cache any part of a model
         return None
 
 
 def required_weights(base: BaseModel | None, *, why: str) -> Mapping[str, Tensor]:
-    """The base's UNet weights, downloaded where it is a hub id that is not in the cache.
+    """Return the base's UNet weights; downloads them if the base is a hub id that is not in the cache.
 
-    why: what they are needed for. Raises ConfigError where no base is known, ModelError where it cannot be had.
+    why: what needs them. Raises ConfigError if no base is known, ModelError if it cannot be read.
     """
     if base is None:
         raise ConfigError(
-            f"{why} needs the base's weights, and the checkpoint does not name its base; add --base MODEL"
+            f"{why} needs the base's weights, but the checkpoint does not name its base; add --base MODEL"
         )
     found = weights_at_hand(base)
     if found is not None or Path(base.name).is_dir():
@@ -53,7 +53,7 @@ def required_weights(base: BaseModel | None, *, why: str) -> Mapping[str, Tensor
 
 
 def prediction_type_of(base: BaseModel | None) -> str | None:
-    """What the model predicts, in diffusers' words, as run or base say; None where that is not at hand."""
+    """Return what the model predicts, in diffusers' words, from the run or the base; None if it is not available."""
     if base is None:
         return None
     if "prediction_type" in base.scheduler:
@@ -62,7 +62,7 @@ def prediction_type_of(base: BaseModel | None) -> str | None:
     if folder.is_file():
         try:
             return str(_in_file(base).scheduler_config(None)["prediction_type"])
-        except ModelError:  # a file of SD2.1 need not say
+        except ModelError:  # a file of SD2.1 may not state it
             return None
     path = folder / SCHEDULER_CONFIG if folder.is_dir() else _cached(base, SCHEDULER_CONFIG)
     if path is None or not path.is_file():
@@ -84,7 +84,7 @@ def _in_folder(folder: Path, base: BaseModel) -> FileWeights:
     try:
         return FileWeights(find_weights(unet, UNET_STEM, variant=None))
     except ModelError:
-        # a base that the user names may hold its fp16 weights alone
+        # a base that the user names may have only fp16 weights
         if not any(unet.glob(f"{UNET_STEM}*fp16*")):
             raise
         return FileWeights(find_weights(unet, UNET_STEM, variant="fp16"))
@@ -96,6 +96,6 @@ def _cached(base: BaseModel, name: str) -> Path | None:
 
     try:
         found = try_to_load_from_cache(base.name, name, revision=base.revision)
-    except HFValidationError:  # a path of another machine is no name of a repository
+    except HFValidationError:  # a path of another machine is not the name of a repository
         return None
     return Path(found) if isinstance(found, str) else None

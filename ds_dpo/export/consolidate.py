@@ -1,4 +1,4 @@
-"""From a run's ZeRO shards to what people load, verified before it is there."""
+"""Export a checkpoint: from a run's ZeRO shards to a model that other programs load, verified first."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
 
 
 def consolidate(request: Request, *, say: Say = print) -> None:
-    """Export a checkpoint as asked, saying what is done; request.out is complete afterwards or untouched.
+    """Export a checkpoint as requested. Afterwards request.out is complete, or it was not touched.
 
-    Raises CheckpointError, ModelError or ConfigError naming what cannot be read, checked, found or written.
+    Raises CheckpointError, ModelError or ConfigError that names what cannot be read, verified, found or written.
     """
     check_options(request)
     started = time.perf_counter()
@@ -39,7 +39,7 @@ def consolidate(request: Request, *, say: Say = print) -> None:
     job = look_into(request, source, checkpoint, say=say)
     plan = FORMATS[request.format](job)
     distance = _measure(job, plan, say=say)
-    # what is written there takes its place only after all that was read has been verified
+    # the destination is only replaced after everything that was read has been verified
     with _destination(request, plan, job) as place, checkpoint.verified_beside():
         copy_files(plan.copies, place)
         if plan.copies and job.base is not None:
@@ -62,7 +62,7 @@ def consolidate(request: Request, *, say: Say = print) -> None:
 
 
 def describe(source: Source, checkpoint: ZeroCheckpoint) -> str:
-    """One line on the checkpoint that was chosen."""
+    """Return a line about the chosen checkpoint."""
     numel = sum(placement.numel for placement in checkpoint.parameters.values())
     checked = "manifest verified" if source.is_verified else "no manifest to verify"
     return (
@@ -72,9 +72,9 @@ def describe(source: Source, checkpoint: ZeroCheckpoint) -> str:
 
 
 def look_into(request: Request, source: Source, checkpoint: ZeroCheckpoint, *, say: Say) -> Job:
-    """Find out what the checkpoint holds and what it started from.
+    """Find out what the checkpoint holds and which base it started from.
 
-    Raises as consolidate does.
+    Raises the same errors as consolidate.
     """
     held = _held_weights(request, checkpoint, say=say)
     base = choose_base(source, request.base)
@@ -82,13 +82,13 @@ def look_into(request: Request, source: Source, checkpoint: ZeroCheckpoint, *, s
     adapter = find_adapter(held, lora_alpha=request.lora_alpha)
     if adapter is None:
         if request.lora_alpha is not None:
-            raise ConfigError(f"--lora_alpha {request.lora_alpha:g}: {source.folder} holds no LoRA")
+            raise ConfigError(f"--lora_alpha {request.lora_alpha:g}: {source.folder} has no LoRA; leave the option out")
         weights = restore_frozen(held, base_weights)
     else:
-        say(f"holds a LoRA on {len(adapter.layers)} layers")
+        say(f"the checkpoint has a LoRA on {len(adapter.layers)} layers")
         is_alone = len(held.parameters) == len(adapter.parameters)
         if is_alone and base_weights is None and request.format != "lora":
-            base_weights = required_weights(base, why="a checkpoint of the LoRA alone")
+            base_weights = required_weights(base, why="a checkpoint that holds only a LoRA")
         weights = merge_adapter(held, adapter, base_weights)
     return Job(
         request=request,
@@ -108,18 +108,18 @@ def _held_weights(request: Request, checkpoint: ZeroCheckpoint, *, say: Say) -> 
         return held
     inside = select_keys(held, request.keys)
     outside = len(held.parameters) - len(inside.parameters)
-    say(f"took {len(inside.parameters)} parameters under {request.keys!r}, left out {outside} others")
+    say(f"took {len(inside.parameters)} parameters under {request.keys!r}, skipped {outside} others")
     return inside
 
 
 def _measure(job: Job, plan: Plan, *, say: Say) -> Distance | None:
-    """Compare with the base where it can be had, and say how far the run has moved."""
+    """Compare with the base if it is available, and log how far the run has moved."""
     base = job.base_weights
     if base is None and plan.needs_distance:
         base = required_weights(job.base, why="--format lora of a full run")
     if base is None or not job.weights.parameters:
-        known = "no base is known" if job.base is None else f"no weights of {job.base.name} are at hand"
-        say(f"distance from the base: not measured, as {known}")
+        known = "no base is known" if job.base is None else f"the weights of {job.base.name} are not available"
+        say(f"distance from the base: not measured, because {known}")
         return None
     distance = measure_distance(job.weights, base)
     if not math.isfinite(distance.relative):
@@ -137,7 +137,7 @@ def _destination(request: Request, plan: Plan, job: Job) -> AbstractContextManag
 def card_facts(
     job: Job, source: Source, checkpoint: ZeroCheckpoint, plan: Plan, written: Written, distance: Distance | None
 ) -> CardFacts:
-    """What the model card of this export states."""
+    """Return the facts for this export's model card."""
     request, family = job.request, family_of(job.config)
     moved = {} if distance is None else {"relative distance from the base": f"{distance.relative:.3g}"}
     facts = CardFacts(

@@ -1,4 +1,4 @@
-"""Write the UNet of a checkpoint as diffusers wants it, checking each tensor on its way."""
+"""Write the UNet of a checkpoint in diffusers' form, and check each tensor while it is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_FILE_BYTES = 10 * 10**9  # diffusers' own limit of one file
 
 @dataclasses.dataclass(frozen=True)
 class WrittenUnet:
-    """What was written: number of tensors, bytes of data, file names."""
+    """The written UNet: number of tensors, bytes of data, file names."""
 
     num_tensors: int
     num_bytes: int
@@ -35,7 +35,7 @@ class WrittenUnet:
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters that a UNet of this configuration has; no memory is used for weights.
+    """Return names and shapes of the parameters of a UNet with this configuration, without memory for weights.
 
     Raises ModelError for a configuration of another class, or one that diffusers refuses.
     """
@@ -47,7 +47,7 @@ def _shapes_of(config_json: str) -> dict[str, tuple[int, ...]]:
     config = json.loads(config_json)
     named_class = config.get("_class_name", CLASS_NAME)
     if named_class != CLASS_NAME:
-        raise ModelError(f"the model configuration is of {named_class!r}; this exports {CLASS_NAME}")
+        raise ModelError(f"the model configuration is of {named_class!r}, but only {CLASS_NAME} can be exported")
     known = known_shapes(config)
     return _built_shapes(config) if known is None else known
 
@@ -64,7 +64,7 @@ def _built_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def check_parameters(checkpoint: Weights, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError unless the checkpoint has each expected parameter, in its shape, and no other."""
+    """Raise CheckpointError unless the checkpoint has exactly the expected parameters, with their shapes."""
     found = {name: placement.shape for name, placement in checkpoint.parameters.items()}
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     other = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
@@ -91,8 +91,8 @@ def write_unet(
 ) -> WrittenUnet:
     """Write folder/config.json and the weights, rounded from the fp32 master, in one file or several with an index.
 
-    variant: the files are named as from_pretrained(variant=...) looks for them. Holds one tensor in memory.
-    Raises CheckpointError where parameters do not fit the configuration or where a value is not finite in dtype.
+    variant: the files get names for from_pretrained(variant=...). Holds one tensor in memory.
+    Raises CheckpointError if parameters do not fit the configuration or where a value is not finite in dtype.
     """
     expected = expected_shapes(config)
     check_parameters(checkpoint, expected)
@@ -107,7 +107,7 @@ def write_unet(
         placed = {spec.name: name for name, content in zip(names, files, strict=True) for spec in content}
         index = {"metadata": {"total_size": num_bytes}, "weight_map": placed}
         _write_json(folder / f"{WEIGHTS_STEM}.safetensors.index{_infix(variant)}.json", index)
-    # _name_or_path tells where the base lay on the machine that trained
+    # _name_or_path is the base's path on the training machine
     published = {key: value for key, value in config.items() if key != "_name_or_path"}
     _write_json(folder / "config.json", {**published, "_class_name": CLASS_NAME})
     _check_written(folder, names, specs)
@@ -115,7 +115,7 @@ def write_unet(
 
 
 def weight_file_names(number: int, *, variant: str | None = None) -> list[str]:
-    """Names that diffusers gives to the weights, or those of a variant such as fp16, in one file or in several."""
+    """Return diffusers' names of weight files, for one file or several, and for a variant such as fp16."""
     stem = f"{WEIGHTS_STEM}{_infix(variant)}"
     if number == 1:
         return [f"{stem}.safetensors"]
@@ -127,7 +127,7 @@ def _infix(variant: str | None) -> str:
 
 
 def read_finite(checkpoint: Weights, spec: TensorSpec) -> Tensor:
-    """Read a weight in its output dtype. Raises CheckpointError where a value is NaN, infinite, or overflows."""
+    """Read a weight in its output dtype. Raises CheckpointError if a value is NaN, infinite, or overflows."""
     tensor = torch.empty(spec.shape, dtype=spec.dtype)
     fill_finite(checkpoint, spec, tensor)
     return tensor
@@ -148,10 +148,10 @@ def fill_finite(checkpoint: Weights, spec: TensorSpec, place: Tensor) -> None:
 
 
 def fits_dtype(values: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether each of some flat values is finite in dtype.
+    """Return whether each of some flat values is finite in dtype.
 
-    The sum of their squares mostly answers that, in half the time of a look for the largest: it is finite only if
-    all of them are, and none is larger than its root.
+    The sum of squares usually decides this, in half the time of a search for the largest value: if it is finite, all
+    values are, and none is larger than its root.
     """
     if float(torch.dot(values, values)) < SQUARE_THAT_FITS:
         return True
@@ -165,7 +165,7 @@ def _what_is_wrong(checkpoint: Weights, spec: TensorSpec) -> str:
     if bad:
         return f"has {bad} values of {master.numel()} that are NaN or infinite: the run has diverged"
     limit = torch.finfo(spec.dtype).max
-    return f"reaches {float(master.abs().max()):.6g}, beyond {limit:.6g} of {spec.dtype}; use --dtype bf16 or fp32"
+    return f"reaches {float(master.abs().max()):.6g}, but {spec.dtype} only holds {limit:.6g}; use --dtype bf16 or fp32"
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -173,7 +173,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _check_written(folder: Path, names: list[str], specs: list[TensorSpec]) -> None:
-    """Read the headers back with the library that others will read them with."""
+    """Read the headers again with the library that other programs use."""
     from safetensors import safe_open
 
     found: dict[str, tuple[int, ...]] = {}

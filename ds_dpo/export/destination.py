@@ -1,4 +1,4 @@
-"""A folder or file that appears complete or not at all, and that never replaces what is not an earlier export."""
+"""Write a folder or file that appears complete or not at all, and that only replaces an earlier export."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 from ds_dpo.errors import CheckpointError
 
 RECORD_NAME = "export.json"
-RECORD_KEY = "ds_dpo.export"  # of a safetensors file's metadata
+RECORD_KEY = "ds_dpo.export"  # in a safetensors file's metadata
 
 
 @contextlib.contextmanager
 def new_folder(out: Path, *, needed_bytes: int, record: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a temporary folder to fill; at the end it is renamed to out, after an error it is removed.
+    """Yield a temporary folder to fill. At the end it is renamed to out; after an error it is removed.
 
-    An earlier export at out is replaced at that moment and not before. record: written as out/export.json beside
-    the list of files, by which a later export knows what it may replace.
-    Raises CheckpointError where out holds anything else, the disk is too small or refuses to be written.
+    An earlier export at out is replaced only at the end. record: written to out/export.json with the list of files, so
+    that a later export knows what it may replace.
+    Raises CheckpointError if out holds anything else, or if the disk is too small or cannot be written.
     """
     check_replaceable(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -41,10 +41,10 @@ def new_folder(out: Path, *, needed_bytes: int, record: Mapping[str, Any]) -> It
 
 @contextlib.contextmanager
 def new_file(out: Path, *, needed_bytes: int) -> Iterator[Path]:
-    """Give the path of a temporary file to write; at the end it is renamed to out, after an error it is removed.
+    """Yield the path of a temporary file to write. At the end it is renamed to out; after an error it is removed.
 
-    What is written has the record of the export in its metadata, by which a later one knows what it may replace.
-    Raises CheckpointError where out is anything else, the disk is too small or refuses to be written.
+    The file must have the record of the export in its metadata, so that a later export knows that it may replace it.
+    Raises CheckpointError if out is anything else, or if the disk is too small or cannot be written.
     """
     check_replaceable(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -67,7 +67,7 @@ def check_replaceable(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / RECORD_NAME).is_file():
-        raise CheckpointError(f"{out}: exists and is not an earlier export; name another folder, or remove it first")
+        raise CheckpointError(f"{out}: exists and is not an earlier export; give another folder, or remove it first")
     try:
         own = set(json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))["files"])
     except (ValueError, KeyError, TypeError) as error:
@@ -75,7 +75,7 @@ def check_replaceable(out: Path) -> None:
     added = sorted(set(_files(out)) - own - {RECORD_NAME})
     if added:
         raise CheckpointError(
-            f"{out}: an earlier export to which {added[0]!r} was added; move that away, or name another folder"
+            f"{out}: an earlier export to which {added[0]!r} was added; move that file away, or give another folder"
         )
 
 
@@ -85,19 +85,19 @@ def _check_replaceable_file(out: Path) -> None:
     try:
         with safe_open(out, framework="pt") as file:
             is_export = RECORD_KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):  # whatever else it is, it is no export
+    except (OSError, SafetensorError):  # any other file is not an export
         is_export = False
     if not is_export:
-        raise CheckpointError(f"{out}: exists and is not an earlier export; name another file, or remove it first")
+        raise CheckpointError(f"{out}: exists and is not an earlier export; give another file, or remove it first")
 
 
 def check_space(folder: Path, *, needed_bytes: int) -> None:
-    """Raise CheckpointError unless the disk of this folder has so many bytes left."""
+    """Raise CheckpointError unless the disk of this folder has needed_bytes left."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise CheckpointError(
-            f"{folder}: {free / 1e9:.2f} GB free, the export needs {needed_bytes / 1e9:.2f} GB; "
-            "free some, or name a folder on another disk"
+            f"{folder}: {free / 1e9:.2f} GB are free, but the export needs {needed_bytes / 1e9:.2f} GB; "
+            "free some space, or give a folder on another disk"
         )
 
 
@@ -114,7 +114,7 @@ def _put_in_place(temporary: Path, out: Path) -> None:
     if not out.exists():
         temporary.rename(out)
         return
-    # a folder with files cannot be renamed over, so the former export steps aside first
+    # rename cannot replace a folder with files, so the former export is moved away first
     former = out.with_name(f".{out.name}.{os.getpid()}.former")
     out.rename(former)
     temporary.rename(out)

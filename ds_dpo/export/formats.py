@@ -1,4 +1,4 @@
-"""The forms that an export can have: what each needs, and how it writes its weights."""
+"""The formats of an export: what each needs, and how it writes its weights."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from ds_dpo.precision import torch_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """An export that was looked into: where its weights come from and what is known of its base.
+    """An export that is ready to be planned: its weights, and what is known of its base.
 
-    held: the weights as the checkpoint holds them. weights: the UNet's own, with the run's LoRA, if any, merged in.
-    base_weights: where they are at hand. record: tells a later export that this one may be replaced.
+    held: the weights as the checkpoint holds them. weights: the UNet's, with the run's LoRA, if any, merged in.
+    base_weights: None if they are not available. record: lets a later export replace this one.
     """
 
     request: Request
@@ -61,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Written:
-    """Files that were written, the tensors that they should hold, and what the user should know of them.
+    """Files that were written, the tensors that they should hold, and remarks for the user.
 
     others: names of tensors that come from a base file.
     """
@@ -77,8 +77,8 @@ class Written:
 class Plan:
     """How a format is written: into a folder, or as file_name inside of one.
 
-    usage: the line that loads it. copies: files to put beside, and their names. write: given the folder or file, and
-    the distance from the base if it was measured.
+    usage: the line that loads it. copies: further files and their names. write: gets the folder or file, and the
+    distance from the base if it was measured.
     """
 
     write: Callable[[Path, Distance | None], Written]
@@ -90,7 +90,7 @@ class Plan:
 
 
 def weights_bytes(job: Job) -> int:
-    """Size of the UNet's weights in the output's dtype."""
+    """Return the bytes of the UNet's weights in the output's dtype."""
     return torch_dtype(job.request.dtype).itemsize * sum(place.numel for place in job.weights.parameters.values())
 
 
@@ -99,7 +99,7 @@ def _variant_argument(request: Request) -> str:
 
 
 def plan_unet(job: Job) -> Plan:
-    """A folder with the UNet alone, for UNet2DConditionModel.from_pretrained(subfolder="unet")."""
+    """Plan a folder with the UNet alone, for UNet2DConditionModel.from_pretrained(subfolder="unet")."""
     request = job.request
     check_parameters(job.weights, expected_shapes(job.config))
     arguments = f'subfolder="unet"{_variant_argument(request)}, torch_dtype={torch_dtype(request.dtype)}'
@@ -108,12 +108,12 @@ def plan_unet(job: Job) -> Plan:
 
 
 def plan_pipeline(job: Job) -> Plan:
-    """A whole pipeline: the base's parts as they are, this UNet, and another VAE where one is named."""
+    """Plan a whole pipeline: copies of the base's parts, this UNet, and another VAE if one is given."""
     request, base = job.request, job.base
     if base is None:
         raise ConfigError(f"--format pipeline: {request.source} does not name its base pipeline; add --base MODEL")
     pipeline = locate_pipeline(base)
-    vae = request.vae or base.vae  # the run's own VAE made the latents that it was trained on
+    vae = request.vae or base.vae  # the run's VAE made the latents that it was trained on
     copies = list_copies(pipeline, variant=base.variant, vae=locate_vae(resolve_asset(vae)) if vae else None)
     arguments = f"torch_dtype={torch_dtype(request.dtype)}{_variant_argument(request)}"
     plan = plan_unet(job)
@@ -138,7 +138,7 @@ def _write_unet(job: Job, folder: Path, distance: Distance | None) -> Written:
 
 
 def plan_single_file(job: Job) -> Plan:
-    """One file under the names of A1111, Forge and ComfyUI: the UNet alone, or in a base file."""
+    """Plan one file with the names of A1111, Forge and ComfyUI: the UNet alone, or inside a base file."""
     request = job.request
     check_parameters(job.weights, expected_shapes(job.config))
     shapes = single_file_shapes(job.config)
@@ -163,26 +163,26 @@ def plan_single_file(job: Job) -> Plan:
 
 def _remarks_on(others: frozenset[str]) -> list[str]:
     if not others:
-        return ["the UNet alone: A1111 and Forge want a whole checkpoint; name one with --base_file"]
-    lines = [f"kept {len(others)} tensors of the base file as they are"]
+        return ["the file holds the UNet alone, but A1111 and Forge need a whole checkpoint; give one with --base_file"]
+    lines = [f"copied {len(others)} tensors of the base file unchanged"]
     averages = sum(name.startswith(EMA_PREFIX) for name in others)
     if averages:
         lines.append(
-            f"{averages} of them are {EMA_PREFIX}*, the base's own moving average: a program that is told to take "
-            "those gets the base"
+            f"{averages} of them are {EMA_PREFIX}*, the base's own moving average: a program that uses them gets the "
+            "base model"
         )
     return lines
 
 
 def plan_lora(job: Job) -> Plan:
-    """A LoRA: that of the run, or one of a given rank computed from what a full run changed."""
+    """Plan a LoRA: that of the run, or one of a given rank computed from the change of a full run."""
     return _plan_trained_lora(job, job.adapter) if job.adapter is not None else _plan_computed_lora(job)
 
 
 def _plan_trained_lora(job: Job, adapter: Adapter) -> Plan:
     if job.request.rank is not None:
         ranks = sorted({layer.rank for layer in adapter.layers.values()})
-        raise ConfigError(f"--rank {job.request.rank}: this run trained a LoRA, of rank {ranks}; leave the option out")
+        raise ConfigError(f"--rank {job.request.rank}: this run trained a LoRA of rank {ranks}; leave the option out")
     layers = file_layers(job.held, adapter, expected_shapes(job.config))
 
     def write(path: Path, distance: Distance | None) -> Written:
@@ -198,8 +198,8 @@ def _plan_computed_lora(job: Job) -> Plan:
     request = job.request
     if request.rank is None:
         raise ConfigError(
-            f"--format lora: {request.source} holds no LoRA but a fully trained UNet; add --rank R (such as 64) to "
-            "have its change approximated by one"
+            f"--format lora: {request.source} holds a fully trained UNet and no LoRA; add --rank R, such as 64, to "
+            "approximate its change by a LoRA"
         )
     check_parameters(job.weights, expected_shapes(job.config))
     rank, base = request.rank, job.base_weights or required_weights(job.base, why="--format lora of a full run")
@@ -221,7 +221,7 @@ def _lora_plan(
     *,
     needs_distance: bool = False,
 ) -> Plan:
-    # a LoRA is never larger than the weights that it changes would be in fp32
+    # a LoRA is never larger than the fp32 weights that it changes
     elements = sum(layer.num_elements for layer in layers.values())
     needed = 4 * elements if layers else 2 * weights_bytes(job)
     is_kohya = job.request.lora_naming == "kohya"

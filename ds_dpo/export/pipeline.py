@@ -1,4 +1,4 @@
-"""Copy the parts of a base pipeline that training leaves as they are, without loading them."""
+"""Copy the parts of a base pipeline that training does not change, without loading them."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from ds_dpo.models.weights.hub import fetch_folder
 
 INDEX_NAME = "model_index.json"
 REPLACED = "unet"
-SETTINGS = (".json", ".txt", ".model", ".jinja")  # of schedulers, tokenizers and models
-WEIGHTS = (".safetensors", ".bin")  # the first that a component has is copied
+SETTINGS = (".json", ".txt", ".model", ".jinja")  # files of schedulers, tokenizers and models
+WEIGHTS = (".safetensors", ".bin")  # the first kind that a component has is copied
 
 
 def locate_pipeline(base: BaseModel) -> Path:
-    """Folder of the base pipeline, downloaded without its UNet's weights where it is a hub id.
+    """Return the folder of the base pipeline; a hub id is downloaded without its UNet's weights.
 
-    Raises ModelError where it is not to be had, or is not a diffusers pipeline with a UNet.
+    Raises ModelError if it cannot be read, or is not a diffusers pipeline with a UNet.
     """
     folder = Path(base.name)
     if folder.is_file():
         raise ModelError(
             f"--format pipeline: the base {folder} is one file; --format single-file --base_file {folder} writes "
-            "another such file, or name a diffusers folder of the same model with --base"
+            "another such file, or give a diffusers folder of the same model with --base"
         )
     if not folder.is_dir():
         patterns = [INDEX_NAME, *(f"*/*{suffix}" for suffix in (*SETTINGS, WEIGHTS[0]))]
         folder = fetch_folder(base.name, revision=base.revision, patterns=tuple(patterns), leave_out=(f"{REPLACED}/*",))
     if REPLACED not in components(folder):
-        raise ModelError(f"{folder / INDEX_NAME}: names no {REPLACED!r}, so its pipeline cannot take this model")
+        raise ModelError(f"{folder / INDEX_NAME}: has no {REPLACED!r}, so that this model does not fit into it")
     return folder
 
 
 def locate_vae(name: str) -> Path:
-    """Folder with config.json and weights of a VAE: that folder, its subfolder vae, or a hub model's.
+    """Return the folder with config.json and weights of a VAE: that folder, its subfolder vae, or a hub model's.
 
-    Raises ModelError where there is none.
+    Raises ModelError if there is none.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -50,26 +50,26 @@ def locate_vae(name: str) -> Path:
     for candidate in (folder, folder / "vae"):
         if (candidate / "config.json").is_file():
             return candidate
-    raise ModelError(f"{folder}: neither config.json nor vae/config.json, so no VAE of diffusers")
+    raise ModelError(f"{folder}: not a VAE of diffusers, since it has neither config.json nor vae/config.json")
 
 
 def components(pipeline: Path) -> dict[str, str]:
-    """Components of a pipeline folder and their classes, as model_index.json names them; absent ones left out.
+    """Return components of a pipeline folder and their classes from model_index.json, without absent ones.
 
-    Raises ModelError where there is no such file.
+    Raises ModelError if there is no such file.
     """
     path = pipeline / INDEX_NAME
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable, so this is no diffusers pipeline ({error})") from error
+        raise ModelError(f"{path}: cannot be read, so this is not a diffusers pipeline ({error})") from error
     return {name: str(entry[1]) for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
 
 
 def list_copies(pipeline: Path, *, variant: str | None, vae: Path | None) -> list[tuple[Path, str]]:
-    """Files of a pipeline to copy, and the names they get: all but the UNet's, with vae in place of its own VAE.
+    """Return the files of a pipeline to copy and their new names: all but the UNet's, with vae instead of its own VAE.
 
-    variant: weights of this variant (model.fp16.safetensors) are taken where there are some, under the plain name.
+    variant: weights of this variant (model.fp16.safetensors), if there are any, are copied under the plain name.
     Raises ModelError for a component whose folder is missing or that needs renamed shards.
     """
     copies = [(pipeline / INDEX_NAME, INDEX_NAME)]

@@ -49,37 +49,41 @@ FORMAT_OPTIONS: dict[str, frozenset[str]] = {
     "lora": ALWAYS | {"rank", "lora_naming"},
 }
 LORA_NAMINGS = ("diffusers", "kohya")
-FILE_FORMATS = ("single-file", "lora")  # what one file can hold
+FILE_FORMATS = ("single-file", "lora")  # formats that fit into one file
 
 
 def is_one_file(request: Request) -> bool:
-    """Tell whether the export is a file by itself, and no folder."""
+    """Return whether the export is a single file rather than a folder."""
     return request.out.suffix == FILE_SUFFIX
 
 
 def check_options(request: Request) -> None:
-    """Raise ConfigError for an option that the format would ignore, and for values that cannot be."""
+    """Raise ConfigError for an option that the format would ignore, and for impossible values."""
     for field in dataclasses.fields(request):
         value = getattr(request, field.name)
         if field.name not in FORMAT_OPTIONS[request.format] and value != field.default:
             takers = [name for name, options in FORMAT_OPTIONS.items() if field.name in options]
             raise ConfigError(
-                f"--{field.name} {value}: --format {request.format} has no use for it; it is for {' and '.join(takers)}"
+                f"--{field.name} {value}: --format {request.format} ignores it; give it with {' or '.join(takers)}"
             )
     if is_one_file(request) and request.format not in FILE_FORMATS:
-        raise ConfigError(f"{request.out}: --format {request.format} is a folder; name one, without {FILE_SUFFIX}")
+        raise ConfigError(
+            f"{request.out}: --format {request.format} writes a folder; give a name without {FILE_SUFFIX}"
+        )
     if request.push_to_hub is not None and is_one_file(request):
         raise ConfigError(
-            f"--push_to_hub {request.push_to_hub}: {request.out} is a file; name a folder, which gets a model card too"
+            f"--push_to_hub {request.push_to_hub}: {request.out} is a file; give a folder, which also gets a model card"
         )
     if request.private and request.push_to_hub is None:
-        raise ConfigError("--private: nothing is pushed; add --push_to_hub OWNER/NAME")
+        raise ConfigError("--private has no effect without an upload; add --push_to_hub OWNER/NAME")
     if request.variant is not None and not re.fullmatch(r"\w+", request.variant):
-        raise ConfigError(f"--variant {request.variant!r}: stands in file names; a word such as fp16 would fit")
+        raise ConfigError(
+            f"--variant {request.variant!r}: must be a word such as fp16, because it becomes part of file names"
+        )
     for name in ("max_shard_gb", "rank", "lora_alpha"):
         _check_positive(name, getattr(request, name))
 
 
 def _check_positive(name: str, value: Any) -> None:
     if value is not None and not value > 0:
-        raise ConfigError(f"--{name} {value}: a number above 0 would fit")
+        raise ConfigError(f"--{name} {value} must be above 0")

@@ -1,4 +1,4 @@
-"""Write the UNet as A1111, Forge and ComfyUI read it: alone, or in place of the one in a base file, streaming."""
+"""Write the UNet as A1111, Forge and ComfyUI read it: alone or into a copy of a base file, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COPY_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a safetensors file: the format's own name of its dtype, its shape, and where its bytes lie."""
+    """A tensor of a safetensors file: its dtype in the format's words, its shape, and the place of its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class BaseFile:
-    """A safetensors file as its header tells it; start and stop of its tensors count from the file's beginning."""
+    """A safetensors file, from its header. start and stop of its tensors count from the beginning of the file."""
 
     path: Path
     metadata: Mapping[str, str]
@@ -47,7 +47,7 @@ class BaseFile:
 
 
 def read_base_file(path: Path) -> BaseFile:
-    """Read a safetensors file's header, which the library checks first. Raises ModelError where it is not one."""
+    """Read the header of a safetensors file, which the library checks first. Raises ModelError for another file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -55,7 +55,7 @@ def read_base_file(path: Path) -> BaseFile:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not readable as safetensors ({error})") from error
+        raise ModelError(f"{path}: cannot be read as safetensors ({error})") from error
     metadata = header.pop("__metadata__", {})
     data = 8 + length
     tensors = {
@@ -66,21 +66,21 @@ def read_base_file(path: Path) -> BaseFile:
 
 
 def check_base_file(base: BaseFile, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ModelError, naming the first that differs, unless the file's UNet has these names and shapes."""
+    """Raise ModelError that names the first difference, unless the file's UNet has these names and shapes."""
     found = {name: stored.shape for name, stored in base.tensors.items() if name.startswith(UNET_PREFIX)}
     if not found:
-        raise ModelError(f"{base.path}: no tensor under {UNET_PREFIX!r}; a checkpoint of SD 1.5 or SDXL would fit")
+        raise ModelError(f"{base.path}: has no tensor under {UNET_PREFIX!r}; give a checkpoint of SD 1.5 or SDXL")
     differing = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
     if differing:
         name = differing[0]
         raise ModelError(
-            f"{base.path}: its UNet is not this one: {len(differing)} tensors differ; first: {name!r} is "
+            f"{base.path}: holds another UNet: {len(differing)} tensors differ; the first, {name!r}, is "
             f"{found.get(name, 'absent')} in the file and {expected.get(name, 'absent')} in the checkpoint's UNet"
         )
 
 
 def single_file_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a UNet's tensors in a single file. Raises ModelError where there are no such names."""
+    """Return names and shapes of a UNet's tensors in a single file. Raises ModelError if no such names exist."""
     shapes = expected_shapes(config)
     return {ldm: shapes[name] for name, ldm in ldm_names(shapes, config).items()}
 
@@ -94,9 +94,9 @@ def write_single_file(
     metadata: Mapping[str, str],
     base: BaseFile | None = None,
 ) -> list[TensorSpec]:
-    """Write the UNet under its single-file names, alone or with all else of base as its bytes are.
+    """Write the UNet under its single-file names, alone or with a byte-by-byte copy of all else in base.
 
-    Holds one tensor in memory; returns what the UNet's own tensors are. Raises CheckpointError where the weights do
+    Holds one tensor in memory. Returns the UNet's own tensors. Raises CheckpointError if the weights do
     not fit the configuration or are not finite in dtype, and ModelError where the base has another UNet.
     """
     shapes = expected_shapes(config)
@@ -124,7 +124,7 @@ def write_single_file(
 
 
 def _lay_out(base: BaseFile, own: Mapping[str, TensorSpec]) -> dict[str, Stored]:
-    """The new file's tensors in order; larger items first, as readers want each tensor aligned to its own item size."""
+    """Return the new file's tensors in order: larger items first, since readers need tensors aligned to items."""
     replaced = {name: Stored(DTYPE_NAMES[spec.dtype], spec.shape, 0, spec.num_bytes) for name, spec in own.items()}
     entries = {name: replaced.get(name, stored) for name, stored in base.tensors.items()}
     order = sorted(entries, key=lambda name: (-entries[name].item_bytes, base.tensors[name].start))
@@ -152,6 +152,6 @@ def _copy_range(source: BinaryIO, target: BinaryIO, stored: Stored) -> None:
     while left:
         chunk = source.read(min(left, COPY_BYTES))
         if not chunk:
-            raise ModelError(f"{source.name}: became shorter while it was read")
+            raise ModelError(f"{source.name}: became shorter during reading")
         target.write(chunk)
         left -= len(chunk)

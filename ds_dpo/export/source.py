@@ -1,4 +1,4 @@
-"""Which checkpoint a path means, and what the run around it says about its model."""
+"""Find the checkpoint that a path means, and what its run says about the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ds_dpo.zero_shards.files import is_tag_folder
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint folder whose manifest, if it has one, was verified; run: the run folder around it, if any."""
+    """A checkpoint folder whose manifest, if it has one, was verified. run: the run folder around it, if any."""
 
     folder: Path
     run: Path | None
@@ -37,14 +37,14 @@ class Source:
 def find_source(path: Path, *, step: int | None, say: Say = print) -> Source:
     """Choose the checkpoint that path means: a run folder, its checkpoints, a DeepSpeed save_dir, or a checkpoint.
 
-    Of several the newest whose manifest verifies is taken, or that of step. A folder that this project did not
-    write has no manifest and is read unverified. Raises CheckpointError naming what is there instead.
+    Of several checkpoints it is that of step, or else the newest whose manifest verifies. A folder that this project
+    did not write has no manifest and is read unverified. Raises CheckpointError that says what was found instead.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a run folder or a checkpoint folder")
     if is_tag_folder(path):
         if step is not None:
-            raise CheckpointError(f"{path}: is one checkpoint already; --step is for a run folder")
+            raise CheckpointError(f"{path}: is already one checkpoint; --step needs a run folder")
         return _verified(path)
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if checkpoint_folders(checkpoints):
@@ -57,25 +57,27 @@ def _of_run(checkpoints: Path, *, step: int | None, say: Say) -> Source:
         folder = checkpoints / step_folder_name(step)
         if not folder.is_dir():
             steps = sorted(step_of(folder) or 0 for folder in checkpoint_folders(checkpoints))
-            raise CheckpointError(f"{checkpoints}: no checkpoint of step {step}; there are {steps}")
+            raise CheckpointError(f"{checkpoints}: has no checkpoint of step {step}, only of {steps}")
         return _verified(folder)
     newest, reasons = newest_valid_checkpoint(checkpoints)
     for reason in reasons:
-        say(f"passed over: {reason}")
+        say(f"skipped: {reason}")
     if newest is None:
-        raise CheckpointError(f"{checkpoints}: no checkpoint is whole; the newest: {reasons[0]}")
+        raise CheckpointError(f"{checkpoints}: has no valid checkpoint; of the newest: {reasons[0]}")
     return Source(newest, run=_run_around(newest), is_verified=True)
 
 
 def _of_save_dir(save_dir: Path, *, step: int | None) -> Source:
     latest = save_dir / "latest"
     if not latest.is_file():
-        raise CheckpointError(f"{save_dir}: no checkpoints/step_N, no *_model_states.pt and no 'latest' in it")
+        raise CheckpointError(
+            f"{save_dir}: not a run or checkpoint: it has no checkpoints/step_N, no *_model_states.pt and no 'latest'"
+        )
     tag = latest.read_text(encoding="utf-8").strip() if step is None else f"global_step{step}"
-    # the tag is a file's content: it may name a folder in here only
+    # the tag comes from a file, so it may only name a folder in here
     if not tag or Path(tag).name != tag or not is_tag_folder(save_dir / tag):
         found = sorted(folder.name for folder in save_dir.iterdir() if folder.is_dir() and is_tag_folder(folder))
-        raise CheckpointError(f"{save_dir}: no checkpoint {tag!r}; there are {found}")
+        raise CheckpointError(f"{save_dir}: has no checkpoint {tag!r}, only {found}")
     return _verified(save_dir / tag)
 
 
@@ -94,9 +96,9 @@ def _run_around(folder: Path) -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """The pipeline that a run started from: folder or hub id, with revision, weight variant and its own VAE.
+    """The pipeline that a run started from: folder or hub id, with revision, weight variant and the run's VAE.
 
-    scheduler: settings of its scheduler that the run had otherwise, by diffusers' names.
+    scheduler: scheduler settings that the run changed, under diffusers' names.
     """
 
     name: str
@@ -107,7 +109,7 @@ class BaseModel:
 
 
 def base_of_run(run: Path) -> BaseModel:
-    """Read the model section of RUN/config.yaml. Raises CheckpointError where it is not as train.py writes it."""
+    """Read the model section of RUN/config.yaml. Raises CheckpointError if it is not one of train.py."""
     path = run / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -121,13 +123,13 @@ def base_of_run(run: Path) -> BaseModel:
             _scheduler_of_run(config),
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: no model.pretrained in it ({error}); name the base with --base") from error
+        raise CheckpointError(f"{path}: has no model.pretrained ({error}); give the base with --base") from error
 
 
 def _scheduler_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sampler of the run's model must be told beside what the base's scheduler says.
+    """Return the scheduler settings that a sampler of the run's model needs besides the base's own.
 
-    Trailing timesteps begin at the last one, which others leave out. Source: arXiv:2305.08891, section 3.3.
+    Trailing timesteps begin at the last one, which other spacings leave out. Source: arXiv:2305.08891, section 3.3.
     """
     settings = {}
     if config["model"].get("prediction_type") is not None:
@@ -138,24 +140,24 @@ def _scheduler_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choose_base(source: Source, base: str | None) -> BaseModel | None:
-    """The base that the user names, as it is, else that of the run, else None."""
+    """Return the base that the user gives, else that of the run, else None."""
     if base is not None:
         return BaseModel(resolve_asset(base))
     return None if source.run is None else base_of_run(source.run)
 
 
 def unet_config(source: Source, base: BaseModel | None) -> dict[str, Any]:
-    """The UNet's diffusers configuration: saved with the checkpoint, else that of the base.
+    """Return the UNet's diffusers configuration: the one saved with the checkpoint, else that of the base.
 
-    Raises CheckpointError where neither is known and ModelError where the base cannot be read.
+    Raises CheckpointError if neither is known, and ModelError if the base cannot be read.
     """
     own = source.folder / UNET_CONFIG_NAME
     if own.is_file():
         return read_json(own)
     if base is None:
         raise CheckpointError(
-            f"{source.folder}: neither {UNET_CONFIG_NAME} nor a run's config.yaml tells the model; "
-            "name the one it was trained from with --base"
+            f"{source.folder}: neither {UNET_CONFIG_NAME} nor a run's config.yaml describes the model; "
+            "give the model that training started from with --base"
         )
     return read_json(_config_of_base(base))
 
@@ -164,8 +166,8 @@ def _config_of_base(base: BaseModel) -> Path:
     folder = Path(base.name)
     if folder.is_file():
         raise CheckpointError(
-            f"{folder} is one file, which does not say in diffusers' words how its UNet is built, and the checkpoint "
-            f"has no {UNET_CONFIG_NAME}; name a diffusers folder with --base"
+            f"{folder} is one file, which has no diffusers configuration of its UNet, and neither has the checkpoint "
+            f"({UNET_CONFIG_NAME}); give a diffusers folder with --base"
         )
     if not folder.is_dir():
         from ds_dpo.models.weights.hub import fetch_file
@@ -174,4 +176,4 @@ def _config_of_base(base: BaseModel) -> Path:
     for path in (folder / "unet" / "config.json", folder / "config.json"):
         if path.is_file():
             return path
-    raise ModelError(f"{folder}: neither unet/config.json nor config.json, so not a diffusers folder")
+    raise ModelError(f"{folder}: not a diffusers folder, since it has neither unet/config.json nor config.json")

@@ -30,7 +30,7 @@ def load_denoiser(
 ) -> UNet2DConditionModel:
     """Return the denoiser to train, on the host, in dtype and training mode, cast tensor by tensor as it is read.
 
-    start: weights in place of those that the model section names. Raises ModelError where it is missing, incomplete or
+    start: weights in place of those that the model section names. Raises ModelError if it is missing, incomplete or
     of another family, or where other weights than the pipeline's do not fit its denoiser.
     """
     pipeline = open_pipeline(model)
@@ -57,7 +57,7 @@ def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
 def load_vae(model: ModelConfig) -> AutoencoderKL:
     """Return the frozen VAE, model.vae's or the pipeline's own, on the host in model.vae_dtype.
 
-    Raises ModelError where it is missing, does not fit the UNet, or would overflow in fp16.
+    Raises ModelError if it is missing, does not fit the UNet, or would overflow in fp16.
     """
     part = open_vae(model)
     _check_vae(model, part.config)
@@ -69,7 +69,7 @@ def load_vae(model: ModelConfig) -> AutoencoderKL:
 def load_text(model: ModelConfig, *, dtype: torch.dtype) -> TextEncoder:
     """Return the frozen text encoders with their tokenizers, on the host in dtype.
 
-    Raises ModelError where one is missing or incomplete.
+    Raises ModelError if one is missing or incomplete.
     """
     pipeline, family = open_pipeline(model), FAMILIES[model.family]
     towers = []
@@ -107,7 +107,7 @@ def drawing_scheduler(model: ModelConfig) -> DDIMScheduler:
 def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return (C, H, W) of an image's latent, by the VAE's config alone. size: height and width, pixels.
 
-    Raises ModelError where the VAE cannot halve a side as often as it does.
+    Raises ModelError if the VAE cannot halve a side as often as it does.
     """
     config = open_vae(model).config
     factor = 2 ** (len(config["block_out_channels"]) - 1)
@@ -154,7 +154,7 @@ def _start_part(model: ModelConfig) -> Part:
 
 
 def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[str, Any]) -> None:
-    """Raise ModelError where the UNet is not conditioned as model.family says, or does more than predict noise."""
+    """Raise ModelError if the UNet is not conditioned as model.family says, or does more than predict noise."""
     family = family_of(unet_config, lambda name: pipeline.text_encoder(name).config)
     found = None if family is None else family.name
     if found != model.family:

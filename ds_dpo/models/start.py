@@ -43,7 +43,7 @@ def pin_start(config: RunConfig) -> RunConfig:
     """Return the configuration with a run as model.denoiser_init replaced by its newest whole checkpoint.
 
     So that a run that is resumed has the start that it had, whatever the other run did since. Sizes of files are
-    compared, their contents as they are read. Raises CheckpointError where the run has no whole checkpoint.
+    compared, their contents as they are read. Raises CheckpointError if the run has no whole checkpoint.
     """
     run = _folder_of(config.model)
     if run is None or not (run / "checkpoints").is_dir():
@@ -57,9 +57,9 @@ def pin_start(config: RunConfig) -> RunConfig:
 
 
 def checkpoint_start(model: ModelConfig) -> CheckpointWeights | None:
-    """Return the weights of the checkpoint that model.denoiser_init is; None where it is none.
+    """Return the weights of the checkpoint that model.denoiser_init is; None if it is none.
 
-    Raises CheckpointError where the checkpoint is not whole; contents are verified as they are read.
+    Raises CheckpointError if the checkpoint is not whole; contents are verified as they are read.
     """
     folder = _folder_of(model)
     if folder is None or not is_tag_folder(folder):

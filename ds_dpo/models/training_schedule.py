@@ -25,7 +25,7 @@ def training_schedule(model: ModelConfig, diffusion: DiffusionConfig) -> NoiseSc
 def training_sampler(model: ModelConfig, diffusion: DiffusionConfig) -> DDIMScheduler:
     """Return the DDIM sampler for images of the model as it is trained: over the same schedule.
 
-    Raises ConfigError where a model of epsilon prediction would have to begin at a timestep without signal.
+    Raises ConfigError if a model of epsilon prediction would have to begin at a timestep without signal.
     """
     sampler = drawing_scheduler(model)
     if diffusion.zero_terminal_snr:

@@ -30,7 +30,7 @@ class ObjectiveStatistic(RunPart, ABC):
     @classmethod
     @abstractmethod
     def of(cls, config: ObjectiveSection) -> Self | None:
-        """Return the statistic that an objective's section asks for, None where it asks for none."""
+        """Return the statistic that an objective's section asks for, None if it asks for none."""
 
     @abstractmethod
     def options(self) -> Mapping[str, float]:

@@ -209,7 +209,7 @@ def recipes_like(config: RunConfig) -> list[Recipe]:
 def far_from_recipes(config: RunConfig) -> list[str]:
     """Return a line for each of beta, learning rate and pairs per step that is more than 10x from every known recipe.
 
-    None where it is near one, or where no recipe is known.
+    None if it is near one, or where no recipe is known.
     """
     values = {
         "objective.beta": getattr(config.objective, "beta", None),

@@ -159,7 +159,7 @@ class MetricsWriter:
     def flush(self) -> None:
         """Put all that was written on the disk, so that a checkpoint is never ahead of its metrics.
 
-        Raises OSError where the disk refuses lines of metrics.jsonl.
+        Raises OSError if the disk refuses lines of metrics.jsonl.
         """
         self._lines.sync()
         if self._events is None:

@@ -20,7 +20,7 @@ class Examination:
 
     quantities: B numbers by metric name. bad_parameters: those whose gradient is not finite, in the module's order.
     bad_module: the first whose output is not finite though its input is; operation: of autograd, the first whose
-    gradient is NaN. Both None where there is none, or none was looked for.
+    gradient is NaN. Both None if there is none, or none was looked for.
     """
 
     quantities: dict[str, list[float]]

@@ -45,7 +45,7 @@ class PreferenceStep:
     ) -> None:
         """Join the parts.
 
-        reference: None where the objective uses none, or where each batch brings the reference's errors. options: the
+        reference: None if the objective uses none, or where each batch brings the reference's errors. options: the
         loss's keyword arguments. statistic: gives some of them the values that the steps before left.
         """
         assert (reference is not None) or objective.reference != "predictions"

@@ -21,9 +21,9 @@ from ds_dpo.step.preference_step import PreferenceStep
 
 
 def require_equal_start(step: PreferenceStep, batch: PreferenceBatch) -> None:
-    """Compare both on each rank's first micro-batch; every rank must call it.
+    """Compare both on each rank's first micro-batch; every rank must call this.
 
-    Raises PreflightError on all ranks where the largest difference of their errors is not 0: with the same weights,
+    Raises PreflightError on all ranks if the largest difference of their errors is not 0: with the same weights,
     dtype and kernels the paired difference is 0 by construction (diffusion.paired_error_difference), and a plain DPO
     loss ln 2.
     """
@@ -51,7 +51,7 @@ def relative_difference(found: Tensor, stored: Tensor) -> Tensor:
 def require_near_start(step: PreferenceStep, batch: PreferenceBatch, *, precision: str) -> float:
     """Compare a fresh policy's errors with the cached ones of its start on each rank's first micro-batch.
 
-    Returns the largest difference as a share of the error, over all ranks; every rank must call it. Raises
+    Returns the largest difference as a share of the error, over all ranks; every rank must call this. Raises
     PreflightError on all ranks where it is more than rounding in this precision leaves.
     """
     assert batch.reference_chosen_error is not None

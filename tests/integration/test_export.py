@@ -118,7 +118,7 @@ def test_lora_run_gives_its_lora_and_the_merged_unet(runs, tmp_path, case):
     for options in (["lora", "--format", "lora"], ["unet"]):
         done = consolidate(runs / case, tmp_path / options[0], *options[1:], "--dtype", "bf16", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert f"holds a LoRA on {len(adapter) // 2} layers" in done.stdout
+        assert f"has a LoRA on {len(adapter) // 2} layers" in done.stdout
         assert "trained nothing" not in done.stdout
     found = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     assert found.keys() == {f"unet.{name.replace('.default.', '.')}" for name in adapter}
@@ -152,7 +152,7 @@ def test_single_file_and_lora_of_a_real_run(runs, tmp_path):
         assert said in done.stdout
     refused = consolidate(runs / "zero3_bf16", tmp_path / "x", "--rank", "8", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "--rank 8: --format unet has no use for it; it is for lora" in refused.stderr
+    assert "--rank 8: --format unet ignores it; give it with lora" in refused.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora.safetensors", "tuned.safetensors"]
 
 

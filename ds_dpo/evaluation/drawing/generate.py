@@ -169,7 +169,7 @@ def own_resolution(pipeline: DiffusionPipeline) -> int:
 def _same_noise(
     pipeline: DiffusionPipeline, resolution: int, *, first: tuple[int, int] | None, name: str
 ) -> tuple[int, int]:
-    """Channels and side of a model's latents. Raises ModelError where they are not the first model's."""
+    """Channels and side of a model's latents. Raises ModelError if they are not the first model's."""
     if resolution % 8 or resolution % pipeline.vae_scale_factor:
         factor = math.lcm(8, pipeline.vae_scale_factor)
         raise ConfigError(f"--resolution {resolution}: must be a multiple of {factor} for {name}")

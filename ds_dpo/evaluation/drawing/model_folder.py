@@ -54,7 +54,7 @@ class ModelFolder:
 def locate(name: str, *, variant: str | None = None) -> Path:
     """Folder or file of a path, a ds_dpo:// name, or a hub id, which is downloaded into the hub's cache.
 
-    variant: of the weights that are downloaded, such as fp16. Raises ModelError where a hub id is not to be had.
+    variant: of the weights that are downloaded, such as fp16. Raises ModelError if a hub id is not to be had.
     """
     path = Path(resolve_asset(name))
     if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.safetensors)", name) is None:

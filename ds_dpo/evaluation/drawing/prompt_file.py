@@ -24,7 +24,7 @@ class Drawing:
 def list_drawings(prompts: Sequence[str], file: Path | None, seeds: Sequence[int]) -> list[Drawing]:
     """Each prompt with each seed, those of the file last; one that states its seed with that alone.
 
-    Raises ConfigError where there is nothing to draw, a seed cannot be, or the file is not as read_prompts wants it.
+    Raises ConfigError if there is nothing to draw, a seed cannot be, or the file is not as read_prompts wants it.
     """
     stated = [(prompt, None) for prompt in prompts] + ([] if file is None else read_prompts(file))
     if not stated:

@@ -59,7 +59,7 @@ def find_single_file(name: str, path: Path, *, rest: Path | None) -> SingleFile:
 
 
 def tensor_names(name: str, path: Path) -> list[str]:
-    """Names of the tensors of a file, from its header. Raises ModelError where it is no safetensors file."""
+    """Names of the tensors of a file, from its header. Raises ModelError if it is no safetensors file."""
     if not path.is_file():
         raise ModelError(f"{name}: no such file or folder")
     if path.suffix != SUFFIX:
@@ -94,7 +94,7 @@ def load_single_file(
 ) -> DiffusionPipeline:
     """The model on the CPU; reads no other file than the source, and the hub for the configuration where rest is none.
 
-    vae: in place of its own, which for a UNet alone is that of rest. Raises ModelError where diffusers cannot load it.
+    vae: in place of its own, which for a UNet alone is that of rest. Raises ModelError if diffusers cannot load it.
     """
     if not source.is_whole:
         assert source.rest is not None, "find_single_file wants it"
@@ -118,7 +118,7 @@ def load_single_file(
 
 
 def load_own_vae(source: SingleFile, *, dtype: torch.dtype) -> AutoencoderKL:
-    """The VAE that a whole checkpoint holds. Raises ModelError where diffusers cannot load it."""
+    """The VAE that a whole checkpoint holds. Raises ModelError if diffusers cannot load it."""
     with _explained(source), quiet_output():
         vae = AutoencoderKL.from_single_file(str(source.path), **_configuration(source, "vae"), dtype=dtype)
     _require_all(source, vae)

@@ -38,7 +38,7 @@ def judge(images: Tensor, prompts: Sequence[str]) -> Judged:
 def diversity(images: Tensor, prompts: Sequence[str]) -> float | None:
     """How much the images of a prompt differ: root mean square over pixels, mean over their pairs, then over prompts.
 
-    0: all alike; None where no prompt has two images.
+    0: all alike; None if no prompt has two images.
     """
     of_prompts = []
     for prompt in dict.fromkeys(prompts):

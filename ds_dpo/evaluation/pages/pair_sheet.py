@@ -25,7 +25,7 @@ SMALL_PIXELS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class SheetImage:
-    """picture: a thumbnail; None where the image cannot be decoded, and why. size: (height, width) of the image."""
+    """picture: a thumbnail; None if the image cannot be decoded, and why. size: (height, width) of the image."""
 
     outcome: Outcome
     picture: Image.Image | None
@@ -47,7 +47,7 @@ class SheetImage:
 
 @dataclass(frozen=True, kw_only=True)
 class SheetPair:
-    """images: left and right. prompt: None where the row could not be read. facts: target and weight, in words."""
+    """images: left and right. prompt: None if the row could not be read. facts: target and weight, in words."""
 
     uid: str
     prompt: str | None

@@ -60,7 +60,7 @@ def image_grid(
     """Lay out tiles under their headings, with the title and the notes above.
 
     tile_pixels: side of a tile; none: that of the images, but 96 to 512. Smaller images are enlarged without
-    smoothing. A pixel that is not finite is black. Raises ValueError where a row has not one tile for each column.
+    smoothing. A pixel that is not finite is black. Raises ValueError if a row has not one tile for each column.
     """
     columns = [name for group in groups for name in group.columns]
     for row in rows:
@@ -112,14 +112,14 @@ def validation_grid(
 
 
 def save_png(page: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all. Raises ConfigError where it cannot be written."""
+    """Write a picture whole or not at all. Raises ConfigError if it cannot be written."""
     buffer = io.BytesIO()
     page.save(buffer, "PNG", optimize=True)
     replace_file(path, buffer.getvalue())
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in place of another in one step. Raises ConfigError where it cannot be written."""
+    """Put a file in place of another in one step. Raises ConfigError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

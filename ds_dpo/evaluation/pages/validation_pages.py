@@ -36,7 +36,7 @@ class ValidationPages:
     def write(self, images: Tensor, *, step: int) -> None:
         """Write step_NNNNNNNN.png of images (prompts * seeds, 3, X, Y) in 0..1; those of step 0 become the reference's.
 
-        Raises ConfigError where the folder cannot be written.
+        Raises ConfigError if the folder cannot be written.
         """
         if step == 0:
             self._keep_reference(images)
@@ -60,7 +60,7 @@ class ValidationPages:
         self._reference = images
 
     def _read_reference(self, num_images: int) -> Tensor | None:
-        """Return the images of an earlier start of the run, None where there are none of these prompts and settings."""
+        """Return the images of an earlier start of the run, None if there are none of these prompts and settings."""
         folder = self._folder / REFERENCE_FOLDER
         try:
             drawn_with: Any = json.loads((folder / DRAWN_WITH).read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""The model card, single-file metadata, the upload."""
+"""The model card, the metadata of single files, and the upload."""

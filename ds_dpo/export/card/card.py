@@ -118,7 +118,7 @@ class CardFacts:
 def facts_of_run(run_folder: Path, exported: CardFacts) -> CardFacts:
     """Add to the facts of an export what its run folder tells; what is given already stays.
 
-    Read leniently, as a run of another version is no less a run. Raises ConfigError where a file of the folder holds
+    Read leniently, as a run of another version is no less a run. Raises ConfigError if a file of the folder holds
     something else than it should.
     """
     run = RunFolder(run_folder)
@@ -169,7 +169,7 @@ def published_name(name: str) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name means owner/name on the hub, and no folder or file here."""
+    """Return whether a name means owner/name on the hub, and no folder or file here."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 

@@ -1,4 +1,4 @@
-"""What a single file says about itself: the modelspec.* metadata that A1111, ComfyUI and model sites show."""
+"""The metadata of a single file: the modelspec.* entries that A1111, ComfyUI and model sites show."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SPEC_VERSION = "1.0.0"
 IMPLEMENTATION_LDM = "https://github.com/Stability-AI/generative-models"
 IMPLEMENTATION_DIFFUSERS = "https://github.com/huggingface/diffusers"
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers -> modelspec
-LATENT_SCALE = 8  # pixels a latent
+LATENT_SCALE = 8  # pixels per latent
 HASH = "modelspec.hash_sha256"
 
 
 def describe_model(
     config: Mapping[str, Any], *, title: str, prediction_type: str | None, is_lora: bool = False
 ) -> dict[str, str]:
-    """The modelspec.* entries of a tuned UNet, or of a LoRA for one; UTC's date is that of now.
+    """Return the modelspec.* entries of a tuned UNet, or of a LoRA for one, with the present time in UTC.
 
-    prediction_type: as diffusers' scheduler names it; None where it is not known, and then not stated.
+    prediction_type: as diffusers' scheduler names it; None leaves it out.
     """
     entries = {
         "sai_model_spec": SPEC_VERSION,
@@ -52,5 +52,5 @@ def _resolution(sample_size: int | Sequence[int] | None) -> str | None:
 
 
 def merge_metadata(base: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """The base file's metadata (author, license, thumbnail ...) under our own, without the checksum of what it held."""
+    """Return the base file's metadata (author, license, thumbnail ...) without its checksum, updated with our own."""
     return {name: value for name, value in base.items() if name != HASH} | dict(own)

@@ -1,4 +1,4 @@
-"""Lines of Python that load an export, for its model card; each is true of its format."""
+"""The Python lines of a model card that load an export, for each format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPT = "a pelican riding a bicycle along a pier, golden hour"
 
 
 class Exported(Protocol):
-    """What of a card's facts decides how an export is loaded."""
+    """The facts of a card that decide how an export is loaded."""
 
     @property
     def format(self) -> str: ...
@@ -33,9 +33,9 @@ class Exported(Protocol):
 
 
 def usage(exported: Exported, *, base: str | None, name: str) -> str:
-    """Markdown that loads the export and draws an image.
+    """Return Markdown that loads the export and draws an image.
 
-    base: of the pipeline around it, as published. name: its hub id, or the folder that it lies in.
+    base: published name of the pipeline around it. name: hub id or folder of the export.
     """
     return USAGES[exported.format](exported, base or "BASE_MODEL", name)
 
@@ -118,7 +118,7 @@ def _dtype(exported: Exported) -> str:
 
 
 def _base(name: str) -> str:
-    """Python that names the base: what ships inside this package has no other address."""
+    """Return Python that names the base; a model inside this package has no other address."""
     return f"resolve_asset({_text(name)})" if name.startswith(ASSET_PREFIX) else _text(name)
 
 

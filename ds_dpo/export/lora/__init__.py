@@ -1,1 +1,1 @@
-"""Adapters merged, written, or cut out of a full change."""
+"""LoRAs: merged into weights, written to files, or computed from a full change."""

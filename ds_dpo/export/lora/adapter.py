@@ -1,4 +1,4 @@
-"""The LoRA of a run that trained one: its layers and settings in a checkpoint, and the weights it amounts to."""
+"""The LoRA of a run that trained one: its layers and settings in a checkpoint, and its merger into the weights."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ class Adapter:
 
     @property
     def parameters(self) -> set[str]:
-        """Names of all that it adds to the UNet."""
+        """The names of all parameters that it adds to the UNet."""
         named = {name for layer in self.layers.values() for name in (layer.down, layer.up, layer.magnitude)}
         return {name for name in named if name is not None}
 
 
 def find_adapter(weights: Weights, *, lora_alpha: float | None = None) -> Adapter | None:
-    """The LoRA among these weights; None where there is none.
+    """Return the LoRA among these weights; None if there is none.
 
-    Its settings are those of adapter_config.json beside the checkpoint; lora_alpha stands in for one that lacks it.
+    Its settings are those of adapter_config.json beside the checkpoint; lora_alpha replaces a missing file.
     Raises CheckpointError for several adapters, for parts that a LoRA file cannot hold, and for layers without a
-    partner, and ConfigError where the scale is not known or given twice.
+    partner, and ConfigError if the scale is unknown or given twice.
     """
     parts: dict[str, dict[str, str]] = {}
     adapters = set()
@@ -71,26 +71,26 @@ def find_adapter(weights: Weights, *, lora_alpha: float | None = None) -> Adapte
             continue
         part = match["part"]
         if part.startswith("embedding") or match["parameter"] == "bias":
-            raise CheckpointError(f"{weights.folder}: {name!r} is a part of a LoRA that is not supported")
+            raise CheckpointError(f"{weights.folder}: {name!r} belongs to a kind of LoRA that is not supported")
         adapters.add(match["adapter"])
         parts.setdefault(match["module"], {})[part] = name
     if not parts:
         return None
     if len(adapters) > 1:
-        raise CheckpointError(f"{weights.folder}: several adapters ({', '.join(sorted(adapters))}), not one")
+        raise CheckpointError(f"{weights.folder}: has several adapters ({', '.join(sorted(adapters))}) instead of one")
     settings = read_settings(weights.folder, lora_alpha=lora_alpha)
     layers = {module: _layer(weights, module, found, settings) for module, found in sorted(parts.items())}
     return Adapter(layers, settings)
 
 
 def read_settings(folder: Path, *, lora_alpha: float | None) -> dict[str, Any]:
-    """The adapter's settings as peft writes them, or the least of them where only lora_alpha is known."""
+    """Return the adapter's settings as peft writes them, or only lora_alpha if the file is missing."""
     path = folder / SETTINGS_NAME
     if not path.is_file():
         if lora_alpha is None:
             raise ConfigError(
-                f"{path}: missing; a LoRA's weights do not tell their scale, lora_alpha / rank: "
-                "add --lora_alpha as the run had it"
+                f"{path} is missing, and a LoRA's weights do not state their scale, lora_alpha / rank: "
+                "add --lora_alpha with the run's value"
             )
         return {"lora_alpha": lora_alpha}
     try:
@@ -98,13 +98,13 @@ def read_settings(folder: Path, *, lora_alpha: float | None) -> dict[str, Any]:
         alpha = float(settings["lora_alpha"])
         patterns = [dict(settings.get(key) or {}) for key in ("rank_pattern", "alpha_pattern")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not the settings of a LoRA as peft writes them ({error!r})") from error
+        raise CheckpointError(f"{path}: not the settings of a LoRA in peft's form ({error!r})") from error
     if lora_alpha is not None and lora_alpha != alpha:
         raise ConfigError(f"--lora_alpha {lora_alpha:g}: {path} says {alpha:g}; leave the option out")
     if settings.get("bias", "none") != "none" or settings.get("modules_to_save"):
         raise CheckpointError(
             f"{path}: bias {settings.get('bias')!r} and modules_to_save {settings.get('modules_to_save')}: "
-            "trained beside the LoRA, which neither a LoRA file nor a merger of it would hold"
+            "these were trained beside the LoRA, and neither a LoRA file nor merged weights would hold them"
         )
     return {**settings, "rank_pattern": patterns[0], "alpha_pattern": patterns[1]}
 
@@ -116,22 +116,22 @@ def _layer(weights: Weights, module: str, parts: Mapping[str, str], settings: Ma
     down, up = (weights.parameters[parts[part]].shape for part in ("A", "B"))
     rank = down[0]
     if up[1] != rank:
-        raise CheckpointError(f"{weights.folder}: {module!r}: lora_A is {down} and lora_B {up}, which do not fit")
+        raise CheckpointError(f"{weights.folder}: {module!r}: lora_A {down} and lora_B {up} do not fit together")
     alpha = _of_module(settings.get("alpha_pattern") or {}, module, settings["lora_alpha"])
     scale = float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     return Layer(parts["A"], parts["B"], rank, scale, parts.get("magnitude_vector"))
 
 
 def _of_module(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
-    # as peft.utils.get_pattern_key chooses
+    # the same choice as peft.utils.get_pattern_key
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
 
 
 def merge_adapter(weights: Weights, adapter: Adapter, base: Mapping[str, Tensor] | None) -> Weights:
-    """The UNet's weights under their own names, with the LoRA merged in, computed in fp32.
+    """Return the UNet's weights under their own names, with the LoRA merged in, computed in fp32.
 
-    base: the base's own weights, if at hand. A frozen weight is taken from there where the checkpoint holds its
-    rounding to 16 bit, which has fewer digits, and where the checkpoint was saved without its frozen weights.
+    base: the base's own weights, if available. A frozen weight comes from there if the checkpoint holds its rounding to
+    16 bit, which has fewer digits, or was saved without frozen weights.
     """
     of_adapter = adapter.parameters
     saved = {name.replace(BASE_LAYER, "."): name for name in weights.parameters if name not in of_adapter}
@@ -156,7 +156,7 @@ def merge_adapter(weights: Weights, adapter: Adapter, base: Mapping[str, Tensor]
 
 
 def _merge(weights: Weights, layer: Layer, weight: Tensor) -> Tensor:
-    """Add a layer's LoRA to its weight, in place, and bring the rows to DoRA's norms.
+    """Add a layer's LoRA to its weight, in place, and scale the rows to DoRA's norms.
 
     Source: peft's get_delta_weight and merge of lora/layer.py and lora/dora.py.
     """
@@ -169,9 +169,9 @@ def _merge(weights: Weights, layer: Layer, weight: Tensor) -> Tensor:
 
 
 def file_layers(weights: Weights, adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> dict[str, LoraLayer]:
-    """What a LoRA file holds of each layer; expected: shapes of the UNet's parameters.
+    """Return the layers of a LoRA file. expected: shapes of the UNet's parameters.
 
-    Raises CheckpointError where the UNet has no such layer, or in other shapes.
+    Raises CheckpointError if the UNet does not have a layer, or has other shapes.
     """
     found = {}
     for module, layer in adapter.layers.items():
@@ -179,7 +179,7 @@ def file_layers(weights: Weights, adapter: Adapter, expected: Mapping[str, tuple
         shape = expected.get(f"{module}.weight")
         if shape is None or (up[0], down[1:]) != (shape[0], shape[1:]):
             raise CheckpointError(
-                f"{weights.folder}: the LoRA of {module!r} is {down} and {up}; the UNet's weight is {shape or 'absent'}"
+                f"{weights.folder}: the LoRA of {module!r} is {down} and {up}, but the UNet's weight {shape or 'absent'}"
             )
         magnitude = None if layer.magnitude is None else weights.parameters[layer.magnitude].shape
         found[module] = LoraLayer(down, up, layer.scale, magnitude)
@@ -187,11 +187,11 @@ def file_layers(weights: Weights, adapter: Adapter, expected: Mapping[str, tuple
 
 
 def read_part(weights: Weights, adapter: Adapter, module: str, part: str) -> Tensor:
-    """One tensor of a LoRA file: down, up or magnitude of a module, in fp32."""
+    """Return a tensor of a LoRA file: down, up or magnitude of a module, in fp32."""
     name = getattr(adapter.layers[module], part)
     return weights.read(name)
 
 
 def is_untrained(weights: Weights, adapter: Adapter) -> bool:
-    """Tell whether every lora_B is still zero, as it starts; then the LoRA changes nothing."""
+    """Return whether every lora_B is still zero, as it starts; then the LoRA changes nothing."""
     return not any(weights.read(layer.up).any() for layer in adapter.layers.values())

@@ -1,4 +1,4 @@
-"""A LoRA's file: the names and metadata that diffusers, and A1111, Forge and ComfyUI (kohya's names), look for."""
+"""A LoRA's file: the names and metadata that diffusers, or A1111, Forge and ComfyUI (kohya's names), read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ds_dpo.models.families.table import family_of
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
-# kohya's readers know these two only by the names of a single file
+# kohya's readers know these two only under their single-file names
 KOHYA_MODULES = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
-PRIVATE_SETTINGS = ("base_model_name_or_path", "revision", "auto_mapping")  # of the machine that trained
+PRIVATE_SETTINGS = ("base_model_name_or_path", "revision", "auto_mapping")  # settings of the training machine
 
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """What a LoRA file holds of one layer: shapes of its factors, its scale, and the shape of DoRA's magnitude."""
+    """A layer in a LoRA file: shapes of its factors, its scale, and the shape of DoRA's magnitude."""
 
     down: tuple[int, ...]
     up: tuple[int, ...]
@@ -47,7 +47,7 @@ Produce = Callable[[str, Part], Tensor]  # module and part -> values in fp32, in
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the file: of which module it is which part; alpha is a number and no part."""
+    """A tensor of the file: its module and its part. alpha is a number rather than a part."""
 
     spec: TensorSpec
     module: str
@@ -63,9 +63,9 @@ def write_lora_file(
     dtype: torch.dtype,
     metadata: Mapping[str, str],
 ) -> list[TensorSpec]:
-    """Write a LoRA under the names of a naming, one tensor in memory, and return what was written.
+    """Write a LoRA under the names of a naming, one tensor in memory at a time, and return the written tensors.
 
-    Raises ConfigError where the naming has no names for it, and CheckpointError through produce.
+    Raises ConfigError if the naming has no names for it, and CheckpointError through produce.
     """
     entries = list(NAMINGS[naming](layers, dtype))
     by_name = {entry.spec.name: entry for entry in entries}
@@ -79,7 +79,7 @@ def write_lora_file(
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{entry.module!r}: lora_{entry.part} has values that are NaN, or infinite in {spec.dtype}: the run "
-                "has diverged, or --dtype fp32 is needed"
+                "has diverged, or needs --dtype fp32"
             )
         return tensor
 
@@ -99,15 +99,14 @@ def _diffusers_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> I
 
 def _kohya_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Iterator[Entry]:
     named = {module: f"lora_unet_{KOHYA_MODULES.get(module, module).replace('.', '_')}" for module in layers}
-    # Of dora_scale, ComfyUI and Forge take the norms of the base's rows and A1111 those of columns, while peft takes
-    # the norms of the changed weight's rows: no number in the file is right for all of them.
-    # the fp32 ones first, as readers want each tensor aligned to its own item size
+    # With dora_scale, ComfyUI and Forge use the norms of the base's rows, A1111 those of its columns, and peft those of
+    # the changed weight's rows: no number in the file suits all of them.
+    # fp32 tensors come first, because readers need each tensor aligned to its item size
     for module, name in named.items():
         if layers[module].magnitude is not None:
             raise ConfigError(
                 "--lora_naming kohya: this is a DoRA, and the programs that read kohya's names divide by other norms "
-                "than it was trained with, each by its own; take --lora_naming diffusers, or have it merged with "
-                "--format unet or single-file"
+                "than it was trained with; give --lora_naming diffusers, or merge it with --format unet or single-file"
             )
         yield Entry(TensorSpec(f"{name}.alpha", (), torch.float32), module, "alpha")
     for module, name in named.items():
@@ -122,13 +121,13 @@ NAMINGS: dict[str, Callable[[Mapping[str, LoraLayer], torch.dtype], Iterator[Ent
 
 
 def diffusers_metadata(layers: Mapping[str, LoraLayer], settings: Mapping[str, Any]) -> dict[str, str]:
-    """The adapter's peft configuration as diffusers' save_lora_weights writes it.
+    """Return the adapter's peft configuration as diffusers' save_lora_weights writes it.
 
-    settings: of the run's adapter, {} for one that was computed.
+    settings: those of the run's adapter, {} for a computed LoRA.
     """
     known = {name: value for name, value in settings.items() if name not in PRIVATE_SETTINGS}
     if known.get("lora_dropout"):
-        known["lora_dropout"] = 0.0  # diffusers puts layers in training mode into a pipeline, which would drop inputs
+        known["lora_dropout"] = 0.0  # diffusers puts layers into a pipeline in training mode, which would drop inputs
     if "r" not in known:
         known = {**_settings_of(layers), **known}
     packed = {f"unet.{name}": value for name, value in known.items()}
@@ -136,13 +135,13 @@ def diffusers_metadata(layers: Mapping[str, LoraLayer], settings: Mapping[str, A
 
 
 def _settings_of(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
-    """A peft configuration of these very layers."""
+    """Return a peft configuration of these layers."""
     ranks = [layer.rank for layer in layers.values()]
     rank = max(sorted(set(ranks)), key=ranks.count)
     other = {module: layer for module, layer in layers.items() if layer.rank != rank}
     alphas = {module: layer.scale * layer.rank for module, layer in layers.items()}
     first = next(module for module in layers if module not in other)
-    # ^: the whole name, not its end
+    # ^: match the whole name, not only its end
     return {
         "r": rank,
         "lora_alpha": _number(alphas[first]),
@@ -156,7 +155,7 @@ def _settings_of(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
 
 
 def kohya_metadata(layers: Mapping[str, LoraLayer], config: Mapping[str, Any]) -> dict[str, str]:
-    """What kohya's trainer writes and A1111 sorts its LoRAs by."""
+    """Return the metadata that kohya's trainer writes and by which A1111 sorts LoRAs."""
     ranks: Sequence[int] = sorted({layer.rank for layer in layers.values()})
     alphas = sorted({layer.scale * layer.rank for layer in layers.values()})
     family = family_of(config)

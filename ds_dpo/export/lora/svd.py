@@ -1,4 +1,4 @@
-"""A LoRA out of a fully tuned model: the best approximation of each layer's change of a given rank."""
+"""Compute a LoRA from a fully tuned model: the best approximation of each layer's change with a given rank."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ds_dpo.export.tensors.weights import Weights
 
 
 def decompose(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors (up, down) of a matrix, [rows, rank] and [rank, columns]: its singular value decomposition cut at rank.
+    """Return factors (up, down) of a matrix, [rows, rank] and [rank, columns], by its singular value decomposition.
 
-    Both get the root of the singular values. Computed through the eigenvectors of the smaller Gram matrix, which takes
-    half the time of a full decomposition and, unlike torch.svd_lowrank, finds the best approximation of a
-    matrix whose singular values hardly decay, as those of a tuned layer's change do.
+    Both factors get the root of the singular values. The eigenvectors of the smaller Gram matrix need half the time of
+    a full decomposition and, unlike torch.svd_lowrank, give the best approximation of a matrix whose singular values
+    hardly decay, as those of a tuned layer's change do.
     """
     is_tall = change.shape[0] > change.shape[1]
     wide = change.mT if is_tall else change
     _, vectors = torch.linalg.eigh(wide @ wide.mT)
-    basis = vectors[:, -rank:].flip(1)  # the largest last
+    basis = vectors[:, -rank:].flip(1)  # eigh returns the largest last
     projected = basis.mT @ wide
     values = torch.linalg.vector_norm(projected, dim=1)
     root = values.sqrt()
@@ -33,15 +33,15 @@ def decompose(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def can_hold(name: str, shape: tuple[int, ...]) -> bool:
-    """Tell whether a LoRA can hold the change of a parameter: weights of linear and convolution layers."""
+    """Return whether a LoRA can hold the change of a parameter: of weights of linear and convolution layers."""
     return name.endswith(".weight") and len(shape) in (2, 4)
 
 
 @dataclass
 class ChangeLora:
-    """The LoRA of a rank of what training changed; its factors are computed, layer by layer, as the file asks for them.
+    """The LoRA of a given rank of the change by training. Its factors are computed layer by layer while it is written.
 
-    left_over: of each layer written so far, the squared Frobenius norm of what the file's own numbers do not hold.
+    left_over: for each layer written so far, the squared Frobenius norm of the change that the file does not hold.
     """
 
     weights: Weights
@@ -53,9 +53,9 @@ class ChangeLora:
     _latest: tuple[str, dict[str, Tensor]] | None = None
 
     def layers(self) -> dict[str, LoraLayer]:
-        """Layers that changed, by module, with at most the asked rank, and scale 1.
+        """Return the layers that changed, by module, with at most the given rank, and scale 1.
 
-        Raises CheckpointError where none did.
+        Raises CheckpointError if no layer changed.
         """
         found = {}
         for name, place in sorted(self.weights.parameters.items()):
@@ -66,11 +66,11 @@ class ChangeLora:
                 up = (shape[0], rank, 1, 1) if len(shape) == 4 else (shape[0], rank)
                 found[name.removesuffix(".weight")] = LoraLayer((rank, *shape[1:]), up, 1.0)
         if not found:
-            raise CheckpointError(f"{self.weights.folder}: no layer differs from the base, so there is no LoRA in it")
+            raise CheckpointError(f"{self.weights.folder}: no layer differs from the base, so a LoRA would be empty")
         return found
 
     def produce(self, module: str, part: str) -> Tensor:
-        """One factor of a module's change; both are computed when the first is asked for."""
+        """Return a factor of a module's change; the first call computes both."""
         if self._latest is None or self._latest[0] != module:
             self._latest = (module, self._factors(module))
         return self._latest[1][part]
@@ -83,7 +83,7 @@ class ChangeLora:
             raise CheckpointError(f"{self.weights.folder}: {name!r} has values that are NaN or infinite")
         rank = min(self.rank, *change.shape)
         up, down = decompose(change, rank)
-        # what a reader will multiply: the rounded factors
+        # readers multiply the rounded factors
         self.left_over[module] = float(
             torch.linalg.vector_norm(change.sub_(up.to(self.dtype).float() @ down.to(self.dtype).float())) ** 2
         )
@@ -92,7 +92,7 @@ class ChangeLora:
         return {"up": up.reshape(shape[0], rank, *tail), "down": down.reshape(rank, *shape[1:])}
 
     def describe(self) -> list[str]:
-        """Lines on what the file holds of the change, once it is written."""
+        """Return lines on how much of the change the written file holds."""
         squared = self.distance.squared
         total = sum(squared.values())
         in_layers = sum(squared[f"{module}.weight"] for module in self.left_over)
@@ -104,8 +104,7 @@ class ChangeLora:
         largest = ", ".join(sorted(outside, key=squared.__getitem__, reverse=True)[:3])
         return [
             f"energy kept at rank {self.rank}: {kept / total:.2%} of the squared difference from the base, "
-            f"{kept / in_layers:.2%} of that in {len(share)} layers, "
-            f"as the file's rounded numbers hold it; least: {worst}",
+            f"{kept / in_layers:.2%} of that in {len(share)} layers, with the file's rounded numbers; lowest: {worst}",
             f"not in a LoRA: {len(outside)} biases and norms hold {lost / total:.2%} of the squared difference, "
             f"which is lost; most in {largest or 'none'}",
         ]

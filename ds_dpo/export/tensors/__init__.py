@@ -1,1 +1,1 @@
-"""Tensors of an export: read, restored, streamed, verified."""
+"""Read, restore, stream and verify the tensors of an export."""

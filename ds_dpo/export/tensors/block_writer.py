@@ -1,7 +1,7 @@
-"""Write a large file past the page cache, in whole blocks, while the next ones are filled.
+"""Write a large file without the page cache, in whole blocks, while the next ones are filled.
 
-Five gigabytes that nobody reads soon would push the shards, which are being read, out of the cache, and handing
-out pages for them takes longer than all else in an export.
+Five gigabytes that nobody reads soon would push the shards, which are being read, out of the cache, and the allocation
+of pages for them takes longer than all else in an export.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 
 BLOCK_BYTES = 4096
-DIRECT = getattr(os, "O_DIRECT", 0)  # Linux; elsewhere the cache is used
+DIRECT = getattr(os, "O_DIRECT", 0)  # on Linux; other systems use the cache
 
 
 class BlockWriter:
-    """A file that is filled from the front: take() gives the place of the next bytes, which are written later.
+    """A file that is filled from the front: take() returns the place of the next bytes, which are written later.
 
-    Two buffers take turns: one is written by a thread while the other is filled. After an error the file is torn.
+    A thread writes one of two buffers while the other is filled. After an error the file is torn.
     """
 
     def __init__(self, path: Path, *, buffer_bytes: int) -> None:
-        """buffer_bytes: the most that one take() may ask for."""
-        # what is left over from the buffer before is less than a block
+        """buffer_bytes: the largest number of bytes for one take()."""
+        # less than a block is left over from the previous buffer
         size = (buffer_bytes // BLOCK_BYTES + 2) * BLOCK_BYTES
-        self._maps = [mmap.mmap(-1, size) for _ in range(2)]  # aligned to blocks, as such writing has to be
+        self._maps = [mmap.mmap(-1, size) for _ in range(2)]  # aligned to blocks, as direct writing requires
         self._buffers = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in self._maps]
         self._used = 0
         self._num_bytes = 0
@@ -41,7 +41,7 @@ class BlockWriter:
         self._pending: concurrent.futures.Future[None] | None = None
 
     def take(self, num_bytes: int) -> Tensor:
-        """The place of the next bytes, to be filled before the next call. Raises OSError where earlier ones failed."""
+        """Return the place of the next bytes; fill it before the next call. Raises OSError of an earlier write."""
         if self._used + num_bytes > len(self._buffers[0]):
             self._turn()
         place = self._buffers[0][self._used : self._used + num_bytes]
@@ -50,9 +50,9 @@ class BlockWriter:
         return place
 
     def _turn(self) -> None:
-        """Have the whole blocks of this buffer written, and go on in the other."""
+        """Start to write the whole blocks of this buffer, and continue in the other."""
         whole = self._used // BLOCK_BYTES * BLOCK_BYTES
-        self._wait()  # for the other
+        self._wait()  # until the other buffer is written
         self._buffers[1][: self._used - whole].copy_(self._buffers[0][whole : self._used])
         self._pending = self._thread.submit(_write, self._descriptor, memoryview(self._maps[0])[:whole])
         self._used -= whole
@@ -86,7 +86,7 @@ class BlockWriter:
 
 def _open(path: Path) -> int:
     flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
-    with contextlib.suppress(OSError):  # some file systems have only the cache
+    with contextlib.suppress(OSError):  # some file systems do not allow direct writing
         return os.open(path, flags | DIRECT, 0o666)
     return os.open(path, flags, 0o666)
 
@@ -99,5 +99,5 @@ def _write(descriptor: int, content: memoryview) -> None:
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
             if error.errno != errno.EINVAL or not flags & DIRECT:
                 raise
-            # a device of larger blocks
+            # the device has larger blocks
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~DIRECT)

@@ -1,4 +1,4 @@
-"""Weights that a run did not train: a checkpoint holds them in the run's precision, the base with all their digits."""
+"""Frozen weights: a checkpoint holds them in the run's precision, the base with all their digits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ds_dpo.export.tensors.weights import Derived, Weights
 
 
 def restore_frozen(weights: Weights, base: Mapping[str, Tensor] | None) -> Weights:
-    """The same weights, but the frozen ones as read_frozen gives them."""
+    """Return the same weights, with the frozen ones as read_frozen returns them."""
     frozen = {name for name, placement in weights.parameters.items() if placement.is_frozen}
     if not frozen or base is None:
         return weights
@@ -26,9 +26,9 @@ def restore_frozen(weights: Weights, base: Mapping[str, Tensor] | None) -> Weigh
 
 
 def read_frozen(weights: Weights, saved: str, base: Mapping[str, Tensor] | None, name: str) -> Tensor:
-    """Read a frozen weight in fp32: from the base where the checkpoint holds that one's rounding, else as it is held.
+    """Read a frozen weight in fp32: from the base if the checkpoint holds its rounding, else from the checkpoint.
 
-    saved: its name in the checkpoint. name: in the base.
+    saved: its name in the checkpoint. name: its name in the base.
     """
     held = weights.read(saved)
     if base is not None and name in base and base[name].shape == held.shape and is_rounding_of(base[name], held):

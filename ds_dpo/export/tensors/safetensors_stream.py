@@ -1,4 +1,4 @@
-"""Write a safetensors file tensor by tensor; the library's own writer wants all of them in memory at once."""
+"""Write a safetensors file tensor by tensor; the library's own writer needs all of them in memory at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUFFER_BYTES = 32 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and dtype of a tensor that is still to be produced."""
+    """Name, shape and dtype of a tensor that is produced later."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class TensorSpec:
 
 
 def split_into_files(specs: Iterable[TensorSpec], *, max_bytes: int) -> list[list[TensorSpec]]:
-    """Divide tensors, in order, over files of at most max_bytes of data; a larger tensor has a file of its own."""
+    """Divide tensors, in order, over files of at most max_bytes of data; a larger tensor gets its own file."""
     files: list[list[TensorSpec]] = []
     room = 0
     for spec in specs:
@@ -53,9 +53,9 @@ def write_safetensors(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a file whose tensors are produced, written and let go one after another.
+    """Write a file whose tensors are produced, written and released one after another.
 
-    produce: gives the tensor of a spec, of exactly its shape and dtype. metadata: entries beside format=pt.
+    produce: returns the tensor of a spec, with exactly its shape and dtype. metadata: entries besides format=pt.
     """
 
     def fill(spec: TensorSpec, place: Tensor) -> None:
@@ -74,10 +74,10 @@ def stream_safetensors(
     metadata: Mapping[str, str] | None = None,
     buffer_bytes: int = BUFFER_BYTES,
 ) -> None:
-    """Write a file whose tensors are filled in where they will be written from.
+    """Write a file whose tensors are filled directly in the buffers from which they are written.
 
-    fill: puts the values of a spec into a tensor of its shape and dtype. metadata: entries beside format=pt.
-    Memory: two buffers of buffer_bytes, or of the largest tensor where that is more.
+    fill: puts the values of a spec into a tensor of its shape and dtype. metadata: entries besides format=pt.
+    Memory: two buffers of buffer_bytes, or of the largest tensor if that is more.
     Source: format described in huggingface/safetensors (8-byte length, JSON header, data without gaps).
     """
     header = _header(specs, metadata or {})
@@ -96,7 +96,7 @@ def stream_safetensors(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch from dividing small copies over threads that then spin, beside the one that writes."""
+    """Keep torch from dividing small copies among threads, which would spin beside the writing thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""What is checked before an export is called done: the written files, and how far the run moved from its base."""
+"""The checks before an export is complete: the written files, and how far the run moved from its base."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.export.tensors.safetensors_stream import DTYPE_NAMES, TensorSpec
 from ds_dpo.export.tensors.weights import Weights
 
-HALF_DTYPES = (torch.bfloat16, torch.float16)  # in which a run may have held the base
+HALF_DTYPES = (torch.bfloat16, torch.float16)  # a run may have held the base in these
 HEAD_ELEMENTS = 4096
 
 
 def verify_files(paths: Sequence[Path], specs: Sequence[TensorSpec], *, others: Collection[str] = ()) -> None:
-    """Read written headers with the library that others will read them with, and compare them with what was meant.
+    """Read the written headers with the library that other programs use, and compare them with the specs.
 
-    others: names of further tensors that belong there. Raises CheckpointError where a tensor is missing, twice there,
-    or of another shape or dtype, where there is one too many, and where the numbers of elements do not add up.
+    others: names of further tensors in the files. Raises CheckpointError if a tensor is missing, duplicate, unexpected,
+    or of another shape or dtype, and if the number of elements is wrong.
     """
     from safetensors import safe_open
 
@@ -49,7 +49,7 @@ def verify_files(paths: Sequence[Path], specs: Sequence[TensorSpec], *, others: 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far weights are from the base's: squared Frobenius norms by tensor, and which moved beyond rounding."""
+    """The distance of weights from the base's: squared Frobenius norms, and the tensors that moved beyond rounding."""
 
     squared: Mapping[str, float]
     base_squared: Mapping[str, float]
@@ -58,11 +58,11 @@ class Distance:
 
     @property
     def relative(self) -> float:
-        """Norm of the whole difference over the norm of the whole base."""
+        """The norm of the whole difference divided by the norm of the whole base."""
         return math.sqrt(sum(self.squared.values()) / max(sum(self.base_squared.values()), 1e-300))
 
     def describe(self) -> str:
-        """One line for the user; a warning where nothing was trained."""
+        """Return a line for the user; it is a warning if nothing was trained."""
         if not self.moved:
             return (
                 f"WARNING: this run trained nothing: none of {len(self.squared)} tensors differs from the base's "
@@ -79,9 +79,9 @@ class Distance:
 def measure_distance(weights: Weights, base: Mapping[str, Tensor]) -> Distance:
     """Compare every fp32 master with the base's own value, one tensor at a time.
 
-    A tensor has not moved where all of it rounds to the base's values in the base's dtype, or is what the base rounds
-    to in 16 bit, from which a run may have started.
-    Raises ModelError, naming the first that differs, where the base has other tensors or shapes.
+    A tensor has not moved if it rounds to the base's values in the base's dtype, or if it equals the base's rounding to
+    16 bit, from which a run may have started.
+    Raises ModelError that names the first difference if the base has other tensors or shapes.
     """
     shapes = {name: placement.shape for name, placement in weights.parameters.items()}
     for name in sorted({*shapes, *base}):
@@ -89,7 +89,7 @@ def measure_distance(weights: Weights, base: Mapping[str, Tensor]) -> Distance:
             there = tuple(base[name].shape) if name in base else "absent"
             raise ModelError(
                 f"the base's UNet is not that of this run: {name!r} is {there} in the base and "
-                f"{shapes.get(name, 'absent')} in the checkpoint; name the right one with --base"
+                f"{shapes.get(name, 'absent')} in the checkpoint; give the right base with --base"
             )
     squared, base_squared, moved = {}, {}, set()
     for name in shapes:
@@ -103,8 +103,8 @@ def measure_distance(weights: Weights, base: Mapping[str, Tensor]) -> Distance:
 
 
 def is_rounding_of(own: Tensor, master: Tensor) -> bool:
-    """Tell whether an fp32 tensor is own, to the precision of own's dtype, or what own rounds to in 16 bit."""
-    # a tensor that moved mostly did so in its first elements, and need not be compared to its end
+    """Return whether an fp32 tensor equals own in own's dtype, or equals own's rounding to 16 bit."""
+    # a tensor that moved usually did so in its first elements, so that the rest need not be compared
     head = own.reshape(-1)[:HEAD_ELEMENTS], master.reshape(-1)[:HEAD_ELEMENTS]
     return _is_rounding(*head) and _is_rounding(own, master)
 

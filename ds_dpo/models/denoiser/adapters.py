@@ -30,7 +30,7 @@ def add_adapter(unet: UNet2DConditionModel, config: AdapterConfig, *, seed: int)
 
     Its predictions stay what they were, to the bit: every lora_B is 0, and DoRA's magnitudes are the norms of the
     rows. lora_A is drawn from the seed and the parameter's name alone, the same on every rank of any run.
-    Raises ConfigError where peft is missing, and for a target that no linear or convolution layer has.
+    Raises ConfigError if peft is missing, and for a target that no linear or convolution layer has.
     Sources: arXiv:2106.09685 (LoRA), arXiv:2312.03732 (rsLoRA), arXiv:2402.09353 (DoRA); peft's initial values.
     """
     lora_config = _peft().LoraConfig
@@ -136,7 +136,7 @@ class AdapterPart(RunPart):
         return [StateFile(name=CONFIG_FILE, state=self._config, write=_write_config)] if self._rank == 0 else []
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
-        """Compare the base. Raises CheckpointError where the model's file holds other weights by now."""
+        """Compare the base. Raises CheckpointError if the model's file holds other weights by now."""
         if state["base"] != self._base:
             raise CheckpointError(
                 f"{folder}: its adapter was trained on other weights than model.pretrained holds now; give the model "

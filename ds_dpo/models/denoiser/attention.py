@@ -34,7 +34,7 @@ def choose_attention(
 ) -> AttentionChoice:
     """Return the kernels for policy and reference alike; auto takes xformers where a real call of it succeeds.
 
-    unet: whose head widths are tried. Raises ModelError where xformers is asked for and not usable.
+    unet: whose head widths are tried. Raises ModelError if xformers is asked for and not usable.
     """
     if asked == "sdpa":
         return AttentionChoice(name="sdpa", sentence="attention: sdpa (as asked)")
@@ -59,7 +59,7 @@ def _head_widths(unet: UNet2DConditionModel) -> list[int]:
 
 
 def _problem_of_xformers(head_widths: list[int], device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why xformers cannot train heads of these widths here, in one line; None where it can.
+    """Return why xformers cannot train heads of these widths here, in one line; None if it can.
 
     It may import and yet hold no operator for this device, dtype or width: only a call tells.
     """

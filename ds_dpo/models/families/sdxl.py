@@ -35,7 +35,7 @@ def refiner_size_ids(time_ids: Tensor) -> Tensor:
 
 
 def _is_of(config: Config, text_config: TextConfig | None, *, num_sizes: int, attends_at_the_bottom: bool) -> bool:
-    """Tell whether a UNet is conditioned on pooled text and that number of sizes.
+    """Return whether a UNet is conditioned on pooled text and that number of sizes.
 
     Where the pooled text's width is not at hand, attention at the lowest resolution tells: of SDXL's UNets the refiner
     alone has none there.

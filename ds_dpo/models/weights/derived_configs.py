@@ -44,7 +44,7 @@ class _Block:
 def derived_unet_config(shapes: Shapes, family: Config) -> Config:
     """Return the configuration of a UNet: widths, layers, transformer depths, conditioning.
 
-    family: the configuration of its family's usual UNet. Raises ModelError where the tensors are not those of a UNet
+    family: the configuration of its family's usual UNet. Raises ModelError if the tensors are not those of a UNet
     that diffusers could build.
     """
     try:
@@ -139,7 +139,7 @@ def _divided(widths: Sequence[int], *, by: int) -> list[int]:
 def derived_vae_config(shapes: Shapes, family: Config) -> Config:
     """Return the configuration of a VAE: widths, layers, channels; scale and shift are the family's.
 
-    Raises ModelError where the tensors are not those of an AutoencoderKL.
+    Raises ModelError if the tensors are not those of an AutoencoderKL.
     """
     try:
         num_blocks = _how_many(shapes, "encoder.down.{}.")
@@ -163,7 +163,7 @@ def derived_vae_config(shapes: Shapes, family: Config) -> Config:
 
 
 def derived_clip_config(shapes: Shapes, family: Config) -> Config:
-    """Return the configuration of a text encoder under transformers' names. Raises ModelError where it is none."""
+    """Return the configuration of a text encoder under transformers' names. Raises ModelError if it is none."""
     prefix = "text_model."
     try:
         return {
@@ -182,7 +182,7 @@ def derived_clip_config(shapes: Shapes, family: Config) -> Config:
 def derived_open_clip_config(shapes: Shapes, family: Config, *, unused_layers: int) -> Config:
     """Return the configuration of a text encoder under OpenCLIP's names.
 
-    unused_layers: the last ones, which the UNet has never seen. Raises ModelError where it is no such encoder.
+    unused_layers: the last ones, which the UNet has never seen. Raises ModelError if it is no such encoder.
     """
     try:
         return {

@@ -28,7 +28,7 @@ _SETTINGS = ("*/*.json", "*/*.txt")  # of schedulers, tokenizers and models
 def locate_pipeline(model: ModelConfig) -> Path:
     """Return model.pretrained's folder, downloaded into the hub's cache where it is a hub id, or .safetensors file.
 
-    Raises ModelError where there is no such thing, or a folder has no diffusers pipeline in it.
+    Raises ModelError if there is no such thing, or a folder has no diffusers pipeline in it.
     """
     # of weights only the variant's, as a hub model often holds several and other formats beside them
     infix = f".{model.variant}" if model.variant else ""
@@ -51,7 +51,7 @@ def locate_pipeline(model: ModelConfig) -> Path:
 def locate_vae(name: str) -> Path:
     """Return a VAE's folder with config.json and weights, that of a hub id downloaded, or its .safetensors file.
 
-    Raises ModelError where there is none.
+    Raises ModelError if there is none.
     """
     patterns = tuple(f"{part}{name}" for part in ("", "vae/") for name in ("config.json", f"{VAE_STEM}.safetensors"))
     place = locate(name, field="model.vae", revision=None, patterns=patterns)
@@ -64,7 +64,7 @@ def locate_vae(name: str) -> Path:
 def locate_denoiser(name: str) -> Path:
     """Return a UNet's folder with config.json and weights, that of a hub id downloaded, or its .safetensors file.
 
-    Raises ModelError where there is none.
+    Raises ModelError if there is none.
     """
     names = ("config.json", f"{UNET_STEM}.safetensors", f"{UNET_STEM}*-of-*.safetensors", f"{UNET_STEM}*.index.json")
     patterns = tuple(f"{part}{name}" for part in ("", "unet/") for name in names)
@@ -115,7 +115,7 @@ def _refuse_pickle(path: Path, field: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object. Raises ModelError where it is missing or holds something else."""
+    """Return a JSON file's object. Raises ModelError if it is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -205,7 +205,7 @@ class Header:
 
 @cache  # a file of SDXL has 2500 tensors, and several parts of a run ask
 def read_header(path: Path) -> Header:
-    """Read a file's header. Raises ModelError where it is not safetensors."""
+    """Read a file's header. Raises ModelError if it is not safetensors."""
     file = _open(path)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
     return Header(path=path, shapes=shapes, metadata=file.metadata() or {})
@@ -215,7 +215,7 @@ class FileWeights(Mapping[str, Tensor]):
     """A model's own tensors by name, in the dtype of the file, each read when it is asked for."""
 
     def __init__(self, files: WeightFiles) -> None:
-        """Read the headers. Raises ModelError where a file is not safetensors."""
+        """Read the headers. Raises ModelError if a file is not safetensors."""
         self._files = {name: file for file in map(_open, files.paths) for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:

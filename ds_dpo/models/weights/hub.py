@@ -14,7 +14,7 @@ from ds_dpo.errors import ModelError
 def fetch_folder(model: str, *, revision: str | None, patterns: Sequence[str], leave_out: Sequence[str] = ()) -> Path:
     """Path of a snapshot holding the files that match, downloaded unless cached.
 
-    Raises ModelError where they cannot be had.
+    Raises ModelError if they cannot be had.
     """
     from huggingface_hub import snapshot_download
 
@@ -25,7 +25,7 @@ def fetch_folder(model: str, *, revision: str | None, patterns: Sequence[str], l
 
 
 def fetch_file(model: str, name: str, *, revision: str | None) -> Path:
-    """Path of one file of a hub model, downloaded unless cached. Raises ModelError where it cannot be had."""
+    """Path of one file of a hub model, downloaded unless cached. Raises ModelError if it cannot be had."""
     from huggingface_hub import hf_hub_download
 
     with _reachable(model, name, revision):

@@ -39,7 +39,7 @@ class Part(Protocol):
     def load(self, *, dtype: torch.dtype) -> Any:
         """Return the module on the host, aligned, in dtype, cast tensor by tensor.
 
-        Raises ModelError where a weight is missing.
+        Raises ModelError if a weight is missing.
         """
         ...
 
@@ -163,7 +163,7 @@ class PlacedWeights(Mapping[str, Tensor]):
     """A file's tensors under the parameters' names, each read, and cut or turned, when it is asked for."""
 
     def __init__(self, weights: FileWeights, places: Mapping[str, Stored], *, source: str) -> None:
-        """Join them. source: what they are of, for errors. Raises ModelError where the file lacks some."""
+        """Join them. source: what they are of, for errors. Raises ModelError if the file lacks some."""
         missing = sorted({place.name for place in places.values()} - weights.keys())
         if missing:
             raise ModelError(f"{source} lacks {len(missing)} tensors, such as {missing[0]}")
@@ -183,7 +183,7 @@ class PlacedWeights(Mapping[str, Tensor]):
 def skeleton(model_class: Any, config: Mapping[str, Any]) -> nn.Module:
     """Return a module whose parameters have shapes and no memory; its buffers are as they should be.
 
-    Raises ModelError where the configuration fits no such module.
+    Raises ModelError if the configuration fits no such module.
     """
     try:
         with init_empty_weights(include_buffers=False), quiet_output():

@@ -46,7 +46,7 @@ class Pipeline(Protocol):
         ...
 
     def scheduler_config(self, prediction_type: str | None) -> dict[str, Any]:
-        """Return the scheduler's configuration. prediction_type: as the run states it, None where it does not."""
+        """Return the scheduler's configuration. prediction_type: as the run states it, None if it does not."""
         ...
 
 
@@ -102,7 +102,7 @@ class FolderPipeline:
 def open_pipeline(model: ModelConfig) -> Pipeline:
     """Return the pipeline of model.pretrained, its headers read.
 
-    Raises ModelError where there is none, or a file is of another family than model.family.
+    Raises ModelError if there is none, or a file is of another family than model.family.
     """
     place = locate_pipeline(model)
     if place.is_dir():
@@ -121,12 +121,12 @@ def open_pipeline(model: ModelConfig) -> Pipeline:
 
 
 def fetch_models(model: ModelConfig) -> None:
-    """Bring the pipeline and the VAE that model names onto this machine. Raises ModelError where they are not had."""
+    """Bring the pipeline and the VAE that model names onto this machine. Raises ModelError if they are not had."""
     open_vae(model)  # which looks for the pipeline too
 
 
 def open_vae(model: ModelConfig) -> Part:
-    """Return the VAE: model.vae's where given, else the pipeline's own. Raises ModelError where there is none."""
+    """Return the VAE: model.vae's where given, else the pipeline's own. Raises ModelError if there is none."""
     pipeline = open_pipeline(model)
     if model.vae is None:
         return pipeline.vae()
@@ -156,7 +156,7 @@ def _vae_file(path: Path, usual: Mapping[str, Any]) -> FilePart:
 def open_denoiser_init(model: ModelConfig) -> Part:
     """Return the UNet of model.denoiser_init: a folder of diffusers, a hub id or a file, under any of the usual names.
 
-    Its configuration is that of the pipeline's UNet. Raises ModelError where there is none.
+    Its configuration is that of the pipeline's UNet. Raises ModelError if there is none.
     """
     assert model.denoiser_init is not None
     place = locate_denoiser(model.denoiser_init)

@@ -127,7 +127,7 @@ class SingleFile:
     def scheduler_config(self, prediction_type: str | None) -> Config:
         """Return the family's scheduler configuration, with what the file says of its prediction.
 
-        prediction_type: as the run states it. Raises ModelError where neither says what SD2.1's UNet predicts, or
+        prediction_type: as the run states it. Raises ModelError if neither says what SD2.1's UNet predicts, or
         where the file says that it is no DDPM.
         """
         config = read_json(_shipped(self.family) / "scheduler" / "scheduler_config.json")

@@ -89,7 +89,7 @@ def known_shapes(config: Mapping[str, Any]) -> dict[str, Shape] | None:
 
 
 def _fits(settings: Mapping[str, Any]) -> bool:
-    """Tell whether lists are of one length, widths whole numbers, and heads divide them."""
+    """Return whether lists are of one length, widths whole numbers, and heads divide them."""
     channels = settings["block_out_channels"]
     number = len(channels)
     heads = settings["attention_head_dim"]  # a misnomer of diffusers

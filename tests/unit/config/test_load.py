@@ -139,7 +139,7 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
             "type dspo needs the reference's predictions",
         ),
         ([*CACHED, "--terms.anchor_weight", "0.1"], "but terms.anchor_weight 0.1 needs the reference's predictions"),
-        ([*CACHED, "--objective.type", "mapo"], "but objective.type mapo has no reference"),
+        ([*CACHED, "--objective.type", "mapo"], "no effect: objective.type mapo has no reference"),
         (
             ["--diffusion.logit_mean", "0"],
             "uniform ignores logit_mean 0.0; set it to logit_normal, or logit_mean to none",

@@ -152,7 +152,7 @@ def test_what_deepspeed_would_swallow_is_refused(
     [
         ('{"bf16": {"enabled": true}, "bf16": {}}', "bf16 is given twice"),
         ("{", "cannot be read as JSON"),
-        ("[]", "an object"),
+        ("[]", "a JSON object"),
     ],
 )
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -220,7 +220,7 @@ def test_optimizers_that_deepspeed_does_not_know_are_allowed_and_not_offloaded(k
     assert resolve_deepspeed(config, world_size=16).settings["zero_allow_untested_optimizer"] is True
     assert "zero_allow_untested_optimizer" not in resolve_deepspeed(load_config([]).config, world_size=16).settings
     offloading = load_config(["--optimizer.type", kind, "--deepspeed_config", "zero3_offload"]).config
-    with pytest.raises(ConfigError, match=f"offload_optimizer with optimizer.type {kind}, .*take adamw"):
+    with pytest.raises(ConfigError, match=f"offload_optimizer with optimizer.type {kind}, .*choose adamw"):
         resolve_deepspeed(offloading, world_size=16)
     path = changed(tmp_path, "zero2_bf16", zero_allow_untested_optimizer=False)
     with pytest.raises(ConfigError, match="zero_allow_untested_optimizer is False"):

@@ -163,19 +163,19 @@ def test_a_file_alone(run, tmp_path, form):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"vae": "x"}, "--vae x: --format unet has no use for it; it is for pipeline"),
+        ({"vae": "x"}, "--vae x: --format unet ignores it; give it with pipeline"),
         ({"format": "lora", "rank": 4, "variant": "fp16"}, "--variant fp16: --format lora .* for unet and pipeline"),
         ({"format": "pipeline", "rank": 4}, "--rank 4: --format pipeline .* for lora"),
         ({"format": "single-file", "max_shard_gb": 1.0}, r"--max_shard_gb 1.0: --format single-file"),
         ({"lora_naming": "kohya"}, "--lora_naming kohya: --format unet"),
-        ({"out": "x.safetensors"}, "--format unet is a folder"),
+        ({"out": "x.safetensors"}, "--format unet writes a folder"),
         ({"out": "x.safetensors", "format": "single-file", "push_to_hub": "me/x"}, "name a folder"),
-        ({"private": True}, "nothing is pushed"),
-        ({"variant": "../x"}, "stands in file names"),
-        ({"format": "lora", "rank": 0}, "--rank 0: a number above 0"),
-        ({"format": "lora"}, "holds no LoRA but a fully trained UNet; add --rank"),
-        ({"lora_alpha": 8.0}, "--lora_alpha 8: .* holds no LoRA"),
-        ({"ema": True}, "no EMA weights in it"),
+        ({"private": True}, "no effect without an upload"),
+        ({"variant": "../x"}, "must be a word such as fp16"),
+        ({"format": "lora", "rank": 0}, "--rank 0 must be above 0"),
+        ({"format": "lora"}, "holds a fully trained UNet and no LoRA; add --rank"),
+        ({"lora_alpha": 8.0}, "--lora_alpha 8: .* has no LoRA"),
+        ({"ema": True}, "has no EMA weights"),
         ({"keys": "unet"}, r"no parameter under 'unet\.'; names begin with add_embedding, conv_in"),
         ({"base": "/nowhere/sdxl", "format": "lora", "rank": 4}, "'/nowhere/sdxl'"),
     ],
@@ -279,11 +279,11 @@ def test_single_file_in_a_folder_with_a_card(run, tmp_path, base, tuned):
 def test_the_wrong_base_is_named_and_an_absent_one_is_said(run, tmp_path):
     other = tmp_path / "other"
     UNet2DConditionModel.from_config({**TINY_SDXL, "layers_per_block": 1}).save_pretrained(other / "unet")
-    with pytest.raises(ModelError, match=r"the base's UNet is not that of this run: .*name the right one with --base"):
+    with pytest.raises(ModelError, match=r"the base's UNet is not that of this run: .*give the right base with --base"):
         export(run, tmp_path / "outs" / "out", base=str(other))
     assert list((tmp_path / "outs").iterdir()) == []
     said = export(run, tmp_path / "outs" / "out", base="/gone/sdxl")
-    assert "not measured, as no weights of /gone/sdxl are at hand" in said
+    assert "not measured, because the weights of /gone/sdxl are not available" in said
 
 
 def test_a_run_that_trained_nothing_is_said(tmp_path, pipeline, base):

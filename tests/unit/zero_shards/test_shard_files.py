@@ -27,7 +27,7 @@ def test_ranks_come_in_numeric_order(tmp_path):
     ("names", "said"),
     [
         (["mp_rank_00_model_states.pt", optimizer(0), optimizer(2)], "zero_pp_rank_1_mp_rank_00_optim.*missing"),
-        (["mp_rank_00_model_states.pt", optimizer(0), optimizer(0, "bf16_")], "bf16_ mixed"),
+        (["mp_rank_00_model_states.pt", optimizer(0), optimizer(0, "bf16_")], "bf16_ are mixed"),
         (["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"], "ZeRO 3 and of another"),
         (["mp_rank_00_model_states.pt", optimizer(0, mp=1)], "mp_rank_01.*not supported"),
         (["mp_rank_00_model_states.pt", "layer_00-model_00-model_states.pt"], "layer_00.*not supported"),

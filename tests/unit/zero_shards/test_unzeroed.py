@@ -23,5 +23,5 @@ def test_no_or_several_matchings_are_refused():
     twins = {"trained": torch.zeros(2).bfloat16(), "frozen": torch.zeros(2).bfloat16()}
     with pytest.raises(CheckpointError, match="more than one"):
         match_masters(twins, [[master]], where="here")
-    with pytest.raises(CheckpointError, match="no matching"):
+    with pytest.raises(CheckpointError, match="in no way"):
         match_masters({"weight": torch.ones(2).bfloat16()}, [[master]], where="here")

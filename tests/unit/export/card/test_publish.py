@@ -99,7 +99,7 @@ def test_a_name_that_cannot_be_is_refused_first(hub, export, name) -> None:
 
 def test_an_empty_folder_makes_no_repository(hub, tmp_path) -> None:
     for folder in (tmp_path / "absent", tmp_path / "empty"):
-        with pytest.raises(ModelError, match=f"{folder}: no file.*me/mine"):
+        with pytest.raises(ModelError, match=f"{folder}: has no file.*me/mine"):
             push_folder(folder, "me/mine")
         (tmp_path / "empty").mkdir(exist_ok=True)
     assert hub.requests == []
@@ -110,14 +110,14 @@ def test_an_empty_folder_makes_no_repository(hub, tmp_path) -> None:
     [
         ("/api/repos/create", 403, r"me/mine: the token may not write there.*status 403: no, not you"),
         ("/api/repos/create", 402, r"me/mine: .*payment.*status 402"),
-        ("/api/repos/create", 418, r"me/mine: the hub refuses it \(status 418: no, not you"),
+        ("/api/repos/create", 418, r"me/mine: the hub refuses the upload \(status 418: no, not you"),
         ("/api/repos/create", 500, r"me/mine: the hub failed: try again later \(status 500"),
         ("/preupload/", 403, r"me/mine: the token may not write there.*status 403"),
         ("/objects/batch", 413, r"me/mine: .*too large.*status 413"),
         ("/storage/", 403, r"me/mine: .*status 403"),
         ("/commit/", 409, r"me/mine: .*conflict.*try again.*status 409"),
         ("/commit/", 412, r"me/mine: .*wrote there.*status 412"),
-        ("/commit/", 404, r"me/mine: .*no such owner or repository.*status 404"),
+        ("/commit/", 404, r"me/mine: .*the owner or repository does not exist.*status 404"),
     ],
 )
 def test_what_the_hub_refuses_is_told_with_a_cure(hub, export, capfd, where, status, message) -> None:
@@ -137,7 +137,7 @@ def test_a_token_that_the_hub_does_not_know(hub, export, monkeypatch, capfd) -> 
     with pytest.raises(SystemExit):
         run_program(lambda: str(push_folder(export, "me/mine")) and None)
     out, err = capfd.readouterr()
-    assert "error: me/mine: the hub does not take the token" in err
+    assert "error: me/mine: the hub does not accept the token" in err
     assert "hf_stale" not in out + err
 
 
@@ -150,7 +150,7 @@ def test_a_card_that_the_hub_does_not_take(hub, export) -> None:
 
 def test_no_network(hub, export, monkeypatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
-    with pytest.raises(ModelError, match=r"me/mine: the upload to http://127.0.0.1:9 failed.*where it can be reached"):
+    with pytest.raises(ModelError, match=r"me/mine: the upload to http://127.0.0.1:9 failed.*when it can be reached"):
         push_folder(export, "me/mine")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     close_session()
