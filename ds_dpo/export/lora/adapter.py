@@ -179,7 +179,7 @@ def file_layers(weights: Weights, adapter: Adapter, expected: Mapping[str, tuple
         shape = expected.get(f"{module}.weight")
         if shape is None or (up[0], down[1:]) != (shape[0], shape[1:]):
             raise CheckpointError(
-                f"{weights.folder}: the LoRA of {module!r} is {down} and {up}, but the UNet's weight {shape or 'absent'}"
+                f"{weights.folder}: the LoRA of {module!r} is {down} and {up}, but the UNet has {shape or 'no weight'}"
             )
         magnitude = None if layer.magnitude is None else weights.parameters[layer.magnitude].shape
         found[module] = LoraLayer(down, up, layer.scale, magnitude)
