@@ -6,13 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel
 
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.models import ModelConfig
-from ds_dpo.miniature.models import make_scheduler, make_text_parts, make_vae
 
 MINIATURE = "ds_dpo://assets/miniature/model"
 
@@ -34,6 +30,13 @@ def sdxl_copy(tmp_path: Path) -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    # slow to import, and few files of tests need it
+    import torch
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    from ds_dpo.miniature.models import make_scheduler, make_text_parts, make_vae
+
     torch.manual_seed(0)
     text = make_text_parts()
     unet = UNet2DConditionModel(

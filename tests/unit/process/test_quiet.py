@@ -40,6 +40,7 @@ def test_all_is_told_when_it_fails_and_the_failure_goes_on(
     assert capsys.readouterr().err == "on stdout\non stderr\n"
 
 
+@pytest.mark.slow
 def test_libraries_speak_of_errors_only() -> None:
     program = """
 from ds_dpo.process.quiet import quiet_libraries

@@ -75,6 +75,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- the program, whole ----
 
 
+@pytest.mark.slow
 def test_the_program_draws_models_side_by_side(changed, lora, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text(f"{BLUE}\n\n", encoding="utf-8")
     out = tmp_path / "out"

@@ -37,6 +37,7 @@ def request(model_folder: Path, tuned: Path, out: Path, **changes) -> Request:
     return Request(base=str(model_folder), tuned=str(tuned), out=out, **{**small, **changes})
 
 
+@pytest.mark.slow
 def test_the_program_writes_a_summary_and_a_picture(model_folder: Path, tuned: Path, tmp_path: Path) -> None:
     models = ["--base", str(model_folder), "--tuned", str(tuned), "--sft", str(model_folder)]
     few = ["--out", str(tmp_path / "out"), "--seeds", "2", "--steps", "2"]

@@ -68,6 +68,7 @@ def assert_same(found: Any, expected: Any) -> None:
 # ---- tensors ----
 
 
+@pytest.mark.slow
 def test_every_part_is_what_was_written_and_what_diffusers_reads(tiny: TinyModel, tmp_path: Path) -> None:
     model = of_file(tiny.save_file(tmp_path / "a.safetensors"), tiny.family, prediction_type="epsilon")
     unet, vae = tiny.modules["unet"], tiny.modules["vae"]
@@ -124,6 +125,7 @@ def test_shipped_unets_have_the_models_number_of_parameters(family: str, number:
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdxl", "sdxl_refiner", "sd15", "sd21", "ssd"])
 def test_full_size_shapes_tell_the_configuration(family: str) -> None:
     usual = shipped("sdxl", "unet") | SSD if family == "ssd" else shipped(family, "unet")

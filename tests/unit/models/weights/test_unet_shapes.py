@@ -50,6 +50,7 @@ def built_shapes(config):
     return {name: tuple(parameter.shape) for name, parameter in unet.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_known_shapes_are_those_of_diffusers(name):
     built = built_shapes(CONFIGS[name])
