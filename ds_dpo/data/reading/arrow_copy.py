@@ -1,4 +1,4 @@
-"""Parquet through `datasets`, which copies it to Arrow when it is first opened: what that takes, whether it fits."""
+"""Parquet opened by `datasets`, which copies it to Arrow at first use: the size of the copy, and whether it fits."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
 
-COMPLETE_COPY = datasets_config.DATASET_INFO_FILENAME  # written last
-# dictionary pages make repeated text smaller in parquet than in Arrow
+COMPLETE_COPY = datasets_config.DATASET_INFO_FILENAME  # `datasets` writes it last
+# parquet stores repeated text in dictionary pages, smaller than Arrow does
 SIZE_MARGIN = 1.03
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Return where `datasets` keeps copies, and this package its indices."""
+    """Return the folder of the copies of `datasets`, and of this package's indices."""
     return Path(datasets_config.HF_DATASETS_CACHE if data.cache_dir is None else data.cache_dir)
 
 
 def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Say) -> ArrowStreams:
-    """Return parquet files as Arrow mapped from disk, copied where no copy is there.
+    """Return parquet files as memory-mapped Arrow; copies them if there is no copy yet.
 
-    say: is told, before copying, how large the copy is and where it goes. Raises DataError where the disk has less
-    room than that, or a file is no parquet.
+    say: called before copying, with the size and place of the copy. Raises DataError if the disk has too little room,
+    or a file is not parquet.
     """
-    # escaped, as `datasets` takes names for patterns; only this split, as each is copied to Arrow as a whole
+    # escaped, because `datasets` reads names as patterns; one split only, because it copies each one completely
     paths = {data.split: [glob.escape(str(path)) for path in files]}
     try:
         builder = load_dataset_builder("parquet", data_files=paths, cache_dir=data.cache_dir)
@@ -43,7 +43,7 @@ def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Say) -> Arrow
             _require_room(files, Path(builder.cache_dir), data, say=say)
             builder.download_and_prepare()
     except (OSError, ValueError, pa.ArrowException, DatasetsError) as error:
-        cause = error.__cause__ or error  # `datasets` says only that it failed, its cause says why
+        cause = error.__cause__ or error  # the error of `datasets` says only that it failed; its cause says why
         raise DataError(
             f"data.dataset {data.dataset}, split {data.split} cannot be read as parquet: {cause}"
         ) from error
@@ -51,20 +51,20 @@ def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Say) -> Arrow
 
 
 def _open_copy(builder: DatasetBuilder, split: str) -> ArrowStreams:
-    """Map the files of a split of a builder that is prepared. Raises DataError where they are not whole."""
+    """Map the files of a split of a prepared builder. Raises DataError if they are not complete."""
     info = builder.info.splits[split]
     names = filenames_for_dataset_split(builder.cache_dir, builder.dataset_name, split, "arrow", info.shard_lengths)
     streams = map_streams([Path(name) for name in names])
     if streams.num_rows != info.num_examples:
         raise DataError(
             f"{builder.cache_dir} has {streams.num_rows} of {info.num_examples} rows of split {split}; delete the "
-            "folder and start anew"
+            "folder and start again"
         )
     return streams
 
 
 def uncompressed_bytes(files: Sequence[Path]) -> int:
-    """Return what the columns of parquet files take when they are unpacked, from their footers."""
+    """Return the unpacked size of all columns of parquet files, from their footers."""
     metadata = [pq.read_metadata(path) for path in files]
     return sum(each.row_group(group).total_byte_size for each in metadata for group in range(each.num_row_groups))
 
@@ -74,8 +74,8 @@ def _require_room(files: Sequence[Path], place: Path, data: DataConfig, *, say: 
     existing = next(parent for parent in place.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     say(
-        f"data.dataset {data.dataset}, split {data.split}: copying parquet to Arrow, once, takes {_size(needed)} "
-        f"in {place}; {_size(free)} are free there"
+        f"data.dataset {data.dataset}, split {data.split}: copying parquet to Arrow, once; the copy takes "
+        f"{_size(needed)} in {place}; {_size(free)} are free there"
     )
     if needed > free:
         raise DataError(

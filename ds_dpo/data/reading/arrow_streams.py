@@ -1,7 +1,7 @@
-"""Arrow streams, the files that `datasets` writes, as record batches by number; only their places are held in memory.
+"""Record batches of Arrow streams, the files that `datasets` writes, by number; memory holds only their offsets.
 
-A table of them would hold objects for every column of every batch, of which `datasets` makes one for each 100 rows of
-images: 40 MB for 10**6 rows, in every process.
+A pyarrow table would hold objects for every column of every batch, and `datasets` writes a batch for each 100 rows of
+images: that is 40 MB for 10**6 rows, in every process.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ds_dpo.errors import DataError
 
 
 class ArrowStreams:
-    """The batches of several streams with one schema, one after another.
+    """The batches of several streams with the same schema, in order.
 
     starts: number of each batch's first row, (number of batches,) int64; empty batches are left out.
     """
 
     def __init__(self, sources: Sequence[pa.NativeFile], names: Sequence[str]) -> None:
-        """Note where batches lie. sources: mapped files or buffers. names: of them, for messages.
+        """Find the offsets of all batches. sources: mapped files or buffers. names: of the sources, for messages.
 
-        Raises DataError where one is torn, or has another schema than the first.
+        Raises DataError if one is torn, or has another schema than the first.
         """
         self._sources = list(sources)
         self._numbers, self._offsets, lengths = array("q"), array("q"), array("q")
@@ -40,9 +40,11 @@ class ArrowStreams:
                         self._offsets.append(offset)
                         lengths.append(num_rows)
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{name} is no whole Arrow file ({error}); delete its folder and start anew") from error
+                raise DataError(
+                    f"{name} is not a complete Arrow file ({error}); delete its folder and start again"
+                ) from error
             if number and schema != self.schema:
-                raise DataError(f"{name} has other columns than {names[0]}; delete their folder and start anew")
+                raise DataError(f"{name} has other columns than {names[0]}; delete their folder and start again")
             self.schema = schema
         ends = np.cumsum(np.array(lengths, dtype=np.int64))
         self.num_rows = int(ends[-1]) if len(ends) else 0
@@ -55,7 +57,7 @@ class ArrowStreams:
         return pa.ipc.read_record_batch(pa.ipc.read_message(source), self.schema)
 
     def table(self, columns: Sequence[str], num_rows: int) -> pa.Table:
-        """Return the first rows of these columns."""
+        """Return the first num_rows rows of some columns."""
         schema = pa.schema([self.schema.field(column) for column in columns])
         needed = int(np.searchsorted(self.starts, num_rows, side="left"))
         batches = [self.batch(number).select(list(columns)) for number in range(needed)]
@@ -63,16 +65,16 @@ class ArrowStreams:
 
 
 def map_streams(files: Sequence[Path]) -> ArrowStreams:
-    """Map files from disk. Raises DataError where one is missing or torn."""
+    """Map files from disk. Raises DataError if one is missing or torn."""
     try:
         sources = [pa.memory_map(str(path)) for path in files]
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"an Arrow file cannot be opened ({error}); delete its folder and start anew") from error
+        raise DataError(f"an Arrow file cannot be opened ({error}); delete its folder and start again") from error
     return ArrowStreams(sources, [str(path) for path in files])
 
 
 def _places(source: pa.NativeFile, schema: pa.Schema) -> Iterator[tuple[int, int]]:
-    """Yield offset and number of rows of each batch that follows in a stream."""
+    """Yield the offset and number of rows of each following batch in a stream."""
     while True:
         offset = source.tell()
         try:

@@ -1,4 +1,4 @@
-"""Images that a dataset names by path: only below the dataset's folder or data.image_root, and read whole."""
+"""Images that a dataset names by path: only files below its folder or data.image_root, with a size limit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ds_dpo.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class MemberBytes:
-    """Where a tar's member lies in its file."""
+    """The place of a tar's member in its file."""
 
     path: Path
     offset: int
     size: int
 
     def read(self) -> bytes:
-        """Return the member. Raises DataError where it cannot be read whole, or is larger than MAX_FILE_BYTES."""
+        """Return the member. Raises DataError if it cannot be read completely, or is larger than MAX_FILE_BYTES."""
         if self.size > MAX_FILE_BYTES:
             raise DataError(f"{self.path} at byte {self.offset}: larger than {MAX_FILE_BYTES} bytes")
         try:
@@ -37,27 +37,27 @@ class MemberBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """Finds image files by the paths that rows name. root: what relative paths start from."""
+    """Finds image files by the paths in rows. root: the folder that relative paths start from."""
 
     root: Path
 
     def locate(self, path: str) -> Path:
-        """Return the place of a path. Raises DataError where it leads out of root, or no file is there."""
+        """Return the absolute path. Raises DataError if it leads out of root, or there is no such file."""
         root = os.path.abspath(self.root)
-        # by the letters of the path: a downloaded dataset's own files may be links to a store elsewhere
+        # links are not resolved: the files of a downloaded dataset may be links to a store elsewhere
         place = os.path.normpath(os.path.join(root, path))
         if os.path.commonpath([root, place]) != root or "\0" in path:
             raise DataError(
                 f"path {path!r} leads out of {root}; a path below it would fit, or set data.image_root to a folder "
                 "above it"
             )
-        if not os.path.isfile(place):  # a device or a pipe would never end
+        if not os.path.isfile(place):  # reading a device or a pipe might never end
             raise DataError(f"path {path!r}: there is no file {place}")
         return Path(place)
 
 
 def read_file(path: Path) -> bytes:
-    """Return a file's bytes. Raises DataError where that fails, or it is larger than MAX_FILE_BYTES."""
+    """Return a file's bytes. Raises DataError if it cannot be read, or is larger than MAX_FILE_BYTES."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DataError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
@@ -67,9 +67,9 @@ def read_file(path: Path) -> bytes:
 
 
 def raw_image(value: Any, find_file: Callable[[str], Path]) -> RawImage:
-    """Return an image as the decoder takes it: what a row stores, or the bytes of the file that it names.
+    """Return an image for the decoder: the row's value, or the bytes of the file that it names.
 
-    Raises DataError for null, for what is no image, and for a path that has no readable file.
+    Raises DataError for null, for a value that cannot be an image, and for a path without a readable file.
     """
     if isinstance(value, Mapping) and value.get("bytes") is None:
         value = value.get("path")

@@ -1,4 +1,4 @@
-"""A dataset's pairs, ready to be read: files found, columns named, pairs chosen and indexed."""
+"""Open a dataset's pairs: find its files and columns, choose the pairs, index them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from ds_dpo.data.source import PairRecord, PairSource
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
 
-# another number where the same settings would give another index, or other stored rows
+# increase these if the same settings give another index, or other stored rows
 INDEX_VERSION, ROWS_VERSION = 1, 1
 PAIRS_BETWEEN_LINES = 50_000
-# what an index follows from, beside the rows
+# what determines an index, in addition to the rows
 SETTINGS_OF_INDEX = (
     "format",
     "columns",
@@ -60,7 +60,7 @@ SETTINGS_OF_BUCKETS = ("resolution", "bucket_step", "max_aspect")
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedPairs:
-    """The pairs that an index names, read by a reader; a PairSource."""
+    """A PairSource: the pairs of an index, read by a reader."""
 
     name: str
     reader: RecordReader
@@ -69,7 +69,7 @@ class IndexedPairs:
 
     @property
     def description(self) -> str:
-        """For the log: what was opened, how many rows, what was left out for which reason, how many pairs."""
+        """For the log: what was opened, the number of rows, how many each filter left out, the number of pairs."""
         line = f"{self.name}: {describe_counts(self.counts)}"
         if len(self.bucket_shapes) == 1:
             return line
@@ -81,7 +81,7 @@ class IndexedPairs:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Numbers by name."""
+        """Counts by name."""
         return self.index.facts.counts
 
     @property
@@ -95,7 +95,7 @@ class IndexedPairs:
         return [(int(height), int(width)) for height, width in self.index.facts.bucket_shapes]
 
     def file_order(self) -> NDArray[np.int64]:
-        """Return all indices in the order in which the pairs lie in the dataset's files."""
+        """Return all indices in the order of the pairs in the dataset's files."""
         if len(self.bucket_sizes) == 1:
             return np.arange(len(self))
         return np.argsort(self.index.entries["row"], kind="stable")
@@ -104,7 +104,7 @@ class IndexedPairs:
         return len(self.index.entries)
 
     def read(self, index: int) -> PairRecord:
-        """Return a pair. Raises BadRowError where its prompt is no text or an image is not there."""
+        """Return a pair. Raises BadRowError if its prompt is not text or an image is missing."""
         entry = self.index.entries[index]
         return self.reader.read(
             row=int(entry["row"]),
@@ -116,11 +116,11 @@ class IndexedPairs:
 
 
 def open_source(data: DataConfig, *, say: Say, in_file_order: bool = False) -> PairSource:
-    """Open the pairs of data.split of data.dataset that data's filters leave.
+    """Open the pairs of data.split of data.dataset that pass data's filters.
 
-    in_file_order: parquet is read straight from its files, without a copy, and quickly only along file_order(). say:
-    is told, a line each, what a person should know. Raises DataError where there is no such dataset, split or column, a
-    label says nothing, data.ties is error and there are some, no pair is left, or the disk is too small for the copy.
+    in_file_order: read parquet straight from its files, without a copy, which is quick only along file_order(). say:
+    gets lines for the user. Raises DataError if the dataset, split or a column does not exist, a label is unusable,
+    there are ties and data.ties is error, no pair is left, or the disk is too small for the copy.
     """
     name = f"{data.dataset}, split {data.split}"
     found = find_split(data)
@@ -144,7 +144,7 @@ def open_source(data: DataConfig, *, say: Say, in_file_order: bool = False) -> P
         say=say,
     )
     if not len(index.entries):
-        raise DataError(f"{name}: {describe_counts(index.facts.counts)}; there is nothing to train on")
+        raise DataError(f"{name}: {describe_counts(index.facts.counts)}; no pair is left to train on")
     _compare_with_expected(len(index.entries), data, name, say)
     fingerprint = _fingerprint(rows, columns, index, name)
     return IndexedPairs(name=name, reader=reader, index=index, fingerprint=fingerprint)
@@ -218,7 +218,7 @@ def _read_columns(rows: Rows, columns: Sequence[str], num_rows: int, name: str) 
 def _sort_by_bucket(
     entries: NDArray[np.void], reader: RecordReader, data: DataConfig, *, name: str, say: Say
 ) -> tuple[NDArray[np.void], list[int], list[tuple[int, int]]]:
-    """Return entries sorted by bucket, then as they were, and the sizes and shapes of the buckets that have any."""
+    """Return entries, sorted by bucket and otherwise in order, and the sizes and shapes of buckets that have any."""
     shapes = bucket_shapes(data.resolution, step=data.bucket_step, max_aspect=data.max_aspect)
     square = min(range(len(shapes)), key=lambda bucket: abs(shapes[bucket][0] - shapes[bucket][1]))
     buckets = np.empty(len(entries), dtype=np.int64)
@@ -231,7 +231,7 @@ def _sort_by_bucket(
             )
             buckets[number] = choose_bucket(read_size(chosen), read_size(rejected), shapes)
         except DataError:
-            buckets[number] = square  # it is counted as a bad row when it is read
+            buckets[number] = square  # counted as a bad row when it is read
     sizes = np.bincount(buckets, minlength=len(shapes))
     used = [bucket for bucket, size in enumerate(sizes) if size]
     order = np.argsort(buckets, kind="stable")
@@ -249,7 +249,7 @@ def _index_key(found: SplitFiles, data: DataConfig, root: Path) -> str:
         "settings": settings,
     }
     if not data.aspect_buckets:
-        parts["resolution"] = data.resolution  # the shape of the only bucket
+        parts["resolution"] = data.resolution  # the size of the only bucket
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -273,4 +273,4 @@ def _compare_with_expected(num_pairs: int, data: DataConfig, name: str, say: Say
     if num_pairs == data.expected_pairs:
         say(f"{name}: {num_pairs} pairs, as expected")
     else:
-        say(f"warning: {name}: {num_pairs} pairs, and data.expected_pairs is {data.expected_pairs}")
+        say(f"warning: {name}: {num_pairs} pairs, but data.expected_pairs is {data.expected_pairs}")

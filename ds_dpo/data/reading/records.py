@@ -1,4 +1,4 @@
-"""A pair of a row, read: its prompt, its two images as they are stored, its name and its id."""
+"""Read a pair of a row: its prompt, its two undecoded images, its name and its id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE_ROLES: Mapping[str, tuple[str, str]] = {"labelled": ("image_0", "image_1")
 
 @dataclass(frozen=True, kw_only=True)
 class RecordReader:
-    """Reads pairs of one dataset. read_row: of the columns that `columns` names. name: the dataset and its split."""
+    """Reads pairs of one dataset. read_row: returns the columns named by `columns`. name: of the dataset and split."""
 
     read_row: RowReader
     columns: Columns
@@ -30,9 +30,9 @@ class RecordReader:
     find_file: Callable[[str], Path]
 
     def read(self, *, row: int, first: int, second: int, target: float, weight: float) -> PairRecord:
-        """Return the pair of a row whose images number `first` and `second` are chosen and rejected.
+        """Return the pair in a row whose image number `first` is chosen and number `second` is rejected.
 
-        Raises BadRowError where the prompt is no text, or an image is not there.
+        Raises BadRowError if the prompt is not text, or an image is missing.
         """
         values = self._values(row)
         uid, id_text = self._identity(values, row, first, second)
@@ -53,7 +53,7 @@ class RecordReader:
         )
 
     def images(self, *, row: int, first: int, second: int) -> tuple[RawImage, RawImage]:
-        """Return the two images alone. Raises BadRowError where one is not there."""
+        """Return the two images alone. Raises BadRowError if one is missing."""
         values = self._values(row)
         uid, _ = self._identity(values, row, first, second)
         return self._image(values, row, first, uid), self._image(values, row, second, uid)
@@ -63,7 +63,7 @@ class RecordReader:
         return {role: values[column] for role, column in self.columns.of_role.items()}
 
     def _identity(self, values: Mapping[str, Any], row: int, first: int, second: int) -> tuple[str, str]:
-        """Return a pair's name for messages, and the text that its id is made of, whichever image was chosen."""
+        """Return a pair's name for messages, and the text for its id, which do not depend on which image was chosen."""
         lower, higher = sorted((first, second))
         which = "" if self.columns.layout in IMAGE_ROLES else f" {lower} {higher}"
         place = f"row {row} of {self.name}" + (f", images {lower} and {higher}" if which else "")

@@ -1,4 +1,4 @@
-"""Rows of a dataset behind one face: memory-mapped Arrow by any index, or parquet straight from its files in order."""
+"""Rows of a dataset behind one interface: memory-mapped Arrow in any order, or parquet in file order without a copy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from ds_dpo.data.reading.arrow_streams import ArrowStreams
 from ds_dpo.errors import DataError
 
-ROWS_DECODED_AT_ONCE = 32  # of parquet; two images of 1024 x 1024 each are about 2 MB
-NUM_BATCHES_KEPT = 8  # so that two rows near each other can be read in turns
+ROWS_DECODED_AT_ONCE = 32  # of parquet; a row with two images of 1024 x 1024 has about 2 MB
+NUM_BATCHES_KEPT = 8  # so that rows near each other can be read alternately
 
 # row number -> value by column; images as they are stored
 RowReader = Callable[[int], Mapping[str, Any]]
 
 
 class Rows(Protocol):
-    """A dataset's rows, all columns of them, before anything is chosen."""
+    """All rows and columns of a dataset, before any filter."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -32,19 +32,19 @@ class Rows(Protocol):
 
     @property
     def content(self) -> str:
-        """What tells this content from another, for fingerprints; the same wherever the files lie."""
+        """Identifies the content, for fingerprints; does not depend on where the files are."""
 
     def __len__(self) -> int: ...
 
     def table(self, columns: Sequence[str], num_rows: int) -> pa.Table:
-        """Return the first rows of these columns; only these are read."""
+        """Return the first num_rows rows of some columns; the others are not read."""
 
     def reader(self, columns: Sequence[str]) -> RowReader:
-        """Return how to read one row of these columns; may be called in forked processes."""
+        """Return a function that reads one row of some columns; forked processes may call it."""
 
 
 class ArrowRows:
-    """Rows of Arrow streams, mapped from disk; any row at once."""
+    """Rows of memory-mapped Arrow streams, quick to read in any order."""
 
     def __init__(self, streams: ArrowStreams, *, content: str) -> None:
         self._streams = streams
@@ -57,14 +57,14 @@ class ArrowRows:
 
     @property
     def content(self) -> str:
-        """What tells this content from another."""
+        """Identifies the content."""
         return self._content
 
     def __len__(self) -> int:
         return self._streams.num_rows
 
     def has_values(self, column: str) -> bool:
-        """Whether any row has one that is not null."""
+        """Whether any row has a value that is not null."""
         return bool(self.table([column], len(self)).column(column).null_count < len(self))
 
     def table(self, columns: Sequence[str], num_rows: int) -> pa.Table:
@@ -72,7 +72,7 @@ class ArrowRows:
         return self._streams.table(columns, num_rows)
 
     def reader(self, columns: Sequence[str]) -> RowReader:
-        """Return how to read one row of these columns, by any index."""
+        """Return a function that reads one row of some columns, in any order."""
         numbers = {column: self.schema.get_field_index(column) for column in columns}
         streams = self._streams
 
@@ -85,10 +85,10 @@ class ArrowRows:
 
 
 class ParquetRows:
-    """Rows of parquet files, straight from them: no copy; quick only when read in file order."""
+    """Rows read straight from parquet files, without a copy; quick only in file order."""
 
     def __init__(self, files: Sequence[Path], *, root: Path) -> None:
-        """Read the files' footers. Raises DataError where one is no parquet, or has other columns than the first."""
+        """Read the files' footers. Raises DataError if one is not parquet, or has other columns than the first."""
         self._files = list(files)
         self._root = root
         starts, places, first_schema, num_rows = [], [], None, 0
@@ -101,7 +101,7 @@ class ParquetRows:
                 starts.append(num_rows)
                 places.append((number, group))
                 num_rows += metadata.row_group(group).num_rows
-        assert first_schema is not None, "there is a file at least"
+        assert first_schema is not None, "there is at least one file"
         self._schema: pa.Schema = first_schema
         self._starts: NDArray[np.int64] = np.array(starts, dtype=np.int64)
         self._places = places
@@ -114,7 +114,7 @@ class ParquetRows:
 
     @property
     def content(self) -> str:
-        """Names and sizes of the files."""
+        """Identifies the content by the names and sizes of the files."""
         return content_of_files(self._files, root=self._root)
 
     def __len__(self) -> int:
@@ -132,12 +132,12 @@ class ParquetRows:
         return pa.concat_tables(tables).slice(0, num_rows)
 
     def reader(self, columns: Sequence[str]) -> RowReader:
-        """Return how to read one row of these columns; going back within a row group decodes it again."""
+        """Return a function that reads one row of some columns; going back in a row group decodes it again."""
         return _FileOrderReader(self._files, self._starts, self._places, columns)
 
 
 class _FileOrderReader:
-    """Decodes some rows ahead, and keeps the last ones."""
+    """Decodes a few rows ahead, and keeps the last ones."""
 
     def __init__(
         self,
@@ -182,23 +182,23 @@ class _FileOrderReader:
     def _start(self, group: int) -> None:
         number, group_of_file = self._places[group]
         if self._open_file is None or self._open_file[0] != number:
-            # buffer_size: streams a row group, whose images may be hundreds of megabytes
+            # buffer_size makes it stream a row group, whose images may be hundreds of megabytes
             self._open_file = (number, pq.ParquetFile(self._files[number], buffer_size=2**20))
         self._group, self._next_row = group, int(self._starts[group])
-        # no threads: those of Arrow do not survive the fork of a loader's process
+        # no threads: Arrow's do not survive the fork of a loader process
         self._batches = self._open_file[1].iter_batches(
             ROWS_DECODED_AT_ONCE, row_groups=[group_of_file], columns=self._columns, use_threads=False
         )
 
 
 def content_of_files(files: Sequence[Path], *, root: Path) -> str:
-    """Return a hash of names, below root, and sizes."""
+    """Return a hash of the files' names, relative to root, and sizes."""
     lines = [f"{path.relative_to(root)} {path.stat().st_size}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
 def state_of_files(files: Sequence[Path]) -> str:
-    """Return a hash of places, sizes and times: it changes when a file was written anew, though nothing else may."""
+    """Return a hash of paths, sizes and times of change: it also changes if a file is written again unchanged."""
     states = [(str(path.absolute()), path.stat()) for path in files]
     lines = [f"{place} {state.st_size} {state.st_mtime_ns}" for place, state in states]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Find the files of one split of a dataset, wherever it is: a file, a folder, a save_to_disk folder, or the hub."""
+"""Find the files of one split of a dataset in a file, a folder, a save_to_disk folder, or on the hub."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ SUFFIXES: Mapping[FileKind, tuple[str, ...]] = {
 }
 STEM = re.compile(r"(?P<split>.*?)(?:(?:^|[-_])(?P<number>\d+)(?:-of-(?P<total>\d+))?)?")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# of the libraries, beside the data
+# files that libraries write next to the data
 FILES_OF_LIBRARIES = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
-# image folders' own name; it has whatever split is asked for
+# the file name of image folders; it counts as any split that is asked for
 ANY_SPLIT = "metadata"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFiles:
-    """A split's files, in order. root: the folder that names and image paths start from.
+    """A split's files, in order. root: the folder to which names and image paths are relative.
 
-    dataset: only of a save_to_disk folder, opened.
+    dataset: opened, for a save_to_disk folder only.
     """
 
     kind: FileKind
@@ -46,11 +46,11 @@ class SplitFiles:
 
 
 def find_split(data: DataConfig) -> SplitFiles:
-    """Return the files of data.split of data.dataset, downloaded where it is a hub id.
+    """Return the files of data.split of data.dataset; downloads them if it is a hub id.
 
-    A file is whatever split is asked for. In a folder, the split is the file's name before its number
-    (train-00000-of-00003.parquet, train.jsonl), or where there is only a number, the name of its subfolder
-    (train/0000.parquet). Raises DataError, which names the splits there are where it is the split that is missing.
+    A single file counts as any split that is asked for. In a folder, the split is the part of a file's name before its
+    number (train-00000-of-00003.parquet, train.jsonl), or the subfolder's name if the file has only a number
+    (train/0000.parquet). Raises DataError; if the split is missing, it lists the splits that exist.
     """
     location = Path(resolve_asset(data.dataset)).expanduser().absolute()
     kinds = FORMATS[data.format].files
@@ -65,9 +65,9 @@ def find_split(data: DataConfig) -> SplitFiles:
     downloadable = [kind for kind in kinds if kind != "text"]
     if not downloadable:
         raise DataError(
-            f"data.dataset {data.dataset}: format {data.format} is read from local files, as its images lie beside it; "
-            f"download it (hf download {data.dataset} --repo-type dataset --local-dir FOLDER), unpack its images, and "
-            "give the manifest's path"
+            f"data.dataset {data.dataset}: format {data.format} is read from local files, because its images are "
+            f"separate files; download it (hf download {data.dataset} --repo-type dataset --local-dir FOLDER), unpack "
+            "its images, and give the manifest's path"
         )
     return _in_folder(_download(data, downloadable[0]).absolute(), data)
 
@@ -78,14 +78,16 @@ def _one_file(path: Path, data: DataConfig) -> SplitFiles:
         if path.suffix in SUFFIXES[kind]:
             return SplitFiles(kind=kind, files=[path], root=path.parent)
     raise DataError(
-        f"data.dataset {data.dataset} is a file of another kind; a {_suffixes(kinds)} file would fit "
-        f"data.format {data.format}"
+        f"data.dataset {data.dataset} is a file of another kind; data.format {data.format} needs a "
+        f"{_suffixes(kinds)} file"
     )
 
 
 def _saved(folder: Path, data: DataConfig) -> SplitFiles:
     if "parquet" not in FORMATS[data.format].files:
-        raise DataError(f"data.dataset {data.dataset} is a save_to_disk folder, which data.format {data.format} is not")
+        raise DataError(
+            f"data.dataset {data.dataset} is a save_to_disk folder, which data.format {data.format} cannot read"
+        )
     try:
         saved = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -93,7 +95,7 @@ def _saved(folder: Path, data: DataConfig) -> SplitFiles:
     if isinstance(saved, DatasetDict):
         splits = {str(name): dataset for name, dataset in saved.items()}
     else:
-        # a dataset saved on its own may not know its split; it is then the one asked for
+        # a dataset that was saved alone may not know its split; then it counts as the one asked for
         splits = {str(saved.split or data.split): saved}
     if data.split not in splits:
         raise _no_such_split(data, splits)
@@ -120,7 +122,7 @@ def _splits_in(folder: Path, kind: FileKind, data: DataConfig) -> dict[str, list
     found = [
         path.relative_to(folder)
         for suffix in SUFFIXES[kind]
-        # a manifest lies at the top; below it there may be millions of images
+        # a manifest is at the top; subfolders may hold millions of images
         for path in (folder.glob(f"*{suffix}") if kind == "text" else folder.rglob(f"*{suffix}"))
         if path.name not in FILES_OF_LIBRARIES
     ]
@@ -143,7 +145,7 @@ def _splits_in(folder: Path, kind: FileKind, data: DataConfig) -> dict[str, list
 
 
 def _patterns_of_subset(folder: Path, name: str) -> dict[str, list[str]] | None:
-    """Return the file patterns of each split that README.md lists for a subset, or None where it lists none."""
+    """Return the file patterns of each split that README.md lists for a subset, or None if it lists none."""
     try:
         card = (folder / "README.md").read_text(encoding="utf-8")
         header = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else None
@@ -157,7 +159,7 @@ def _patterns_of_subset(folder: Path, name: str) -> dict[str, list[str]] | None:
 
 
 def _patterns_by_split(data_files: Any) -> dict[str, list[str]]:
-    """Read `data_files` of a card: a pattern, a list of them, or a list of {split, path}."""
+    """Return the patterns in `data_files` of a card: one pattern, a list of them, or a list of {split, path}."""
     entries = data_files if isinstance(data_files, list) else [data_files]
     patterns: dict[str, list[str]] = {}
     for entry in entries:
@@ -167,29 +169,29 @@ def _patterns_by_split(data_files: Any) -> dict[str, list[str]]:
 
 
 def _split_of(path: PurePath) -> str:
-    """Return the split that a file's name says; path: relative to the dataset's folder."""
+    """Return the split in a file's name. path: relative to the dataset's folder."""
     match = STEM.fullmatch(path.stem)
     assert match is not None, "every name fits"
     return match["split"] or path.parent.name or "train"
 
 
 def _check_one_set(files: Sequence[Path], data: DataConfig) -> None:
-    """Raise DataError where a split's files are of two sets: they would be read as one."""
+    """Raise DataError if a split's files belong to two datasets, which would be read as one."""
     if data.name is not None and len({path.suffix for path in files}) == 1:
         return
     if len(folders := sorted({str(path.parent) for path in files})) > 1:
         raise DataError(
-            f"data.dataset {data.dataset}: files of split {data.split} lie in {', '.join(folders)}; give one of them, "
-            "or its name as data.name"
+            f"data.dataset {data.dataset}: files of split {data.split} are in {', '.join(folders)}; give one of these "
+            "folders, or its name as data.name"
         )
     if len(suffixes := sorted({path.suffix for path in files})) > 1:
         raise DataError(
-            f"data.dataset {data.dataset}: split {data.split} is there as {' and '.join(suffixes)}; give one file"
+            f"data.dataset {data.dataset}: split {data.split} exists as {' and '.join(suffixes)}; give one file"
         )
 
 
 def _check_all_shards(files: Sequence[Path], data: DataConfig) -> None:
-    """Raise DataError where file names say that there are more: a copy cut short would train on less, silently."""
+    """Raise DataError if the file names show that some are missing; a run would silently train on fewer pairs."""
     names = [(match, path) for path in files if (match := STEM.fullmatch(path.stem)) and match["total"]]
     for total in sorted({int(name["total"]) for name, _ in names}):
         present = {int(name["number"]) for name, _ in names if int(name["total"]) == total}
@@ -201,7 +203,7 @@ def _check_all_shards(files: Sequence[Path], data: DataConfig) -> None:
 
 
 def _download(data: DataConfig, kind: FileKind) -> Path:
-    """Return the folder of a hub dataset's files of the split, got now or before; other splits are left out."""
+    """Return the folder with a hub dataset's files of the split, downloaded now or earlier; no other split is."""
 
     def snapshot(patterns: list[str], *, dry_run: bool = False) -> Any:
         cache_dir = None if data.cache_dir is None else Path(data.cache_dir) / "hub"
@@ -220,22 +222,22 @@ def _download(data: DataConfig, kind: FileKind) -> Path:
         if data.name is not None:
             listed = _patterns_of_subset(Path(snapshot(["README.md"])), data.name)
             patterns = [f"{data.name}/*{data.split}*{suffix}"] if listed is None else listed.get(data.split, [])
-        # an empty list would be everything
+        # an empty list of patterns would download everything
         folder = Path(snapshot([*patterns, "README.md"]))
         there = set(_splits_in(folder, kind, data))
         if data.split not in there:
-            # the split may be one that no file's name says: files that are only numbered
+            # files that are only numbered do not have the split in their names
             paths = [PurePath(file.filename) for file in snapshot([f"*{suffix}"], dry_run=True)]
             wanted = [path for path in paths if data.name is None or path.parts[0] == data.name]
             there = set(map(_split_of, wanted))
             if of_split := [path.as_posix() for path in wanted if _split_of(path) == data.split]:
                 folder = Path(snapshot([*of_split, "README.md"]))
-    # what a hub client raises has no common base: of the network, of HTTP, of the name, of the cache
+    # a hub client's errors (network, HTTP, names, cache) have no common base class
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"data.dataset {data.dataset} is no file or folder here, and split {data.split} of it cannot be had from "
-            f"the hub ({reason}); give a local folder, or check the name, the network, and that you may read it"
+            f"data.dataset {data.dataset} is not a local file or folder, and its split {data.split} cannot be "
+            f"downloaded from the hub ({reason}); give a local folder, or check the name, the network, and your access"
         ) from error
     if data.split not in there:
         raise _no_such_split(data, there)

@@ -1,4 +1,4 @@
-"""Rows that are made once from files which have no random access, kept as Arrow beside the index of pairs."""
+"""Rows of files without random access, converted once and stored as Arrow next to the index of pairs."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ ROWS_OF_A_BATCH = 10_000
 
 
 class Hasher(Protocol):
-    """What a hash of content is gathered in."""
+    """Collects a hash of content."""
 
     def update(self, content: bytes, /) -> None:
         """Add to the hash."""
 
 
-# makes all rows, and tells the hasher what makes them these rows
+# makes all rows, and gives the hasher everything that determines them
 MakeBatches = Callable[[Hasher], Iterator[pa.RecordBatch]]
 
 
 def open_stored(folder: Path, key: str, make: MakeBatches, *, say: Say) -> ArrowRows:
-    """Return the rows that folder/key holds, memory-mapped, or make them and put them there.
+    """Return the rows stored as folder/key, memory-mapped, or make them and store them there.
 
-    A torn file is made anew. Where the folder cannot be written, the rows stay in memory, which is said.
+    A torn file is made again. If the folder cannot be written, the rows stay in memory, and `say` reports it.
     """
     place = folder / FOLDER / f"{key}.arrow"
     if (found := _read(place)) is not None:
@@ -51,7 +51,7 @@ def open_stored(folder: Path, key: str, make: MakeBatches, *, say: Say) -> Arrow
 
 
 def _store(make: MakeBatches, place: Path) -> None:
-    """Write beside the place and rename; the facts, without which rows count for nothing, come last."""
+    """Write next to the place and rename; the facts come last, because rows without them are ignored."""
     hasher = hashlib.sha256()
     temporary = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def _facts_file(place: Path) -> Path:
 
 
 def _read(place: Path) -> ArrowRows | None:
-    """Return the rows of a file, or None where it is missing or not whole."""
+    """Return the rows of a file, or None if it is missing or not complete."""
     try:
         facts = json.loads(_facts_file(place).read_text())
         if place.stat().st_size != facts["bytes"]:

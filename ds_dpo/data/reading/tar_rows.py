@@ -1,7 +1,7 @@
-"""Samples of webdataset tars as rows: texts are read once, images stay where they are, known by offset and size.
+"""Samples of webdataset tars as rows: texts are read once, while images stay in the tar, found by offset and size.
 
-A sample is a run of members that share their name up to the first dot; the rest of the name says what a member is.
-Only headers and small texts are read, and nothing is unpacked.
+A sample is a run of members with the same name up to the first dot; the rest of the name says what a member is. Only
+headers and small texts are read, and nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ds_dpo.process.say import Say
 SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/|)[^./]+)[.](?P<ending>[^/]+)")
 MAX_TEXT_BYTES = 2**20
 BLOCK_BYTES = 512
-# tar pads its end; more than this is another archive behind it, which would be left out silently
+# tar pads its end; more bytes than this are another archive after it, which would be ignored silently
 MAX_BYTES_AFTER_END = 2**20
 
 MEMBER = pa.struct([("tar", pa.int32()), ("offset", pa.int64()), ("size", pa.int64())])
@@ -38,7 +38,7 @@ ID_COLUMN = "id"
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    """place: of its members, by ending: tar's number, offset, size."""
+    """A sample. members: by ending, each with the tar's number, offset and size."""
 
     tar: Path
     key: str
@@ -46,11 +46,11 @@ class _Sample:
 
 
 def tar_batches(files: Sequence[Path], data: DataConfig, name: str, *, say: Say) -> MakeBatches:
-    """Return what makes rows of all samples; columns are named as roles, as members may differ between samples.
+    """Return the function that makes a row for each sample; columns have the names of roles, as members may differ.
 
-    Making them raises DataError for a tar that is cut short, compressed or none, a member that is there twice, a sample
-    whose members are apart, a text that spells no number where one is needed, and members that no sample has. A member
-    that a sample lacks is null.
+    It raises DataError for a file that is not a tar, is compressed or is cut short; for a repeated member; for a sample
+    whose members are not next to each other; for a text that should be a number and is not; and for members that no
+    sample has. A member that a sample lacks is null.
     """
 
     def make(hasher: Hasher) -> Iterator[pa.RecordBatch]:
@@ -83,12 +83,12 @@ def _listed(endings: set[str]) -> str:
 
 
 def roles_found(rows: ArrowRows, data: DataConfig) -> dict[str, str]:
-    """Return the columns, named as their roles, that some sample has."""
+    """Return the columns, named like their roles, for which at least one sample has a value."""
     return {role: role for role in (ID_COLUMN, *FORMATS[data.format].roles) if rows.has_values(role)}
 
 
 def member_reader(read_row: RowReader, files: Sequence[Path]) -> RowReader:
-    """Return a reader whose images are MemberBytes, in place of the members' places."""
+    """Return a reader whose images are MemberBytes, instead of the members' places."""
 
     def read(row: int) -> Mapping[str, Any]:
         return {
@@ -125,7 +125,7 @@ def _samples(path: Path, number: int) -> Iterator[_Sample]:
             keys.add(key)
         ending = match["ending"].lower()
         if ending in members:
-            raise DataError(f"{path} has member {name} twice; pack it anew")
+            raise DataError(f"{path} has member {name} twice; pack it again")
         members[ending] = (number, offset, size)
     if key is not None:
         yield _Sample(tar=path, key=key, members=members)
@@ -136,11 +136,11 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
+                tar.members = []  # type: ignore[attr-defined]  # otherwise all headers stay in memory
                 if not member.isreg():
                     continue
                 if member.sparse is not None:
-                    raise DataError(f"{path}: member {member.name} is sparse; pack it anew")
+                    raise DataError(f"{path}: member {member.name} is sparse; pack it again")
                 yield member.name, member.offset_data, member.size
             _require_end(path, tar.offset)
     except (OSError, tarfile.TarError) as error:
@@ -148,13 +148,13 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _require_end(path: Path, offset: int) -> None:
-    """Raise DataError where no end mark is at the offset: tarfile takes a cut or a torn header for the end."""
+    """Raise DataError if there is no end mark at the offset: tarfile takes a missing or torn header for the end."""
     with open(path, "rb") as file:
         file.seek(offset)
         if file.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
             raise DataError(f"{path} is cut short or torn at byte {offset}; copy or download it again")
     if path.stat().st_size - offset > MAX_BYTES_AFTER_END:
-        raise DataError(f"{path} has another archive behind its end at byte {offset}; give them as two files")
+        raise DataError(f"{path} has another archive after its end at byte {offset}; split them into two files")
 
 
 def _rows(path: Path, number: int, endings: Mapping[str, Sequence[str]], seen: set[str]) -> Iterator[dict[str, Any]]:
@@ -167,7 +167,7 @@ def _rows(path: Path, number: int, endings: Mapping[str, Sequence[str]], seen: s
 
 
 def _row(sample: _Sample, endings: Mapping[str, Sequence[str]], file: Any, seen: set[str]) -> dict[str, Any]:
-    """Return a sample's values by role; notes in `seen` the endings there are."""
+    """Return a sample's values by role, and add its endings to `seen`."""
     values = _json_values(sample, file) if "json" in sample.members else {}
     seen |= sample.members.keys() | values.keys()
     row: dict[str, Any] = {ID_COLUMN: f"{sample.key} in {sample.tar.name}"}
@@ -182,7 +182,7 @@ def _value(role: str, ending: str, sample: _Sample, values: Mapping[str, Any], f
     kind = KIND_OF_ROLE[role]
     if kind == "image":
         if ending not in sample.members:
-            raise DataError(f"{place} is no member; role {role} needs one, such as {role}.jpg")
+            raise DataError(f"{place} is not a member; role {role} needs one, such as {role}.jpg")
         return dict(zip(("tar", "offset", "size"), sample.members[ending], strict=True))
     value = values[ending] if ending in values else _text(sample, ending, file)
     if kind == "text":
@@ -193,7 +193,7 @@ def _value(role: str, ending: str, sample: _Sample, values: Mapping[str, Any], f
 
 
 def _text(sample: _Sample, ending: str, file: Any) -> str | None:
-    """Return a small text member; None for what is no UTF-8, or is larger than MAX_TEXT_BYTES."""
+    """Return a small text member; None if it is not UTF-8, or is larger than MAX_TEXT_BYTES."""
     _, offset, size = sample.members[ending]
     if size > MAX_TEXT_BYTES:
         return None
@@ -210,7 +210,7 @@ def _json_values(sample: _Sample, file: Any) -> dict[str, Any]:
     try:
         values = json.loads(text or "")
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{sample.tar}, {sample.key}.json is no JSON: {error}") from error
+        raise DataError(f"{sample.tar}, {sample.key}.json is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise DataError(f"{sample.tar}, {sample.key}.json is {type(values).__name__}; an object would fit")
     return {f"json:{key}": value for key, value in values.items()}

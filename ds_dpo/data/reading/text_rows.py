@@ -1,7 +1,7 @@
-"""Manifests and rankings as text: JSON lines, a JSON list, or CSV, made into typed rows of the columns that are read.
+"""Manifests and rankings as text: JSON lines, a JSON list, or CSV, converted to typed rows of the columns in use.
 
-Values get the type of their role here, once for all rows: a library that guesses types from the first rows fails on
-what comes later, and turns a prompt of digits into a number.
+Each value gets the type of its role. A library that guesses types from the first rows would fail on later ones, and
+would turn a prompt of digits into a number.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ TYPES: Mapping[str, pa.DataType] = {
 }
 WORDS_OF_NUMBERS = {"true": 1.0, "false": 0.0}
 
-# a row of a text file: where it stands, for messages, and its values
+# a row of a text file: its place, for messages, and its values
 Entry = tuple[str, Mapping[str, Any]]
 
 
 def text_batches(files: Sequence[Path], data: DataConfig, name: str) -> MakeBatches:
-    """Return what makes the rows of text files, of the columns that data's format and columns name.
+    """Return the function that makes the rows of text files, with the columns that data's format and columns name.
 
-    Making them raises DataError for a file that is no JSON or CSV, an entry that is no object, columns that are not
-    there, and a value that cannot be what its role needs; each names its file and line.
+    It raises DataError for a file that is not JSON or CSV, an entry that is not an object, a missing column, and a
+    value that does not fit its role; each error names its file and line.
     """
 
     def make(hasher: Hasher) -> Iterator[pa.RecordBatch]:
@@ -88,7 +88,7 @@ def _list_entries(path: Path, file: Any) -> Iterator[Entry]:
     try:
         entries = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON list: {error}") from error
+        raise DataError(f"{path} is not a JSON list: {error}") from error
     for number, entry in enumerate(entries):
         yield _object(entry, f"{path}, entry {number}")
 
@@ -100,7 +100,7 @@ def _line_entries(path: Path, file: Any) -> Iterator[Entry]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is no JSON: {error}") from error
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
         yield _object(entry, f"{path}, line {number}")
 
 
@@ -121,14 +121,14 @@ def _csv_entries(path: Path, file: Any) -> Iterator[Entry]:
                 continue
             place = f"{path}, line {reader.line_num}"
             if len(values) != len(header):
-                raise DataError(f"{place} has {len(values)} values, and the header {len(header)} columns")
+                raise DataError(f"{place} has {len(values)} values, but the header has {len(header)} columns")
             yield place, dict(zip(header, (value or None for value in values), strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num} is no CSV: {error}") from error
+        raise DataError(f"{path}, line {reader.line_num} is not CSV: {error}") from error
 
 
 def _scan_columns(files: Sequence[Path]) -> dict[str, bool]:
-    """Return for each column whether its first value is a list; a column may be there in some rows only."""
+    """Return for each column whether its first value is a list; a column may occur in some rows only."""
     is_list: dict[str, bool | None] = {}
     for _, entry in chain.from_iterable(map(_entries, files)):
         for column, value in entry.items():
@@ -137,12 +137,12 @@ def _scan_columns(files: Sequence[Path]) -> dict[str, bool]:
     return {column: bool(known) for column, known in is_list.items()}
 
 
-# a value and where it stands -> what Arrow stores
+# a value and its place -> what Arrow stores
 Parser = Callable[[Any, str], Any]
 
 
 def _parsers(columns: Columns, *, has_lists: bool, is_csv: bool) -> dict[str, tuple[pa.DataType, Parser]]:
-    """Return type and parser by column; has_lists: a row has all images of its prompt."""
+    """Return type and parser by column. has_lists: whether a row has all images of its prompt."""
     parsers: dict[str, tuple[pa.DataType, Parser]] = {}
     for role, column in columns.of_role.items():
         kind = KIND_OF_ROLE[role]
@@ -166,7 +166,7 @@ def _batch(
 
 
 def text_or_none(value: Any) -> str | None:
-    """Return text, or None for what is none: its row is a bad one when it is read."""
+    """Return text, or None for a value that is not text: its row counts as bad when it is read."""
     if not isinstance(value, str):
         return None
     try:
@@ -193,7 +193,7 @@ def _number_of_csv(value: Any, place: str) -> float | None:
 
 
 def number_of_json(value: Any, place: str) -> float:
-    """Return a JSON value as a number. Raises DataError, naming the place, where it is none."""
+    """Return a JSON value as a number. Raises DataError with its place if it is not a number."""
     if not isinstance(value, bool | int | float):
         raise DataError(f"{place} is {value!r:.60}; a number would fit")
     try:
@@ -203,7 +203,7 @@ def number_of_json(value: Any, place: str) -> float:
 
 
 def number_of_text(text: str, place: str) -> float | None:
-    """Return the number that a text spells, None for a blank one. Raises DataError, naming the place."""
+    """Return a text as a number, or None for a blank text. Raises DataError with its place if it is not a number."""
     word = text.strip().lower()
     if not word or word in WORDS_OF_NUMBERS:
         return WORDS_OF_NUMBERS.get(word)

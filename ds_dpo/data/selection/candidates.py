@@ -1,7 +1,7 @@
-"""The pairs that a dataset's rows name, before any filter: from labels, ranks, scores and the like, never from images.
+"""The pairs in a dataset's rows before any filter, found from labels, ranks or scores; no image is read.
 
-Legend: R rows, C candidates, in file order. A row's images are numbered from 0; where each row is one image of a group,
-the numbers go on over the rows that follow.
+Legend: R rows, C candidates, in file order. A row's images are numbered from 0; if each row is one image of a group,
+the numbers continue over the following rows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ IS_LOWER_BETTER = {"rank": True, "score": False, "preference": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """row: (C,) int64. first, second: (C,) uint16, number of the better and the other image. is_tie: (C,) bool.
+    """Pairs that rows name. row: (C,) int64. first, second: (C,) uint16, numbers of the better and the other image.
 
-    In a tie, first is the image of the lower number.
+    is_tie: (C,) bool. In a tie, first is the image with the lower number.
     """
 
     row: NDArray[np.int64]
@@ -38,7 +38,7 @@ class Candidates:
         return len(self.row)
 
     def keep(self, kept: NDArray[np.bool_]) -> Candidates:
-        """Return those that a (C,) mask keeps."""
+        """Return the candidates for which a (C,) mask is true."""
         return Candidates(
             row=self.row[kept], first=self.first[kept], second=self.second[kept], is_tie=self.is_tie[kept]
         )
@@ -58,9 +58,9 @@ def columns_of_candidates(schema: pa.Schema, columns: Columns) -> list[str]:
 
 
 def find_candidates(table: pa.Table, columns: Columns, *, num_rows: int, grouped: bool, name: str) -> Candidates:
-    """Return the pairs of num_rows rows; table: their columns_of_candidates.
+    """Return the pairs of num_rows rows. table: the columns named by columns_of_candidates.
 
-    Raises DataError for a label, rank or score that says nothing, naming its row.
+    Raises DataError that names the row of an unusable label, rank or score.
     """
     if columns.layout == "ordered":
         return _two_of_each_row(np.ones(num_rows, bool), np.zeros(num_rows, bool))
@@ -72,8 +72,8 @@ def find_candidates(table: pa.Table, columns: Columns, *, num_rows: int, grouped
         return _within_rows(table.column(column), column, IS_LOWER_BETTER[columns.layout], name)
     if "group" not in columns.of_role:
         raise DataError(
-            f"{name}: each row has one image ({columns.of_role['images']}), and no column says which belong together; "
-            "give it with data.columns, such as group=prompt_id"
+            f"{name}: each row has one image ({columns.of_role['images']}), and no column says which images belong "
+            "together; name one with data.columns, such as group=prompt_id"
         )
     if is_list(table.column(column).type):
         raise DataError(f"{name}: {column} has a list in each row, and {columns.of_role['images']} one image")
@@ -87,14 +87,14 @@ def find_candidates(table: pa.Table, columns: Columns, *, num_rows: int, grouped
 
 
 def read_labels(column: pa.ChunkedArray, column_name: str, name: str) -> NDArray[np.float64]:
-    """Return (R,) 1, 0, or 0.5 for null; raises DataError for a label that says nothing about a winner."""
+    """Return labels (R,): 1, 0, or 0.5 for null. Raises DataError for any other label."""
     labels = as_numbers(column)
     labels = np.where(np.isnan(labels), 0.5, labels)
     unknown = np.flatnonzero(~np.isin(labels, (0, 0.5, 1)))
     if len(unknown):
         raise DataError(
-            f"{name}: {column_name} is {labels[unknown[0]]:g} in row {unknown[0]}, and no label in {len(unknown)} "
-            "rows; 1 (image 0 won), 0 (image 1 won) or 0.5 (tie) would fit"
+            f"{name}: {column_name} is {labels[unknown[0]]:g} in row {unknown[0]}; {len(unknown)} rows have no usable "
+            "label; 1 (image 0 won), 0 (image 1 won) or 0.5 (tie) would fit"
         )
     return labels
 
@@ -114,7 +114,7 @@ def _two_of_each_row(is_first_better: NDArray[np.bool_], is_tie: NDArray[np.bool
 
 
 def _within_rows(column: pa.ChunkedArray, column_name: str, is_lower_better: bool, name: str) -> Candidates:
-    """Compare all images of a row with each other; column: a list of numbers in each row."""
+    """Compare all images of each row with each other. column: a list of numbers in each row."""
     if not is_list(column.type):
         raise DataError(f"{name}: {column_name} is {column.type}; a list of numbers, one for each image, would fit")
     lists = column.combine_chunks()
@@ -136,7 +136,7 @@ def _within_rows(column: pa.ChunkedArray, column_name: str, is_lower_better: boo
 def _within_groups(
     values: NDArray[np.float64], groups: pa.ChunkedArray, column_name: str, is_lower_better: bool, name: str
 ) -> Candidates:
-    """Compare all rows of a group with each other; a candidate belongs to the earlier of its two rows."""
+    """Compare all rows of each group with each other; a candidate belongs to the earlier of its two rows."""
     for what, is_missing in ((column_name, np.isnan(values)), ("the group", np.asarray(groups.is_null()))):
         if is_missing.any():
             raise DataError(f"{name}: {what} is null in row {int(np.flatnonzero(is_missing)[0])}")
@@ -151,7 +151,7 @@ def _within_groups(
 
 
 def codes_of(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return a number for each distinct value, counted in order of appearance; nulls share one."""
+    """Return the number of each row's value: distinct values are counted in order of appearance, nulls share one."""
     encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
     return np.asarray(encoded.indices).astype(np.int64)
 
@@ -181,7 +181,7 @@ def _compare(
     is_lower_better: bool,
     name: str,
 ) -> Candidates:
-    """Return which of two positions is better; an image's number is its position less its row's offset."""
+    """Find the better of two positions. An image's number is its position minus its row's offset."""
     if is_lower_better:
         values = -values
     is_left_better = values[left] >= values[right]
@@ -190,8 +190,8 @@ def _compare(
     if len(row) and int(max(first.max(), second.max())) > MAX_IMAGE_NUMBER:
         far = int(row[np.argmax(np.maximum(first, second))])
         raise DataError(
-            f"{name}: images compared with that of row {far} lie more than {MAX_IMAGE_NUMBER} rows on; sort the rows "
-            "by group"
+            f"{name}: images that are compared with that of row {far} are more than {MAX_IMAGE_NUMBER} rows after it; "
+            "sort the rows by group"
         )
     return Candidates(
         row=row,
@@ -204,9 +204,9 @@ def _compare(
 def model_numbers(
     table: pa.Table, columns: Mapping[str, str], candidates: Candidates, *, grouped: bool, name: str
 ) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
-    """Return names of models, and for each candidate the positions in it of the first and second image's.
+    """Return names of models, and each candidate's positions in them: of the first and of the second image's model.
 
-    Raises DataError where a row names fewer models than it has images.
+    Raises DataError if a row names fewer models than it has images.
     """
     first, second = candidates.first.astype(np.int64), candidates.second.astype(np.int64)
     if "models" not in columns:
@@ -220,8 +220,6 @@ def model_numbers(
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0)).astype(np.int64)
     short = np.flatnonzero(np.maximum(first, second) >= lengths[candidates.row])
     if len(short):
-        raise DataError(
-            f"{name}: {columns['models']} has fewer models than there are images in row {candidates.row[short[0]]}"
-        )
+        raise DataError(f"{name}: {columns['models']} has fewer models than images in row {candidates.row[short[0]]}")
     starts = (np.cumsum(lengths) - lengths)[candidates.row]
     return pc.list_flatten(lists), starts + first, starts + second

@@ -1,4 +1,4 @@
-"""Types of columns: which of Arrow's can be read as the role that a column has."""
+"""Types of columns: which Arrow types can be read for a role."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_list(type_: pa.DataType) -> bool:
 
 
 def is_number(type_: pa.DataType) -> bool:
-    """Whether a column has a number or a bool in each row; one that is null throughout counts too."""
+    """Whether a column has a number or a bool in each row; a column that is always null counts too."""
     is_some = pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_boolean(type_)
     return bool(is_some or pa.types.is_null(type_))
 
@@ -34,7 +34,7 @@ def _is_any(type_: pa.DataType) -> bool:
     return True
 
 
-# kind of a role: whether a type fits one value, and what would
+# kind of a role -> whether a type fits one value, and what would fit
 CHECKS: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "text": (_is_text, "text"),
     "image": (_is_image, "image bytes, {bytes, path} or a path"),
@@ -44,7 +44,7 @@ CHECKS: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
 
 
 def require_types(schema: pa.Schema, columns: Columns, name: str) -> None:
-    """Raise DataError for the first column whose type cannot be what its role needs."""
+    """Raise DataError for the first column whose type does not fit its role."""
     for role, column in columns.of_role.items():
         kind, type_ = KIND_OF_ROLE[role], schema.field(column).type
         takes_lists = kind in ("texts", "images", "numbers")

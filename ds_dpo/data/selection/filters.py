@@ -1,6 +1,6 @@
-"""Which candidates become pairs, and what is counted on the way; decided by columns alone, no image is opened.
+"""Which candidates become pairs, and how many each filter drops; decided from columns, without opening images.
 
-Legend: R rows, C candidates, P pairs that stay.
+Legend: R rows, C candidates, P pairs that are kept.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ds_dpo.data.selection.candidates import Candidates, as_numbers, codes_of, m
 from ds_dpo.data.selection.formats import Columns
 from ds_dpo.errors import DataError
 
-# one (C,) mask: which stay
+# returns a (C,) mask: true for candidates that are kept
 Filter = Callable[[Candidates, "Setting"], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What filters look at. table: R rows of columns_of_filters."""
+    """What filters read. table: R rows of the columns named by columns_of_filters."""
 
     data: DataConfig
     table: pa.Table
@@ -33,7 +33,7 @@ class Setting:
     name: str
 
     def column(self, role: str) -> pa.ChunkedArray:
-        """Return the column of a role, all R rows of it."""
+        """Return all R rows of a role's column."""
         return self.table.column(self.columns[role])
 
     def numbers(self, role: str) -> NDArray[np.float64]:
@@ -43,7 +43,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The pairs that stay. target, weight: (P,) float32. counts: numbers by name, as PairSource has them."""
+    """The pairs that are kept. target, weight: (P,) float32. counts: by name, as in PairSource."""
 
     candidates: Candidates
     target: NDArray[np.float32]
@@ -64,17 +64,17 @@ def columns_of_filters(columns: Columns, data: DataConfig) -> list[str]:
 
 
 def choose_pairs(candidates: Candidates, setting: Setting) -> Chosen:
-    """Return what all filters leave of the candidates, and how many each took.
+    """Return the candidates that pass all filters, and how many each filter drops.
 
-    Raises DataError where data.ties is error and there are some, or a confidence cannot be what it is used for.
+    Raises DataError if data.ties is error and there are ties, or if a confidence is out of range for its use.
     """
     num_rows, data = len(setting.table), setting.data
     num_ties = int(candidates.is_tie.sum())
     if num_ties and data.ties == "error":
         raise DataError(
             f"{setting.name}: {num_ties} of {len(candidates)} {'rows' if len(candidates) == num_rows else 'pairs'} are "
-            f"ties, the first is row {candidates.row[np.argmax(candidates.is_tie)]}; data.ties is error, drop would "
-            "leave them out"
+            f"ties, the first is row {candidates.row[np.argmax(candidates.is_tie)]}; data.ties is error, and drop "
+            "would leave them out"
         )
     counts = {"rows": num_rows, "candidates": len(candidates), "ties": num_ties}
     for name, is_kept in FILTERS.items():
@@ -90,7 +90,7 @@ def choose_pairs(candidates: Candidates, setting: Setting) -> Chosen:
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
-    """Return counts as one line; filters that took nothing are left out."""
+    """Return counts as one line, without filters that dropped nothing."""
     parts = [f"{counts['rows']} rows"]
     if "candidates" in counts:
         parts.append(f"{counts['candidates']} pairs in them")
@@ -125,7 +125,7 @@ def _is_confident(candidates: Candidates, setting: Setting) -> NDArray[np.bool_]
 
 
 def _is_of_models(candidates: Candidates, setting: Setting) -> NDArray[np.bool_]:
-    """Both images come from a model with one of data.models in its name; upper and lower case are the same."""
+    """Keep pairs whose images both come from a model with one of data.models in its name, ignoring case."""
     if not setting.data.models:
         return np.ones(len(candidates), bool)
     names, first, second = model_numbers(
@@ -156,7 +156,7 @@ def _is_within_prompt_limit(candidates: Candidates, setting: Setting) -> NDArray
     return kept
 
 
-# in the order in which they are applied; a pair counts for the first filter that takes it
+# in the order of application; a pair is counted for the first filter that drops it
 FILTERS: Mapping[str, Filter] = {
     "dropped_label": _has_label,
     "dropped_ties": _is_decided,

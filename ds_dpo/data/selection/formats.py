@@ -1,7 +1,7 @@
-"""How a dataset's columns tell its pairs: for each format the roles, the column names tried for them, and layouts.
+"""How columns of a dataset give its pairs: for each format the roles, the column names tried for them, and layouts.
 
-A role is what a column is for, such as `prompt`. A format may be laid out in more than one way; the first layout whose
-roles all have a column is the one that is read. A new format is one row of FORMATS.
+A role is the use of a column, such as `prompt`. A format can have several layouts; the first one whose roles all have a
+column is read. A new format is one row of FORMATS.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ds_dpo.config.data import DataConfig
 from ds_dpo.errors import DataError
 
 FileKind = Literal["parquet", "text", "tar"]
-# text: a string. image: bytes, {bytes, path}, or a path. number: float, int or bool. `s`: one of it, or a list of them
+# text: a string. image: bytes, {bytes, path}, or a path. number: float, int or bool. With `s`: one, or a list of them
 RoleKind = Literal["text", "texts", "image", "images", "number", "numbers", "name"]
 LayoutName = Literal["labelled", "ordered", "rank", "score", "preference"]
 
@@ -48,13 +48,13 @@ ROLES_OF_LAYOUT: Mapping[LayoutName, tuple[str, ...]] = {
     "score": ("prompt", "images", "score"),
     "preference": ("prompt", "images", "preference"),
 }
-# of these a row is read by one set only, that of its layout
+# roles that depend on the layout: only those of the chosen layout are read
 ROLES_OF_SOME_LAYOUT = frozenset(role for roles in ROLES_OF_LAYOUT.values() for role in roles)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """roles: names of columns tried for each role, in order. layouts: in order of preference. files: kinds it is in."""
+    """A format. roles: column names tried for each role, in order. layouts: preferred first. files: kinds of files."""
 
     roles: Mapping[str, tuple[str, ...]]
     layouts: tuple[LayoutName, ...]
@@ -73,8 +73,8 @@ FORMATS: Mapping[str, Format] = {
             "model_0": ("model_0",),
             "model_1": ("model_1",),
             "id": (),
-            # All three: the cards do not promise that a ranking_id names one row, copies renumber it or leave it
-            # constant, and two people may have ranked the same two images.
+            # All three are needed: the dataset cards do not promise that a ranking_id is unique, copies renumber it or
+            # leave it constant, and two people may have ranked the same two images.
             "ranking_id": ("ranking_id",),
             "image_0_id": ("image_0_uid",),
             "image_1_id": ("image_1_uid",),
@@ -155,14 +155,14 @@ FORMATS: Mapping[str, Format] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column each role is read from. of_role: only roles that the layout reads, or that any layout may."""
+    """The column of each role. of_role: only the roles of the layout, and those that do not depend on a layout."""
 
     layout: LayoutName
     of_role: Mapping[str, str]
 
 
 def asked_columns(data: DataConfig) -> dict[str, str]:
-    """Return data.columns as column by role. Raises DataError for another form, an unknown role, or one given twice."""
+    """Return data.columns as role -> column. Raises DataError for bad syntax, an unknown role, or a repeated one."""
     roles = FORMATS[data.format].roles
     asked: dict[str, str] = {}
     for entry in data.columns:
@@ -180,9 +180,9 @@ def asked_columns(data: DataConfig) -> dict[str, str]:
 
 
 def find_columns(available: Sequence[str], data: DataConfig, name: str) -> Columns:
-    """Return the layout and the column of each role that has one; name: the dataset's, for messages.
+    """Return the layout, and the column of each role that has one. name: the dataset's, for messages.
 
-    Raises DataError where a column of data.columns is not there, or no layout has all its columns.
+    Raises DataError if a column of data.columns does not exist, or no layout has all its columns.
     """
     asked = asked_columns(data)
     for role, column in asked.items():
@@ -196,7 +196,7 @@ def find_columns(available: Sequence[str], data: DataConfig, name: str) -> Colum
 
 
 def choose_columns(found: Mapping[str, str], available: Sequence[str], data: DataConfig, name: str) -> Columns:
-    """Return the layout that columns found for roles make, and those of its roles. Raises DataError where none."""
+    """Return the layout that fits the found columns, and its columns. Raises DataError if no layout fits."""
     format_ = FORMATS[data.format]
     asked = asked_columns(data)
     layout = _choose_layout(format_, found, asked)
@@ -205,14 +205,14 @@ def choose_columns(found: Mapping[str, str], available: Sequence[str], data: Dat
     others = ROLES_OF_SOME_LAYOUT - set(ROLES_OF_LAYOUT[layout])
     if unread := [role for role in asked if role in others]:
         raise DataError(
-            f"{name}: data.columns has {unread[0]}={asked[unread[0]]}, which is not read beside "
+            f"{name}: data.columns has {unread[0]}={asked[unread[0]]}, which is not read together with "
             f"{', '.join(ROLES_OF_LAYOUT[layout])}; leave it out"
         )
     return Columns(layout=layout, of_role={role: column for role, column in found.items() if role not in others})
 
 
 def require_columns_of_settings(columns: Columns, data: DataConfig, name: str) -> None:
-    """Raise DataError where a setting needs a role that no column has, and would have no effect."""
+    """Raise DataError if a setting would have no effect, because no column has the role that it needs."""
     has = columns.of_role.keys()
     has_models = "models" in has or {"model_0", "model_1"} <= has
     for setting, is_set, has_column, roles in (
@@ -223,13 +223,12 @@ def require_columns_of_settings(columns: Columns, data: DataConfig, name: str) -
     ):
         if is_set and not has_column:
             raise DataError(
-                f"{name}: data.{setting} needs a column for role {roles}, and there is none among those read; give it "
-                "with data.columns"
+                f"{name}: data.{setting} needs a column for role {roles}, but none was found; name it with data.columns"
             )
 
 
 def _choose_layout(format_: Format, found: Mapping[str, str], asked: Mapping[str, str]) -> LayoutName:
-    """Return the layout that most roles asked for belong to, then that with fewest columns missing, then the first."""
+    """Return the layout with most of the roles asked for, then with the fewest missing columns, then the first."""
 
     def cost(layout: LayoutName) -> tuple[int, int]:
         roles = ROLES_OF_LAYOUT[layout]
@@ -253,6 +252,6 @@ def _missing_columns(
     tried = "; ".join(f"{role}: {', '.join(format_.roles[role])}" for role in missing)
     return DataError(
         f"{name} has no column {', '.join(map(usual, missing))}; it has {', '.join(available)}, and "
-        f"{', '.join(needed)} are needed. Names tried are {tried}; data.columns takes others, such as "
+        f"{', '.join(needed)} are needed. The names tried are {tried}; data.columns can name others, such as "
         f"{missing[0]}=NAME"
     )

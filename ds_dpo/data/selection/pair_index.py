@@ -1,4 +1,4 @@
-"""The pairs of a dataset as one array on disk, memory-mapped: nothing of it is in a process until it is read.
+"""The pairs of a dataset as one memory-mapped array on disk: a process holds only the parts that it reads.
 
 Legend: P pairs, sorted by aspect bucket, then in file order.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ds_dpo.process.say import Say
 
-# row: of the dataset, unfiltered. first, second: number of the chosen and the rejected image in it.
+# row: of the unfiltered dataset. first, second: numbers of the chosen and the rejected image in the row.
 ENTRY = np.dtype([("row", "<i8"), ("first", "<u2"), ("second", "<u2"), ("target", "<f4"), ("weight", "<f4")])
 FOLDER = "ds_dpo_pair_index"
 ENTRIES_FILE, FACTS_FILE = "pairs.npy", "index.json"
@@ -29,7 +29,7 @@ ENTRIES_FILE, FACTS_FILE = "pairs.npy", "index.json"
 class IndexFacts:
     """What is known of an index without reading it.
 
-    counts: as PairSource has them. bucket_shapes: (height, width), pixels. pairs: hash of all entries.
+    counts: as in PairSource. bucket_shapes: (height, width) in pixels. pairs: hash of all entries.
     """
 
     counts: Mapping[str, int]
@@ -40,7 +40,7 @@ class IndexFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PairIndex:
-    """entries: (P,) of ENTRY."""
+    """An index of pairs. entries: (P,) of ENTRY."""
 
     entries: NDArray[np.void]
     facts: IndexFacts
@@ -53,7 +53,7 @@ def make_index(
     bucket_sizes: Sequence[int],
     bucket_shapes: Sequence[tuple[int, int]],
 ) -> PairIndex:
-    """Return an index in memory of sorted entries."""
+    """Return an index, in memory, of sorted entries."""
     facts = IndexFacts(
         counts=dict(counts),
         bucket_sizes=list(bucket_sizes),
@@ -64,9 +64,9 @@ def make_index(
 
 
 def open_index(folder: Path, key: str, build: Callable[[], PairIndex], *, say: Say) -> PairIndex:
-    """Return the index that folder/key holds, or build it and put it there.
+    """Return the index stored as folder/key, or build it and store it there.
 
-    A torn one is built anew. Where the folder cannot be written, the index stays in memory, which is said.
+    A torn index is built again. If the folder cannot be written, the index stays in memory, and `say` reports it.
     """
     place = folder / FOLDER / key
     if (found := _read(place)) is not None:
@@ -85,10 +85,10 @@ def open_index(folder: Path, key: str, build: Callable[[], PairIndex], *, say: S
 
 
 def _read(place: Path) -> PairIndex | None:
-    """Return the index of a folder, or None where it is missing or not whole."""
+    """Return the index in a folder, or None if it is missing or not complete."""
     try:
         facts = IndexFacts(**json.loads((place / FACTS_FILE).read_text()))
-        entries = np.lib.format.open_memmap(place / ENTRIES_FILE, mode="r")  # which unpickles nothing
+        entries = np.lib.format.open_memmap(place / ENTRIES_FILE, mode="r")  # does not unpickle anything
     except (OSError, ValueError, TypeError, KeyError):
         return None
     is_whole = entries.dtype == ENTRY and entries.shape == (facts.counts["pairs"],)
@@ -96,7 +96,7 @@ def _read(place: Path) -> PairIndex | None:
 
 
 def _write(index: PairIndex, place: Path) -> None:
-    """Write beside the place and rename; the first of several processes wins, what they write being the same."""
+    """Write next to the place and rename. The first of several processes wins: all of them write the same."""
     temporary = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True, exist_ok=True)

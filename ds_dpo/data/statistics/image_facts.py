@@ -45,7 +45,7 @@ def facts_of_pair(record: PairRecord, *, training_size: tuple[int, int]) -> Pair
 
 
 def facts_of_image(raw: RawImage | None, *, training_size: tuple[int, int]) -> ImageFacts:
-    """Decode an image whole and tell what it is. Raises DataError where training could not use it."""
+    """Decode an image whole and tell what it is. Raises DataError if training could not use it."""
     if isinstance(raw, Image.Image):
         kind, mode = NO_FILE, raw.mode
         content = f"{raw.mode} {raw.width} {raw.height} ".encode() + raw.tobytes()

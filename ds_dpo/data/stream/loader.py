@@ -42,7 +42,7 @@ class PairReader(Protocol[S]):
         """Number of pairs in each bucket; bucket k has the indices from sum(bucket_sizes[:k]) on."""
 
     def read(self, index: int, visit: int) -> S:
-        """Return one pair with the draws of a visit. Raises BadRowError where it cannot be used, and others may."""
+        """Return one pair with the draws of a visit. Raises BadRowError if it cannot be used, and others may."""
 
     def join(self, parts: list[S]) -> S:
         """Put pairs of one bucket behind one another."""
@@ -82,7 +82,7 @@ class ReadPair(Generic[S]):
 def read_position(pairs: PairReader[S], order: PairOrder, position: int) -> ReadPair[S]:
     """Return the pair at a position, or the first of its stand-ins that can be read; `sample` is never None.
 
-    Raises DataError where none of them can.
+    Raises DataError if none of them can.
     """
     index, visit = order.place(position)
     bad: list[tuple[int, BadRow]] = []

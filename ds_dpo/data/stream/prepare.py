@@ -48,7 +48,7 @@ class OnlinePairs:
         self._noising = noising
 
     def read(self, index: int, visit: int) -> PairSamples:
-        """Return a pair with the draws of a visit, B = 1. Raises BadRowError where row or images cannot be used."""
+        """Return a pair with the draws of a visit, B = 1. Raises BadRowError if row or images cannot be used."""
         bucket = bisect_right(self._bucket_ends, index)
         record = self._source.read(index)
         draws = draw_pair(
@@ -66,7 +66,7 @@ class OnlinePairs:
 
 
 def prepare_pair(record: PairRecord, draws: PairDraws, *, data: DataConfig, size: tuple[int, int]) -> PairSamples:
-    """Return a pair, its images cut to the size, with B = 1. Raises BadRowError where one of them cannot be used."""
+    """Return a pair, its images cut to the size, with B = 1. Raises BadRowError if one of them cannot be used."""
     rejected_flip = draws.rejected_flip if data.flip == "independent" else draws.chosen_flip
     crop_fractions = (draws.crop_top, draws.crop_left) if data.crop == "random" else None
 

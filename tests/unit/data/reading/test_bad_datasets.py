@@ -41,22 +41,22 @@ LABELLED = {"text": "p", "image": "0.png", "image2": "0.png", "label_0": 1}
 BAD_TEXT_FILES = {
     "an empty file": ("m.jsonl", "", "manifest", "m.jsonl has no rows"),
     "blank lines only": ("m.jsonl", "\n \n", "manifest", "m.jsonl has no rows"),
-    "a line cut short": ("m.jsonl", lines(PAIR) + '\n{"prompt": "p', "manifest", "line 2 is no JSON"),
-    "a list cut short": ("m.json", json.dumps([PAIR])[:-9], "manifest", "m.json is no JSON list"),
+    "a line cut short": ("m.jsonl", lines(PAIR) + '\n{"prompt": "p', "manifest", "line 2 is not JSON"),
+    "a list cut short": ("m.json", json.dumps([PAIR])[:-9], "manifest", "m.json is not a JSON list"),
     "entries that are no objects": ("m.json", "[[1, 2]]", "manifest", "entry 0 is list; an object of columns"),
     "lines that are no objects": ("m.jsonl", lines(PAIR, 7), "manifest", "line 2 is int; an object of columns"),
     "another encoding": ("m.jsonl", lines(PAIR).encode() + b"\n\xff\xfe", "manifest", "m.jsonl is not UTF-8 text"),
-    "a bomb of brackets": ("m.jsonl", "\n" + '{"a":' + "[" * 200_000, "manifest", "line 2 is no JSON"),
-    "a number of too many digits": ("m.jsonl", '{"a": ' + "9" * 5000 + "}", "manifest", "line 1 is no JSON"),
+    "a bomb of brackets": ("m.jsonl", "\n" + '{"a":' + "[" * 200_000, "manifest", "line 2 is not JSON"),
+    "a number of too many digits": ("m.jsonl", '{"a": ' + "9" * 5000 + "}", "manifest", "line 1 is not JSON"),
     "a column missing": (
         "m.jsonl",
         lines({"prompt": "p", "chosen": "a"}),
         "manifest",
         "has no column rejected; it has",
     ),
-    "a CSV row of other length": ("m.csv", "prompt,chosen,rejected\np,a\n", "manifest", "line 2 has 2 values, and the"),
+    "a CSV row of other length": ("m.csv", "prompt,chosen,rejected\np,a\n", "manifest", "line 2 has 2 values, but the"),
     "a CSV column twice": ("m.csv", "prompt,chosen,chosen\np,a,b\n", "manifest", "has a column twice"),
-    "a CSV quote without end": ("m.csv", 'prompt,chosen,rejected\n"p,a,b\n', "manifest", "line 2 is no CSV"),
+    "a CSV quote without end": ("m.csv", 'prompt,chosen,rejected\n"p,a,b\n', "manifest", "line 2 is not CSV"),
     "a CSV label of text": (
         "m.csv",
         "text,image,image2,label_0\np,a,b,left\n",
@@ -80,7 +80,7 @@ BAD_TEXT_FILES = {
         "m.jsonl",
         lines({"prompt": "p", "image": "0.png", "rank": 1}),
         "ranked",
-        "no column says which belong together",
+        "no column says which images belong together",
     ),
     "no group in a row": (
         "m.jsonl",
@@ -183,7 +183,7 @@ def test_a_role_given_twice_or_not_read_is_refused(tmp_path):
     path = written(tmp_path / "m.jsonl", lines(PAIR | {"won": 1}))
     with pytest.raises(DataError, match="gives role prompt twice: a and b"):
         opened(path, tmp_path, format="manifest", columns=["prompt=a", "prompt=b"])
-    with pytest.raises(DataError, match="label=won, which is not read beside prompt, chosen, rejected"):
+    with pytest.raises(DataError, match="label=won, which is not read together with prompt, chosen, rejected"):
         opened(path, tmp_path, format="manifest", columns=["label=won", "chosen=chosen"])
 
 
@@ -229,7 +229,7 @@ def test_a_manifest_on_the_hub_says_how_to_get_it(tmp_path):
 def test_a_split_there_in_two_kinds_is_refused(tmp_path):
     written(tmp_path / "train.json", json.dumps([PAIR]))
     written(tmp_path / "train.csv", "prompt,chosen,rejected\n")
-    with pytest.raises(DataError, match=r"split train is there as \.csv and \.json; give one file"):
+    with pytest.raises(DataError, match=r"split train exists as \.csv and \.json; give one file"):
         opened(tmp_path, tmp_path, format="manifest")
 
 
@@ -253,7 +253,7 @@ BAD_TARS = {
     "no images": ([("a.txt", b"p")], "has no column"),
     "no members": ([], "has no column"),
     "a label of text": ([("a.jpg_0.jpg", IMAGE), ("a.jpg_1.jpg", IMAGE), ("a.label_0.txt", b"left")], "is 'left'; a"),
-    "JSON cut short": ([*SAMPLE, ("a.json", b'{"prompt')], "a.json is no JSON"),
+    "JSON cut short": ([*SAMPLE, ("a.json", b'{"prompt')], "a.json is not JSON"),
     "JSON that is no object": ([*SAMPLE, ("a.json", b"[1]")], "a.json is list; an object would fit"),
 }
 
@@ -286,7 +286,7 @@ def test_a_torn_header_a_compressed_tar_and_two_in_one_are_refused(tmp_path):
     for name, message in (
         ("torn", "is cut short or torn at byte"),
         ("packed", "cannot be read as an uncompressed tar"),
-        ("two", "has another archive behind its end"),
+        ("two", "has another archive after its end"),
     ):
         with pytest.raises(DataError, match=message):
             opened(tmp_path / f"{name}.tar", tmp_path, format="webdataset")

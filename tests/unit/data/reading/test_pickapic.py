@@ -113,7 +113,7 @@ def test_a_copy_cut_short_is_refused(tmp_path):
 def test_the_same_split_in_two_folders_is_ambiguous(tmp_path):
     for name in ("v1", "v2"):
         write(tmp_path / "set" / name / "train-00000-of-00001.parquet")
-    assert "lie in" in (message := refusal(tmp_path, tmp_path / "set"))
+    assert "are in" in (message := refusal(tmp_path, tmp_path / "set"))
     assert "v1" in message
     assert "v2" in message
 
@@ -127,7 +127,7 @@ def test_what_is_no_dataset_is_refused(tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_info.json").write_text("{}")
     assert "no .parquet file" in refusal(tmp_path, tmp_path / "empty")
-    assert "a .parquet file would fit" in refusal(tmp_path, tmp_path / "pairs.csv")
+    assert "needs a .parquet file" in refusal(tmp_path, tmp_path / "pairs.csv")
     assert "cannot be read as parquet: Parquet magic bytes" in refusal(tmp_path, tmp_path / "broken.parquet")
     assert "cannot be read as parquet" in refusal(tmp_path, cut_short)
     assert "save_to_disk folder, cannot be read" in refusal(tmp_path, tmp_path / "saved")
@@ -204,7 +204,7 @@ def test_a_hub_out_of_reach_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(open_dataset, "snapshot_download", unreachable)
     message = refusal(tmp_path, "someone/pairs")
-    assert "cannot be had from the hub ([Errno -2] Name or service not known); give a local folder" in message
+    assert "cannot be downloaded from the hub ([Errno -2] Name or service not known); give a local folder" in message
     assert "\n" not in message
 
 
@@ -233,10 +233,10 @@ def test_ties_are_an_error_where_asked(tmp_path):
 
 def test_labels_that_say_nothing_are_refused(tmp_path):
     other = write(tmp_path / "a.parquet", rows([1.0, 0.7, 0.0, -1.0]))
-    assert "label_0 is 0.7 in row 1, and no label in 2 rows" in refusal(tmp_path, other)
+    assert "label_0 is 0.7 in row 1; 2 rows have no usable label" in refusal(tmp_path, other)
     text = write(tmp_path / "b.parquet", rows(["1", "0"]))
     assert "label_0 is string" in refusal(tmp_path, text)
-    assert "0 pairs of 0 prompts; there is nothing to train on" in refusal(
+    assert "0 pairs of 0 prompts; no pair is left to train on" in refusal(
         tmp_path, write(tmp_path / "c.parquet", rows([0.5]))
     )
 
@@ -249,7 +249,7 @@ def test_has_label_is_not_looked_at(tmp_path):
 def test_another_number_of_pairs_than_expected_is_warned_of_with_both(tmp_path):
     path, said = write(tmp_path / "a.parquet"), []
     assert len(opened(tmp_path, path, say=said.append, expected_pairs=4)) == 3
-    assert said[-1] == f"warning: {path}, split train: 3 pairs, and data.expected_pairs is 4"
+    assert said[-1] == f"warning: {path}, split train: 3 pairs, but data.expected_pairs is 4"
     assert len(opened(tmp_path, path, say=said.append, expected_pairs=3)) == 3
     assert said[-1] == f"{path}, split train: 3 pairs, as expected"
 

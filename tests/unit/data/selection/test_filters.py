@@ -127,7 +127,7 @@ def test_pairs_of_a_ranking_are_counted_beside_its_rows(tmp_path):
     ("fields", "message"),
     [
         ({"ties": "error"}, "2 of 7 rows are ties, the first is row 1; data.ties is error"),
-        ({"models": ["flux"]}, "5 left out for other models, 0 pairs of 0 prompts; there is nothing to train on"),
+        ({"models": ["flux"]}, "5 left out for other models, 0 pairs of 0 prompts; no pair is left to train on"),
     ],
 )
 def test_filters_that_cannot_be_met_are_refused(fields, message, path):

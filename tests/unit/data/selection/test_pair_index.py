@@ -128,7 +128,7 @@ def test_the_copy_to_arrow_is_announced_before_it_is_made_and_only_then(path):
     said = []
     opened(path, say=said.append)
     (line,) = said
-    assert "copying parquet to Arrow, once, takes 0.0 MB in" in line
+    assert "copying parquet to Arrow, once; the copy takes 0.0 MB in" in line
     assert str(path.parent / "cache") in line
     opened(path, say=said.append)
     assert len(said) == 1
@@ -157,7 +157,9 @@ def test_a_torn_copy_is_refused_and_named(path):
     (copy,) = (path.parent / "cache").rglob("*.arrow")
     whole = copy.read_bytes()
     copy.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"train\.arrow is no whole Arrow file .*; delete its folder and start anew"):
+    with pytest.raises(
+        DataError, match=r"train\.arrow is not a complete Arrow file .*; delete its folder and start again"
+    ):
         opened(path)
     Dataset.from_list([row(0)]).to_parquet(path.parent / "b.parquet")
     opened(path.parent / "b.parquet", cache_dir=str(path.parent / "other"))
