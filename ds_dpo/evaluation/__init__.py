@@ -1,1 +1,1 @@
-"""How good images are: scorers, prompt sets, win rates, one page (most of it next)."""
+"""Evaluate images: draw them with several models, score them, compute win rates, and make pages."""

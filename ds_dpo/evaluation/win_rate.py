@@ -1,7 +1,7 @@
-"""How often one model's images beat another's, and how sure that is: pure arithmetic on scores.
+"""Win rates between two models with intervals: pure arithmetic on scores.
 
 The images of one prompt are not independent, so intervals come from resampling whole prompts.
-Scores, prompts: one entry per image, (N,), the same (prompt, seed) at the same place for both models.
+Scores, prompts: one entry per image, (N,), with the same (prompt, seed) at the same index for both models.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class WinRate:
-    """A model against a rival, as shares of the images; the 95 % bootstrap interval is the rate's.
+    """A model against a rival, as shares of the images. low, high: 95 % bootstrap interval of rate.
 
-    rate: scored higher, ties half. win_by_margin, loss_by_margin: scored higher, or lower, by more than a margin.
+    rate: share that scores higher; a tie counts half. win_by_margin, loss_by_margin: share that scores higher, or
+    lower, by more than a margin.
     """
 
     rate: float
@@ -41,7 +42,7 @@ class WinRate:
 
 
 def win_rate(scores: ArrayLike, rival_scores: ArrayLike, prompts: Sequence[str], *, margin: float) -> WinRate:
-    """Compare two models image by image; a difference of exactly the margin is neither won nor lost by it.
+    """Compare two models image by image. A difference of exactly the margin is neither a win nor a loss by it.
 
     Raises ValueError for unequal lengths, fewer than two prompts, a score that is not finite, a negative margin.
     """
@@ -61,16 +62,16 @@ def win_rate(scores: ArrayLike, rival_scores: ArrayLike, prompts: Sequence[str],
 
 
 def bootstrap_interval(values: ArrayLike, prompts: Sequence[str], *, seed: int = 0) -> Interval:
-    """The mean over images, and the percentile bootstrap interval of 10,000 resamples of the prompts.
+    """Return the mean over images, and the percentile bootstrap interval of 10,000 resamples of the prompts.
 
-    A resample draws as many prompts as there are, with replacement, each with all its images; the same seed gives
-    the same interval. Raises ValueError for unequal lengths, fewer than two prompts, a value that is not finite.
+    A resample draws the same number of prompts, with replacement, each with all its images. The same seed gives the
+    same interval. Raises ValueError for unequal lengths, fewer than two prompts, a value that is not finite.
     Source: cluster bootstrap; Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
     """
     finite = _finite(values, prompts)
     names, prompt_of_image = np.unique(np.asarray(prompts), return_inverse=True)
     if len(names) < 2:
-        raise ValueError(f"{len(names)} prompts: an interval is resampled from prompts, so at least 2 are needed")
+        raise ValueError(f"{len(names)} prompts: an interval needs at least 2")
     sums = np.bincount(prompt_of_image, weights=finite)
     counts = np.bincount(prompt_of_image)
     generator = np.random.default_rng(seed)

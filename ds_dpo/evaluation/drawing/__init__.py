@@ -1,1 +1,1 @@
-"""Models that draw prompts: found, loaded, sampled from shared noise."""
+"""Find and load models, and draw prompts with them from shared noise."""

@@ -30,16 +30,17 @@ from ds_dpo.precision import Precision
 from ds_dpo.process.say import Say
 
 PICTURE_NAME, RECORD_NAME, IMAGES_NAME = "grid.png", "record.json", "images"
-UNTELLING = ("export", "model", "pytorch_lora_weights")  # last parts of paths that every run or LoRA has
-SHOWN_PIXELS = 160  # least side of an image in the picture, so that its prompt has room beside it
+UNTELLING = ("export", "model", "pytorch_lora_weights")  # last parts of paths that do not identify a run or a LoRA
+SHOWN_PIXELS = 160  # smallest side of an image in the picture, so that its prompt fits beside it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to draw with what. guidance: 1 is none. resolution: none: the first model's own. batch: none: what fits.
+    """What to draw, and with which models. guidance: 1 is off. resolution: None is the first model's.
 
-    base: the pipeline around UNets alone and single files. labels: of the models in the picture; none: from their
-    names. device: auto: an accelerator where there is one. dtype: none: fp16 there, fp32 on a CPU.
+    batch: None is chosen by the resolution. base: pipeline for UNets and single files. labels: names in the picture,
+    made from the models' names if empty. device: auto is an accelerator if there is one. dtype: None is fp16, or fp32
+    on a CPU.
     """
 
     models: tuple[ModelChoice, ...]
@@ -62,14 +63,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a model drew: images (N, 3, X, Y) in 0..1, and what is told of it."""
+    """A model's images (N, 3, X, Y) in 0..1, and facts about it."""
 
     images: Tensor
     facts: Mapping[str, Any]
 
 
 def generate(request: Request, *, say: Say = print) -> dict[str, Any]:
-    """Draw each prompt and seed with each model, and return what it writes as out/record.json, which comes last.
+    """Draw each prompt and seed with each model; returns the content of out/record.json, which is written last.
 
     Raises ConfigError for a request that cannot be drawn or written, ModelError for a model that cannot be used.
     """
@@ -89,7 +90,7 @@ def generate(request: Request, *, say: Say = print) -> dict[str, Any]:
         images = _draw(pipeline, drawings, resolution, request, name=str(model.choice))
         drawn[label] = Drawn(images, _facts(model, pipeline, loading))
         _save_images(request.out, label, drawings, drawn[label], request)
-        del pipeline  # before the next one is loaded
+        del pipeline  # so that the next one fits
         say(f"drew {label}: {model.choice}, {time.perf_counter() - start:.1f} s")
     assert resolution is not None
     picture = labelled_picture(drawn, drawings, notes=_notes(drawn, request, loading, resolution))
@@ -106,13 +107,13 @@ def _check(request: Request) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: must be 1 or more")
     if not (request.guidance >= 1 and math.isfinite(request.guidance)):
-        raise ConfigError(f"--guidance {request.guidance}: must be 1 (none) or more")
+        raise ConfigError(f"--guidance {request.guidance}: must be 1 (off) or more")
     if request.labels and len(request.labels) != len(request.models):
-        raise ConfigError(f"--labels: {len(request.labels)} for {len(request.models)} models; one for each would fit")
+        raise ConfigError(f"--labels: {len(request.labels)} labels for {len(request.models)} models; give one for each")
     if len(set(request.labels)) < len(request.labels):
-        raise ConfigError(f"--labels {' '.join(request.labels)}: two are alike")
+        raise ConfigError(f"--labels {' '.join(request.labels)}: two labels are the same; each must differ")
     if request.out.exists() and not request.out.is_dir():
-        raise ConfigError(f"--out {request.out}: is a file; name a folder")
+        raise ConfigError(f"--out {request.out} is a file; give a folder")
 
 
 def _loading(request: Request) -> Loading:
@@ -129,18 +130,18 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first_line = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name}: not usable here ({first_line}); auto or cpu would fit") from error
+        raise ConfigError(f"--device {name} cannot be used here ({first_line}); give auto or cpu") from error
 
 
 def short_labels(choices: Sequence[ModelChoice]) -> tuple[str, ...]:
-    """Names for a picture: the last parts of the models' paths that tell them apart, and their LoRAs'."""
+    """Return names for a picture: the shortest distinct ends of the paths of models and LoRAs."""
     deepest = max(len(_path_parts(choice.name)) for choice in choices)
     for depth in range(1, deepest + 1):
-        for keeps_suffix in (False, True):  # a file and a folder may differ in nothing else
+        for keeps_suffix in (False, True):  # a file and a folder may differ only in the suffix
             labels = tuple(_label(choice, depth, keeps_suffix) for choice in choices)
             if len(set(labels)) == len(labels):
                 return labels
-    raise ConfigError("two --model are the same, with the same LoRAs; leave one out, or tell them apart with --labels")
+    raise ConfigError("two --model have the same name and LoRAs; leave one out, or name them with --labels")
 
 
 def _label(choice: ModelChoice, depth: int, keeps_suffix: bool) -> str:
@@ -162,22 +163,22 @@ def _path_parts(name: str) -> list[str]:
 
 
 def own_resolution(pipeline: DiffusionPipeline) -> int:
-    """Side of the images, pixels, that a model was made for."""
+    """Return the side of the images, in pixels, that a model was made for."""
     return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
 
 
 def _same_noise(
     pipeline: DiffusionPipeline, resolution: int, *, first: tuple[int, int] | None, name: str
 ) -> tuple[int, int]:
-    """Channels and side of a model's latents. Raises ModelError if they are not the first model's."""
+    """Return channels and side of a model's latents. Raises ModelError if they differ from the first model's."""
     if resolution % 8 or resolution % pipeline.vae_scale_factor:
         factor = math.lcm(8, pipeline.vae_scale_factor)
         raise ConfigError(f"--resolution {resolution}: must be a multiple of {factor} for {name}")
     own = (int(pipeline.unet.config.in_channels), resolution // pipeline.vae_scale_factor)
     if first is not None and own != first:
         raise ModelError(
-            f"{name}: draws from noise of {own[0]} channels, {own[1]} a side, the first model from {first[0]} and "
-            f"{first[1]}; draw them one by one"
+            f"{name}: its noise has {own[0]} channels and side {own[1]}, but the first model's has {first[0]} and "
+            f"{first[1]}; draw with each of them separately"
         )
     return own
 
@@ -197,8 +198,8 @@ def _draw(
     bad = int((~images.isfinite()).flatten(1).any(1).sum())
     if bad:
         raise ModelError(
-            f"{name}: {bad} of its {len(images)} images are not finite: its training has diverged, or a part overflows "
-            "in fp16; try --dtype fp32"
+            f"{name}: {bad} of its {len(images)} images are not finite: its training has diverged, or it overflows in "
+            "fp16; try --dtype fp32"
         )
     return images
 
@@ -214,11 +215,11 @@ def _facts(model: FoundModel, pipeline: DiffusionPipeline, loading: Loading) -> 
     }
 
 
-# ---- what is written ----
+# ---- files ----
 
 
 def labelled_picture(drawn: Mapping[str, Drawn], drawings: Sequence[Drawing], *, notes: Sequence[str]) -> Any:
-    """A row for each prompt and seed, a column for each model, its label above."""
+    """Return a picture with a row per prompt and seed, and a labelled column per model."""
     rows = [
         Row(drawing.prompt, tuple(Tile(of_model.images[place], f"seed {drawing.seed}") for of_model in drawn.values()))
         for place, drawing in enumerate(drawings)
@@ -229,7 +230,7 @@ def labelled_picture(drawn: Mapping[str, Drawn], drawings: Sequence[Drawing], *,
 
 
 def _shown_pixels(side: int) -> int | None:
-    """A whole multiple of a small image's side, so that all of its pixels are shown alike; none: as they are."""
+    """Return a whole multiple of a small image's side, so that its pixels have equal sizes; None: do not enlarge."""
     return None if side >= SHOWN_PIXELS else side * math.ceil(SHOWN_PIXELS / side)
 
 
@@ -250,7 +251,7 @@ def _save_images(out: Path, label: str, drawings: Sequence[Drawing], drawn: Draw
 
 
 def image_name(label: str, place: int, drawing: Drawing) -> str:
-    """Where in the folder an image lies."""
+    """Return the path of an image inside the folder."""
     return f"{IMAGES_NAME}/{_file_name(label)}/{place:04d}_seed_{drawing.seed}.png"
 
 
@@ -259,7 +260,7 @@ def _file_name(label: str) -> str:
 
 
 def _png_text(label: str, drawing: Drawing, drawn: Drawn, request: Request) -> PngInfo:
-    """Text in the image itself; of the model only its label, as images are passed on and paths are not."""
+    """Return the text inside the PNG. It has the model's label but no path, because images are shared."""
     text = PngInfo()
     values = {
         "prompt": drawing.prompt,

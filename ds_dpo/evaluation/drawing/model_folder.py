@@ -1,4 +1,4 @@
-"""The models that are compared: diffusers pipeline folders, or a UNet alone with the rest from the base."""
+"""Models in folders: a diffusers pipeline, or a UNet alone with the rest from a base."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from ds_dpo.process.quiet import quiet_output
 PIPELINES = {pipeline.__name__: pipeline for pipeline in (StableDiffusionXLPipeline, StableDiffusionPipeline)}
 INDEX_NAME, UNET_NAME, EXPORT_RECORD_NAME = "model_index.json", "unet", "export.json"
 LORA_NAME = "pytorch_lora_weights.safetensors"
-HUB_SETTINGS = ("*/*.json", "*/*.txt")  # of schedulers, tokenizers and models
+HUB_SETTINGS = ("*/*.json", "*/*.txt")  # files of schedulers, tokenizers and models
 HUB_WEIGHTS = (".safetensors", "-*-of-*.safetensors")
-# its safety checker blackens images that pipelines decode, which these never do
+# the safety checker acts when a pipeline decodes images, which is never done here
 UNUSED_PARTS = {StableDiffusionPipeline.__name__: {"safety_checker": None, "requires_safety_checker": False}}
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model as the user names it. rest: folder of the pipeline around its UNet, which may be the base's."""
+    """A model. name: as the user gives it. rest: folder of the pipeline around its UNet, which may be the base's."""
 
     name: str
     folder: Path
@@ -45,16 +45,16 @@ class ModelFolder:
 
     @property
     def step(self) -> int | None:
-        """The optimizer step that an exported model was taken at; None for a model that is no export."""
+        """The optimizer step of an exported model; None for other models."""
         record = self.folder / EXPORT_RECORD_NAME
         step = read_json(record).get("step") if record.is_file() else None
         return step if isinstance(step, int) else None
 
 
 def locate(name: str, *, variant: str | None = None) -> Path:
-    """Folder or file of a path, a ds_dpo:// name, or a hub id, which is downloaded into the hub's cache.
+    """Return the folder or file of a path, a ds_dpo:// name, or a hub id, which is downloaded into the hub's cache.
 
-    variant: of the weights that are downloaded, such as fp16. Raises ModelError if a hub id is not to be had.
+    variant: variant of the downloaded weights, such as fp16. Raises ModelError if a hub id cannot be downloaded.
     """
     path = Path(resolve_asset(name))
     if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.safetensors)", name) is None:
@@ -65,10 +65,9 @@ def locate(name: str, *, variant: str | None = None) -> Path:
 
 
 def find_model(name: str, *, base: ModelFolder | None, variant: str | None = None) -> ModelFolder:
-    """Look at what a folder, a ds_dpo:// name or a hub id holds, without loading it.
+    """Find the model of a folder, a ds_dpo:// name or a hub id, without loading it.
 
-    base: lends what a UNet alone lacks. variant: as of locate. Raises ModelError saying what is there instead of a
-    model.
+    base: provides what a UNet alone lacks. variant: see locate. Raises ModelError that says what was found instead.
     """
     folder = locate(name, variant=variant)
     if (folder / INDEX_NAME).is_file():
@@ -78,10 +77,10 @@ def find_model(name: str, *, base: ModelFolder | None, variant: str | None = Non
             raise ModelError(f"{name}: has a {UNET_NAME}/ but no {INDEX_NAME}; the base must be a whole pipeline")
         return ModelFolder(name=name, folder=folder, rest=base.rest)
     if not folder.is_dir():
-        raise ModelError(f"{name}: no such folder; name a diffusers pipeline or an export of scripts/consolidate.py")
+        raise ModelError(f"{name}: no such folder; give a diffusers pipeline or an export of scripts/consolidate.py")
     if (folder / "checkpoints").is_dir() or (folder / "zero_to_fp32.py").is_file():
-        raise ModelError(f"{name}: holds checkpoints; make a model of them: python scripts/consolidate.py {name} OUT")
-    raise ModelError(f"{name}: neither {INDEX_NAME} nor {UNET_NAME}/config.json in it, so no diffusers model")
+        raise ModelError(f"{name}: holds checkpoints; export a model first: python scripts/consolidate.py {name} OUT")
+    raise ModelError(f"{name}: not a diffusers model: it has neither {INDEX_NAME} nor {UNET_NAME}/config.json")
 
 
 def load_pipeline(
@@ -92,10 +91,10 @@ def load_pipeline(
     vae: AutoencoderKL | None = None,
     sampler: Callable[[Mapping[str, Any]], Any] | None = ddim_from,
 ) -> DiffusionPipeline:
-    """The model on the CPU, drawing with DDIM over its own noise schedule; runs no code from the folder.
+    """Return the model on the CPU, with DDIM over its own noise schedule; runs no code from the folder.
 
-    variant: of weights that are taken where a part has them; a part that has one kind alone gives that. vae: in place
-    of its own. sampler: of the configuration of its scheduler; none: that scheduler itself.
+    variant: used for each part that has it; a part with only one kind of weights uses that. vae: replaces the model's
+    own. sampler: makes a sampler from the configuration of its scheduler; None keeps that scheduler.
     Raises ModelError for a family other than SDXL and Stable Diffusion 1, or files that are missing or unreadable.
     """
     _family(model.rest)
@@ -112,9 +111,9 @@ def pipeline_around(
     vae: AutoencoderKL | None = None,
     sampler: Callable[[Mapping[str, Any]], Any] | None = ddim_from,
 ) -> DiffusionPipeline:
-    """The pipeline of the folder rest with another UNet, in that UNet's dtype; all else as of load_pipeline.
+    """Return the pipeline in the folder rest with another UNet, in that UNet's dtype; else as load_pipeline.
 
-    name: of the model, for errors.
+    name: name of the model in errors.
     """
     family = _family(rest)
     with readable(name), quiet_output():
@@ -136,7 +135,7 @@ def pipeline_around(
 def _family(rest: Path) -> str:
     family = read_json(rest / INDEX_NAME).get("_class_name")
     if family not in PIPELINES:
-        raise ModelError(f"{rest / INDEX_NAME}: a {family!r}; known are {', '.join(PIPELINES)}")
+        raise ModelError(f"{rest / INDEX_NAME}: a {family!r}, but only {', '.join(PIPELINES)} can be loaded")
     return str(family)
 
 
@@ -152,14 +151,14 @@ def _load_unet(model: ModelFolder, *, dtype: torch.dtype, variant: str | None) -
             output_loading_info=True,
         )
     if loading["missing_keys"]:
-        # diffusers only warns, and leaves these as they were initialized
+        # diffusers only prints a warning, and leaves these weights as they were initialized
         missing = sorted(loading["missing_keys"])
         raise ModelError(f"{model.folder / UNET_NAME}: lacks {len(missing)} weights; first: {missing[0]!r}")
     return unet
 
 
 def variant_of(folder: Path, stem: str, *, asked: str | None) -> str | None:
-    """The variant that is asked for, where a part has it; else that of its weights, which for plain ones is None."""
+    """Return the requested variant if a part has it; else that of its weights, which is None for plain ones."""
     pattern = re.compile(rf"{re.escape(stem)}(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
     found = {match[1] for path in folder.glob("*.safetensors") if (match := pattern.fullmatch(path.name))}
     if asked in found:
@@ -169,7 +168,7 @@ def variant_of(folder: Path, stem: str, *, asked: str | None) -> str | None:
 
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Tell what diffusers says of a model's files as a ModelError that names the model."""
+    """Turn diffusers' errors about a model's files into a ModelError that names the model."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""What a user may name to draw with: a pipeline, a UNet or a single file, each with LoRAs over it."""
+"""Models that a user may draw with: a pipeline, a UNet or a single file, each with LoRAs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SAMPLERS: dict[str, Callable[[Mapping[str, Any]], Any] | None] = {
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA as the user names it, and how strongly it counts."""
+    """A LoRA, and its strength. name: as the user gives it."""
 
     name: str
     scale: float = 1.0
@@ -60,7 +60,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model as the user names it, with the LoRAs to put over it."""
+    """A model with its LoRAs. name: as the user gives it."""
 
     name: str
     loras: tuple[Lora, ...] = ()
@@ -71,7 +71,7 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A choice that is there; loras: their files."""
+    """A choice that was found. loras: the files of its LoRAs."""
 
     choice: ModelChoice
     source: ModelFolder | SingleFile
@@ -79,13 +79,13 @@ class FoundModel:
 
     @property
     def step(self) -> int | None:
-        """The optimizer step that an export was taken at, where its folder tells."""
+        """The optimizer step of an export, if its folder states it."""
         return self.source.step if isinstance(self.source, ModelFolder) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How models are loaded. vae: in place of their own. sampler: a name of SAMPLERS."""
+    """How models are loaded. vae: replaces their own. sampler: a name in SAMPLERS."""
 
     dtype: Precision
     device: torch.device
@@ -103,15 +103,15 @@ def parse_lora(text: str) -> Lora:
         name, scale = text, 1.0
     name = name if colon else text
     if not name or not math.isfinite(scale):
-        raise ConfigError(f"--lora {text}: such as my_lora.safetensors:0.8 would fit")
+        raise ConfigError(f"--lora {text}: must be a name with an optional scale, such as my_lora.safetensors:0.8")
     return Lora(name, scale)
 
 
 def find_models(choices: Sequence[ModelChoice], *, base: str | None, variant: str | None) -> list[FoundModel]:
-    """Look at what each choice names, without loading it.
+    """Find each model, without loading it.
 
-    base: the pipeline around a UNet alone, and the configuration of a single file; none: the first choice that is a
-    whole pipeline. variant: of weights that the hub is asked for. Raises ModelError naming what is missing.
+    base: the pipeline around a UNet alone, and the configuration of a single file; None is the first choice that is a
+    whole pipeline. variant: variant of weights from the hub. Raises ModelError that names what is missing.
     """
     lender = _lender(choices, base=base, variant=variant)
     return [
@@ -128,7 +128,7 @@ def _lender(choices: Sequence[ModelChoice], *, base: str | None, variant: str | 
     names = [choice.name for choice in choices] if base is None else [base]
     whole = [name for name in names if (locate(name, variant=variant) / INDEX_NAME).is_file()]
     if base is not None and not whole:
-        raise ModelError(f"--base {base}: no {INDEX_NAME} in it; a whole diffusers pipeline would fit")
+        raise ModelError(f"--base {base}: has no {INDEX_NAME}; give a whole diffusers pipeline")
     return find_model(whole[0], base=None, variant=variant) if whole else None
 
 
@@ -140,7 +140,7 @@ def _find_source(name: str, lender: ModelFolder | None, *, variant: str | None) 
     if not (is_whole or is_unet) and (path / LORA_NAME).is_file():
         raise ModelError(lora_sentence(name))
     if is_unet and not is_whole and lender is None:
-        raise ModelError(f"{name}: holds a UNet alone; name the pipeline around it with --base MODEL")
+        raise ModelError(f"{name}: holds a UNet alone; give the pipeline around it with --base MODEL")
     return find_model(name, base=lender, variant=variant)
 
 
@@ -149,10 +149,10 @@ def _find_lora(name: str) -> Path:
     if path.is_dir():
         files = [path / LORA_NAME] if (path / LORA_NAME).is_file() else sorted(path.glob(f"*{SUFFIX}"))
         if len(files) != 1:
-            raise ModelError(f"--lora {name}: {len(files)} {SUFFIX} files in it; name one file")
+            raise ModelError(f"--lora {name}: has {len(files)} {SUFFIX} files; give one file")
         (path,) = files
     if not is_lora(tensor_names(f"--lora {name}", path)):
-        raise ModelError(f"--lora {name}: no LoRA, as no tensor in it is named so")
+        raise ModelError(f"--lora {name}: not a LoRA: none of its tensors has a LoRA's name")
     if not is_peft_available():
         raise ModelError(f"--lora {name}: needs the library peft: pip install '.[lora]'")
     return path
@@ -162,10 +162,10 @@ def _find_lora(name: str) -> Path:
 
 
 def load_model(found: FoundModel, loading: Loading) -> DiffusionPipeline:
-    """The pipeline of a model on its device, with its LoRAs, VAE and sampler.
+    """Return the pipeline of a model on its device, with its LoRAs, VAE and sampler.
 
-    A VAE whose configuration says force_upcast is in fp32 where the rest is in fp16, as it would overflow. Raises
-    ModelError for files that are unreadable, incomplete or do not fit one another.
+    A VAE with force_upcast in its configuration is in fp32 if the rest is in fp16, where it would overflow. Raises
+    ModelError for files that are unreadable or incomplete, or that do not fit together.
     """
     source = found.source
     load: Callable[..., DiffusionPipeline] = load_pipeline if isinstance(source, ModelFolder) else load_single_file
@@ -189,7 +189,9 @@ def _load_vae(source: ModelFolder | SingleFile, loading: Loading) -> Autoencoder
         vae = load_own_vae(source, dtype=torch.float32)
         return vae.to(torch_dtype(_vae_dtype(vae.config, loading)))
     if source.rest is None:
-        raise ModelError(f"--vae {loading.vae} for {source.name}: name the pipeline that it is of with --base MODEL")
+        raise ModelError(
+            f"--vae {loading.vae} for {source.name}: give the pipeline that it belongs to with --base MODEL"
+        )
     variant = variant_of(source.rest / "vae", VAE_STEM, asked=loading.variant)
     wanted = ModelConfig(pretrained=str(source.rest), vae=loading.vae, variant=variant)
     dtype = _vae_dtype(open_vae(wanted).config, loading)
@@ -197,7 +199,7 @@ def _load_vae(source: ModelFolder | SingleFile, loading: Loading) -> Autoencoder
 
 
 def _vae_dtype(config: Mapping[str, Any], loading: Loading) -> Precision:
-    is_fragile = config.get("force_upcast", True)  # diffusers takes a missing value for true
+    is_fragile = config.get("force_upcast", True)  # a missing value means true in diffusers
     return "fp32" if loading.dtype == "fp16" and is_fragile else loading.dtype
 
 
@@ -205,5 +207,5 @@ def _add_lora(pipeline: DiffusionPipeline, lora: Lora, path: Path, *, adapter: s
     with readable(f"--lora {lora.name}"), quiet_output():
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=adapter, local_files_only=True)
     if not any(adapter in adapters for adapters in pipeline.get_list_adapters().values()):
-        # diffusers only warns
+        # diffusers only prints a warning
         raise ModelError(f"--lora {lora.name}: none of its tensors belongs to this model")

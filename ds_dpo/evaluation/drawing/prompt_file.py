@@ -1,4 +1,4 @@
-"""Prompts to draw, each with its seeds: from the command line, a text file, or JSON lines."""
+"""Read prompts and their seeds from the command line, a text file, or JSON lines."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Drawing:
 
 
 def list_drawings(prompts: Sequence[str], file: Path | None, seeds: Sequence[int]) -> list[Drawing]:
-    """Each prompt with each seed, those of the file last; one that states its seed with that alone.
+    """Return each prompt with each seed, those of the file last. A prompt that states its seed gets only that.
 
-    Raises ConfigError if there is nothing to draw, a seed cannot be, or the file is not as read_prompts wants it.
+    Raises ConfigError if there is nothing to draw, for an impossible seed, and as read_prompts does.
     """
     stated = [(prompt, None) for prompt in prompts] + ([] if file is None else read_prompts(file))
     if not stated:
@@ -41,17 +41,17 @@ def list_drawings(prompts: Sequence[str], file: Path | None, seeds: Sequence[int
 
 
 def read_prompts(path: Path) -> list[tuple[str, int | None]]:
-    """Prompts and the seeds that they state: a prompt a line, or in a .jsonl file an object with prompt and seed.
+    """Return prompts and the seeds that they state: a prompt per line, or an object per line of a .jsonl file.
 
-    Empty lines are passed over. Raises ConfigError naming file and line.
+    Empty lines are ignored. Raises ConfigError that names file and line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path}: cannot be read ({error}); a UTF-8 text file would fit") from error
+        raise ConfigError(f"--prompts {path}: cannot be read ({error}); give a UTF-8 text file") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not lines:
-        raise ConfigError(f"--prompts {path}: no prompt in it")
+        raise ConfigError(f"--prompts {path}: has no prompt")
     if path.suffix in JSON_LINES:
         return list(_from_json_lines(path, lines))
     return [(line, None) for _, line in lines]
@@ -65,11 +65,13 @@ def _from_json_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[t
         except ValueError as error:
             raise ConfigError(f"{where}: not JSON ({error})") from error
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-            raise ConfigError(f'{where}: {line[:80]}: such as {{"prompt": "a red circle", "seed": 7}} would fit')
+            raise ConfigError(
+                f'{where}: {line[:80]}: must be an object such as {{"prompt": "a red circle", "seed": 7}}'
+            )
         unknown = sorted(entry.keys() - set(FIELDS))
         if unknown:
-            raise ConfigError(f"{where}: {unknown[0]!r} is not known; {' and '.join(FIELDS)} are")
+            raise ConfigError(f"{where}: {unknown[0]!r} is not known; give only {' and '.join(FIELDS)}")
         seed = entry.get("seed")
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-            raise ConfigError(f"{where}: seed {seed!r}: a whole number would fit")
+            raise ConfigError(f"{where}: seed {seed!r} must be a whole number")
         yield entry["prompt"], seed

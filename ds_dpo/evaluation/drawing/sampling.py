@@ -1,4 +1,4 @@
-"""Images drawn with diffusers' own pipelines, each from noise of its own seed.
+"""Draw images with diffusers' own pipelines; each image has noise of its own seed.
 
 N images, C latent channels, X = Y = resolution in pixels.
 """
@@ -25,14 +25,14 @@ def build_pipeline(
     text_encoders: Sequence[nn.Module],
     scheduler: DDIMScheduler,
 ) -> DiffusionPipeline:
-    """Join live parts, of which none is copied or moved: two text encoders make SDXL, one makes Stable Diffusion 1.
+    """Join live parts without copying or moving them: two text encoders make SDXL, one makes Stable Diffusion 1.
 
     Raises ValueError for another number of text encoders or tokenizers.
     """
     if len(text_encoders) not in (1, 2) or len(tokenizers) != len(text_encoders):
         raise ValueError(
-            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: 1 of each (Stable Diffusion 1) "
-            "or 2 (SDXL) make a pipeline"
+            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline needs 1 of each "
+            "(Stable Diffusion 1) or 2 of each (SDXL)"
         )
     shared = {"unet": unet, "vae": vae, "scheduler": scheduler}
     if len(text_encoders) == 1:
@@ -65,10 +65,10 @@ def draw_images(
     resolution: int,
     images_at_once: int | None = None,
 ) -> Tensor:
-    """Draw an image for each prompt from the noise of the seed at its place: (N, 3, X, Y) in 0..1, fp32, on the CPU.
+    """Draw an image for each prompt from the noise of its seed: (N, 3, X, Y) in 0..1, fp32, on the CPU.
 
-    An image depends on its prompt and seed, not on those drawn beside it. images_at_once: none: as many as make one
-    image of 1024 x 1024, at most 24. The VAE decodes in its own dtype, which may differ from the UNet's.
+    An image depends on its prompt and seed, not on other images. images_at_once: None is as many as have the pixels of
+    one 1024 x 1024 image, at most 24. The VAE decodes in its own dtype, which may differ from the UNet's.
     Raises ValueError for unequal lengths, no image, a resolution that the VAE cannot make, or text encoders in
     another dtype than the UNet.
     """
@@ -82,12 +82,12 @@ def draw_images(
         latents = pipeline(
             prompt=list(prompts[part]),
             latents=_noise(pipeline, generators, resolution),
-            generator=generators,  # samplers that add noise at each step go on from where the starting noise ended
+            generator=generators,  # samplers that add noise at each step continue after the starting noise
             height=resolution,
             width=resolution,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            output_type="latent",  # the pipeline would decode in the UNet's dtype, or convert the VAE for good
+            output_type="latent",  # the pipeline would decode in the UNet's dtype, or convert the VAE permanently
         ).images
         images.append(decode_latents(pipeline.vae, latents).cpu())
     return torch.cat(images)
@@ -95,7 +95,9 @@ def draw_images(
 
 def _check_request(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], resolution: int) -> None:
     if not prompts or len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: one seed for each of at least one prompt")
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and one seed for each"
+        )
     if resolution % 8 or resolution % pipeline.vae_scale_factor:
         raise ValueError(
             f"resolution {resolution}: must be a multiple of 8 and of the VAE's {pipeline.vae_scale_factor}"
@@ -106,7 +108,7 @@ def _check_request(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: S
 
 
 def _noise(pipeline: DiffusionPipeline, generators: Sequence[torch.Generator], resolution: int) -> Tensor:
-    """Starting latents (N, C, X / factor, Y / factor) in the UNet's dtype.
+    """Return starting latents (N, C, X / factor, Y / factor) in the UNet's dtype.
 
     Drawn in fp32 on the CPU, so that they are the same noise on every device and in every dtype.
     """
@@ -117,10 +119,11 @@ def _noise(pipeline: DiffusionPipeline, generators: Sequence[torch.Generator], r
 
 
 class ValidationSampler:
-    """Draws each prompt with each seed, always from the same noise, with modules that go on training.
+    """Draws each prompt with each seed, always from the same noise, with modules that are being trained.
 
-    Nothing of them is changed; the caller sets eval mode. Under ZeRO-3 every rank must call, with the same inputs, as
-    a forward pass gathers the weights: pass the engine's module as unet. Raises ValueError as draw_images, when made.
+    The modules are not changed; the caller sets eval mode. Under ZeRO-3 every rank must call this with the same inputs,
+    because a forward pass gathers the weights: pass the engine's module as unet. The constructor raises ValueError as
+    draw_images does.
     """
 
     def __init__(
@@ -144,11 +147,11 @@ class ValidationSampler:
         self._seeds = [seed for _ in prompts for seed in seeds]
         self._num_inference_steps, self._guidance_scale = num_inference_steps, guidance_scale
         self._resolution = resolution
-        # now, not at the first drawing some hundred steps into a run
+        # raises now, not at the first drawing some hundred steps into a run
         _check_request(self._pipeline, self._prompts, self._seeds, resolution)
 
     def __call__(self) -> Tensor:
-        """Images (prompts * seeds, 3, X, Y) in 0..1, all seeds of the first prompt first."""
+        """Return images (prompts * seeds, 3, X, Y) in 0..1, all seeds of the first prompt first."""
         return draw_images(
             self._pipeline,
             self._prompts,

@@ -1,4 +1,4 @@
-"""Models in one .safetensors file, as A1111 and ComfyUI have them: a whole checkpoint, or a UNet alone."""
+"""Models in one .safetensors file, as in A1111 and ComfyUI: a whole checkpoint, or a UNet alone."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from ds_dpo.evaluation.drawing.model_folder import UNUSED_PARTS, pipeline_around
 from ds_dpo.process.quiet import quiet_output
 
 SUFFIX = ".safetensors"
-# beginnings of tensor names: of a UNet under its single-file names and under diffusers' own
+# beginnings of a UNet's tensor names: two of single files, one of diffusers
 UNET_BEGINNINGS = ("model.diffusion_model.", "input_blocks.", "down_blocks.")
 VAE_BEGINNING, SDXL_TEXT_BEGINNING = "first_stage_model.", "conditioner."
 
 
 @dataclass(frozen=True)
 class SingleFile:
-    """A file as its tensors' names tell it.
+    """A file, described by its tensors' names.
 
-    rest: folder of the pipeline that tells its configuration, and lends what it lacks; none: of a whole checkpoint,
-    whose configuration diffusers then takes from the hub. is_whole: it has text encoders and VAE. is_sdxl: those are
-    SDXL's.
+    rest: folder of the pipeline with its configuration and the parts that it lacks; None for a whole checkpoint whose
+    configuration diffusers gets from the hub. is_whole: it has text encoders and VAE. is_sdxl: they are SDXL's.
     """
 
     name: str
@@ -45,43 +44,43 @@ class SingleFile:
 
 
 def find_single_file(name: str, path: Path, *, rest: Path | None) -> SingleFile:
-    """Look at what a file holds, without loading it. Raises ModelError saying what is there, or lacking, instead."""
+    """Find out what a file holds, without loading it. Raises ModelError that says what was found or is missing."""
     keys = tensor_names(name, path)
     is_whole = any(key.startswith(VAE_BEGINNING) for key in keys)
     if not any(key.startswith(UNET_BEGINNINGS) for key in keys):
         if is_lora(keys):
             raise ModelError(lora_sentence(name))
-        raise ModelError(f"{name}: no UNet of SDXL or Stable Diffusion 1 in it; its first tensor is {min(keys)!r}")
+        raise ModelError(f"{name}: has no UNet of SDXL or Stable Diffusion 1; its first tensor is {min(keys)!r}")
     if not is_whole and rest is None:
-        raise ModelError(f"{name}: holds a UNet alone; name the pipeline around it with --base MODEL")
+        raise ModelError(f"{name}: holds a UNet alone; give the pipeline around it with --base MODEL")
     is_sdxl = any(key.startswith(SDXL_TEXT_BEGINNING) for key in keys)
     return SingleFile(name=name, path=path, rest=rest, is_whole=is_whole, is_sdxl=is_sdxl)
 
 
 def tensor_names(name: str, path: Path) -> list[str]:
-    """Names of the tensors of a file, from its header. Raises ModelError if it is no safetensors file."""
+    """Return the names of a file's tensors from its header. Raises ModelError if it is not a safetensors file."""
     if not path.is_file():
         raise ModelError(f"{name}: no such file or folder")
     if path.suffix != SUFFIX:
-        raise ModelError(f"{name}: only {SUFFIX} files are read, as others can run code")
+        raise ModelError(f"{name}: only {SUFFIX} files are read, because others can run code")
     try:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{name}: not readable as safetensors ({error})") from error
+        raise ModelError(f"{name}: cannot be read as safetensors ({error})") from error
     if not keys:
-        raise ModelError(f"{name}: no tensor in it")
+        raise ModelError(f"{name}: has no tensor")
     return keys
 
 
 def is_lora(keys: list[str]) -> bool:
-    """Tell a LoRA by the names of its tensors, which diffusers, peft and kohya all write so."""
+    """Return whether these are a LoRA's tensor names; diffusers, peft and kohya all use 'lora' in them."""
     return any("lora" in key for key in keys)
 
 
 def lora_sentence(name: str) -> str:
-    """What to do with a LoRA that was named as a model."""
-    return f"{name}: a LoRA; give what it goes over first, then the LoRA: --model BASE --lora {name}"
+    """Return what to do with a LoRA that was given as a model."""
+    return f"{name}: a LoRA, not a model; give its model first: --model BASE --lora {name}"
 
 
 def load_single_file(
@@ -92,12 +91,12 @@ def load_single_file(
     variant: str | None = None,
     sampler: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> DiffusionPipeline:
-    """The model on the CPU; reads no other file than the source, and the hub for the configuration where rest is none.
+    """Return the model on the CPU; reads only the source file, and the hub's configuration if rest is None.
 
-    vae: in place of its own, which for a UNet alone is that of rest. Raises ModelError if diffusers cannot load it.
+    vae: replaces its own, which for a UNet alone is that of rest. Raises ModelError if diffusers cannot load it.
     """
     if not source.is_whole:
-        assert source.rest is not None, "find_single_file wants it"
+        assert source.rest is not None, "find_single_file requires it"
         unet = _load_unet(source, source.rest, dtype=dtype)
         return pipeline_around(unet, source.rest, name=source.name, variant=variant, vae=vae, sampler=sampler)
     family = StableDiffusionXLPipeline if source.is_sdxl else StableDiffusionPipeline
@@ -118,7 +117,7 @@ def load_single_file(
 
 
 def load_own_vae(source: SingleFile, *, dtype: torch.dtype) -> AutoencoderKL:
-    """The VAE that a whole checkpoint holds. Raises ModelError if diffusers cannot load it."""
+    """Return the VAE of a whole checkpoint. Raises ModelError if diffusers cannot load it."""
     with _explained(source), quiet_output():
         vae = AutoencoderKL.from_single_file(str(source.path), **_configuration(source, "vae"), dtype=dtype)
     _require_all(source, vae)
@@ -144,7 +143,9 @@ def _configuration(source: SingleFile, part: str | None) -> dict[str, Any]:
 def _require_all(source: SingleFile, module: torch.nn.Module) -> None:
     missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
     if missing:
-        raise ModelError(f"{source.name}: lacks {len(missing)} weights of the configuration; first: {missing[0]!r}")
+        raise ModelError(
+            f"{source.name}: lacks {len(missing)} weights of its configuration; the first is {missing[0]!r}"
+        )
 
 
 @contextlib.contextmanager
@@ -155,6 +156,6 @@ def _explained(source: SingleFile) -> Iterator[None]:
     except ModelError as error:
         if source.rest is not None:
             raise
-        # what diffusers says then is of the hub's configuration
-        cure = "name the diffusers folder of its base with --base MODEL, which tells how it is built"
+        # then the error is about the hub's configuration
+        cure = "give the diffusers folder of its base, which has its configuration, with --base MODEL"
         raise ModelError(f"{error}; {cure}") from error

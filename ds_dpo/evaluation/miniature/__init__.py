@@ -1,1 +1,1 @@
-"""The miniature's own comparison: reward, table, picture."""
+"""The comparison of miniature models: reward, table, picture."""

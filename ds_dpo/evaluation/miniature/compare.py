@@ -1,4 +1,4 @@
-"""Base, tuned model and SFT control on the miniature's test prompts: draw, judge, write summary.json and a picture."""
+"""Compare base, tuned model and SFT control on the miniature's test prompts; write summary.json and a picture."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIRST_SEED = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to compare: base, tuned, sft name models; each prompt is drawn with so many seeds, first_seed and on."""
+    """What to compare. base, tuned, sft: names of models. seeds: number of seeds per prompt, from first_seed on."""
 
     base: str
     tuned: str
@@ -47,37 +47,37 @@ class Request:
 
 
 def evaluate(request: Request, *, say: Say = print) -> dict[str, Any]:
-    """Compare the models on the same prompts and noise; returns what it writes as out/summary.json.
+    """Compare the models on the same prompts and noise; returns the content of out/summary.json.
 
     Raises ConfigError for a request that cannot be drawn or written, ModelError for a model that cannot be used.
     """
     check_request(request)
     models = _find_models(request)
     prompts, seeds = images_to_draw(request)
-    say(f"{len(prompts)} images a model: {len(request.prompts)} test prompts x {request.seeds} seeds from {seeds[0]}")
+    say(f"{len(prompts)} images per model: {len(request.prompts)} test prompts x {request.seeds} seeds from {seeds[0]}")
     judged = {name: _draw_and_judge(model, request, say=say) for name, model in models.items()}
     summary = {**summarize(judged), **_describe(request)}
     for name, model in models.items():
         summary["models"][name] |= {"path": model.name, "step": model.step}
     picture = comparison_picture(judged, summary, seeds=request.seeds)
     save_png(picture, request.out / PICTURE_NAME)
-    # last, so that a summary tells that all is there
+    # written last, so that a summary means that all files exist
     replace_file(request.out / SUMMARY_NAME, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     say(f"\n{table(summary)}\n")
     if summary["identical_to_base"]:
-        say("the tuned model draws exactly what the base draws: is it the model that you meant?")
+        say("the tuned model draws exactly the same images as the base: check that --tuned is right")
     say(f"pictures: {request.out / PICTURE_NAME}")
     say(f"summary: {request.out / SUMMARY_NAME}")
     return summary
 
 
 def check_request(request: Request) -> None:
-    """Raise ConfigError for numbers that cannot be drawn, or seeds of which the training pairs were made."""
+    """Raise ConfigError for impossible numbers, or seeds from which the training pairs were drawn."""
     for name, value in (("seeds", request.seeds), ("steps", request.steps), ("batch", request.batch)):
         if value < 1:
             raise ConfigError(f"--{name} {value}: must be 1 or more")
     if not request.guidance >= 1:
-        raise ConfigError(f"--guidance {request.guidance}: must be 1 (none) or more")
+        raise ConfigError(f"--guidance {request.guidance}: must be 1 (off) or more")
     own = range(request.first_seed, request.first_seed + len(request.prompts) * request.seeds)
     if own.start < 0 or own.stop > 2**63:
         raise ConfigError(f"--first_seed {request.first_seed}: must be 0 or more and leave room for {len(own)} seeds")
@@ -85,21 +85,21 @@ def check_request(request: Request) -> None:
         used = range(first, first + len(prompts) * repeats)
         if own.start < used.stop and used.start < own.stop:
             raise ConfigError(
-                f"--first_seed {request.first_seed}: {own.start}..{own.stop - 1} meets {used.start}..{used.stop - 1}, "
-                f"of which the pairs of {split} were drawn; take {FIRST_SEED}"
+                f"--first_seed {request.first_seed}: {own.start}..{own.stop - 1} overlaps "
+                f"{used.start}..{used.stop - 1}, from which the pairs of {split} were drawn; give {FIRST_SEED}"
             )
     if request.out.exists() and not request.out.is_dir():
-        raise ConfigError(f"--out {request.out}: is a file; name a folder")
+        raise ConfigError(f"--out {request.out} is a file; give a folder")
 
 
 def images_to_draw(request: Request) -> tuple[list[str], list[int]]:
-    """Prompt and seed of each image; no two share a seed, or prompts would share their noise and vary together."""
+    """Return prompt and seed of each image. Each image has its own seed, so that prompts do not share noise."""
     prompts = [prompt for prompt in request.prompts for _ in range(request.seeds)]
     return prompts, list(range(request.first_seed, request.first_seed + len(prompts)))
 
 
 def _find_models(request: Request) -> dict[str, ModelFolder]:
-    """All are looked for before the first is drawn."""
+    """Find all models before the first one draws."""
     base = find_model(request.base, base=None)
     models = {BASE: base}
     if request.sft is not None:
@@ -132,9 +132,7 @@ def _draw_and_judge(model: ModelFolder, request: Request, *, say: Say) -> Judged
 def _require_miniature(model: ModelFolder, pipeline: DiffusionPipeline) -> None:
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     if side != IMAGE_SIZE:
-        raise ModelError(
-            f"{model.name}: draws images of {side} px; the miniature's reward judges images of {IMAGE_SIZE} px only"
-        )
+        raise ModelError(f"{model.name}: draws images of {side} px, but the miniature's reward needs {IMAGE_SIZE} px")
 
 
 def _require_finite(model: ModelFolder, images: Tensor) -> None:
@@ -144,7 +142,7 @@ def _require_finite(model: ModelFolder, images: Tensor) -> None:
 
 
 def _describe(request: Request) -> dict[str, Any]:
-    """How the images were drawn, so that another evaluation can be made alike."""
+    """Return how the images were drawn, so that the evaluation can be repeated."""
     return {
         "prompts": list(request.prompts),
         "seeds": request.seeds,

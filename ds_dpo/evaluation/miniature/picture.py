@@ -1,4 +1,4 @@
-"""The picture of a comparison: the models' images of the same prompt and noise side by side, with their rewards."""
+"""The picture of a comparison: images of the same prompt and noise side by side, with their rewards."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ds_dpo.evaluation.miniature.report import BASE, MARGIN, SFT, TUNED, Judged
 from ds_dpo.evaluation.pages.picture import Group, Mark, Row, Tile, image_grid
 
 SHOWN_PROMPTS = 8
-SHOWN_TILES = 9  # of a row
+SHOWN_TILES = 9  # per row
 HEADINGS = {BASE: "base", SFT: "SFT", TUNED: "tuned"}  # in the order of the columns
 
 
 def comparison_picture(judged: Mapping[str, Judged], summary: Mapping[str, Any], *, seeds: int) -> Image.Image:
-    """Draw the first prompts with the first of their seeds: never picked, and the picture says so.
+    """Return a picture of the first prompts with the first of their seeds: they are not selected, and its text says so.
 
-    judged: each model's images, all seeds of the first prompt first. seeds: images of a prompt.
+    judged: each model's images, all seeds of the first prompt first. seeds: number of images per prompt.
     """
     names = [name for name in HEADINGS if name in judged]
     prompts = list(dict.fromkeys(judged[BASE].prompts))

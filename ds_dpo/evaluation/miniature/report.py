@@ -1,4 +1,4 @@
-"""What the miniature's images are worth: rewards, side-effect probes, and models compared on the same noise."""
+"""Score the miniature's images: rewards, side effects, and comparisons of models on the same noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Judged:
-    """A model's images (N, 3, 32, 32) as they are when saved, the prompt of each, and what was measured of them."""
+    """A model's images (N, 3, 32, 32) with 8-bit values, the prompt of each, and their measurements."""
 
     images: Tensor
     prompts: tuple[str, ...]
@@ -36,9 +36,9 @@ def judge(images: Tensor, prompts: Sequence[str]) -> Judged:
 
 
 def diversity(images: Tensor, prompts: Sequence[str]) -> float | None:
-    """How much the images of a prompt differ: root mean square over pixels, mean over their pairs, then over prompts.
+    """Return how much images of a prompt differ: root mean square over pixels, mean over pairs, then over prompts.
 
-    0: all alike; None if no prompt has two images.
+    0: all are equal. None: no prompt has two images.
     """
     of_prompts = []
     for prompt in dict.fromkeys(prompts):
@@ -50,10 +50,10 @@ def diversity(images: Tensor, prompts: Sequence[str]) -> float | None:
 
 
 def summarize(judged: Mapping[str, Judged]) -> dict[str, Any]:
-    """Figures of base, tuned and, if given, sft, all on the same prompts and seeds.
+    """Return figures of base, tuned and, if given, sft, all on the same prompts and seeds.
 
-    Top level: means of the reward (0 to 2), tuned against base, and the tuned model's shares; `models` and
-    `comparisons` have the same of all. reward_sft is None without an SFT model.
+    Top level: mean rewards (0 to 2), tuned against base, and the tuned model's shares. `models` and `comparisons` have
+    the same for all. reward_sft is None without an SFT model.
     """
     base, tuned, sft = judged[BASE], judged[TUNED], judged.get(SFT)
     models = {name: _figures(of_model) for name, of_model in judged.items()}
@@ -112,7 +112,7 @@ def _compare(judged: Judged, rival: Judged) -> dict[str, float]:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The summary for a terminal: a line a figure, a column a model."""
+    """Return the summary for a terminal: a line per figure, a column per model."""
     names = [name for name in (BASE, SFT, TUNED) if name in summary["models"]]
     models = [summary["models"][name] for name in names]
     compared = summary["comparisons"]

@@ -1,4 +1,4 @@
-"""Pairs to look at as one picture, for places that show no HTML. Its font has Latin letters only."""
+"""Draw pairs as one picture, for places that show no HTML. Its font has only Latin letters."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _draw_caption(draw: ImageDraw.ImageDraw, image: SheetImage, corner: tuple[in
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    """Return a picture whose longer side is a tile's; drawn larger it keeps its pixels as they are."""
+    """Return a picture whose longer side is a tile's; an enlarged picture keeps its pixels."""
     scale = TILE_PIXELS / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
@@ -113,9 +113,9 @@ def _draw_lines(
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, *, max_lines: int) -> list[str]:
-    """Lines of at most so many pixels, measured; a word that is longer is cut, and what is left out becomes '...'."""
+    """Return lines of at most width pixels; a longer word is cut, and text beyond max_lines becomes '...'."""
     lines: list[str] = []
-    # a prompt may have a megabyte; what is behind the last line is not measured
+    # a prompt may have a megabyte; text after the last line is not measured
     words = text[: max_lines * width].encode("utf-8", "replace").decode().split()
     line = ""
     while words and len(lines) <= max_lines:
@@ -138,12 +138,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, *, max_lines: int
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> int:
-    """Return how many letters fit; one at least."""
+    """Return the number of letters that fit, at least 1."""
     return max(1, bisect_right(range(1, len(text) + 1), float(width), key=lambda number: font.getlength(text[:number])))
 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow is built with FreeType, as its wheels are"
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow must be built with FreeType, as its wheels are"
     return font

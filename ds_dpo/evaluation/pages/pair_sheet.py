@@ -1,4 +1,4 @@
-"""A page of pairs to look at: one HTML file without scripts, for prompts and images that nobody has vetted."""
+"""A page of pairs: one HTML file without scripts, which is safe for prompts and images that nobody has checked."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ds_dpo.errors import DataError
 Outcome = Literal["won", "lost", "tie", "unread"]
 OUTCOMES: dict[int, tuple[Outcome, Outcome]] = {1: ("won", "lost"), 0: ("tie", "tie"), -1: ("lost", "won")}
 THUMBNAIL_PIXELS = 384
-# JPEG's 8 x 8 blocks would show where a few pixels are drawn large
+# JPEG's 8 x 8 blocks would be visible in small images, which are enlarged
 SMALL_PIXELS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetImage:
-    """picture: a thumbnail; None if the image cannot be decoded, and why. size: (height, width) of the image."""
+    """picture: a thumbnail, None if the image cannot be decoded. problem: why. size: (height, width) of the image."""
 
     outcome: Outcome
     picture: Image.Image | None
@@ -34,7 +34,7 @@ class SheetImage:
 
     @property
     def caption(self) -> str:
-        """Its size, or that there is none."""
+        """The image's size, or that it is bad."""
         if self.size is None:
             return "bad image" if self.problem else ""
         return f"{self.size[0]} x {self.size[1]}"
@@ -47,7 +47,7 @@ class SheetImage:
 
 @dataclass(frozen=True, kw_only=True)
 class SheetPair:
-    """images: left and right. prompt: None if the row could not be read. facts: target and weight, in words."""
+    """images: left and right. prompt: None if the row cannot be read. facts: target and weight in words."""
 
     uid: str
     prompt: str | None
@@ -63,7 +63,7 @@ class SheetPair:
 
 
 def sheet_pair(pair: PairRecord | BadRow) -> SheetPair:
-    """Return a pair with thumbnails; the chosen image is right where its row says that it was the second."""
+    """Return a pair with thumbnails; the chosen image is on the right if it is the second one in its row."""
     if isinstance(pair, BadRow):
         unread = SheetImage(outcome="unread", picture=None, size=None, problem="")
         return SheetPair(uid=pair.uid, prompt=None, facts=f"bad row: {pair.reason}", images=(unread, unread))
@@ -75,7 +75,7 @@ def sheet_pair(pair: PairRecord | BadRow) -> SheetPair:
 
 
 def sheet_html(pairs: Sequence[SheetPair], *, title: str, notes: Sequence[str], details: str) -> bytes:
-    """Return a page that needs no other file. details: preformatted text, folded away below the notes."""
+    """Return a page that needs no other file. details: preformatted text, collapsed below the notes."""
     heads = "".join(f"<p>{escape(note)}</p>" for note in notes)
     cards = "\n".join(_card(pair) for pair in pairs)
     page = f"""<!DOCTYPE html>
@@ -99,7 +99,7 @@ def sheet_html(pairs: Sequence[SheetPair], *, title: str, notes: Sequence[str], 
 </body>
 </html>
 """
-    # a prompt may hold halves of surrogate pairs, which are no text
+    # a prompt may hold halves of surrogate pairs, which cannot be encoded
     return page.encode("utf-8", "replace")
 
 
@@ -136,13 +136,13 @@ def _sheet_image(raw: RawImage | None, outcome: Outcome) -> SheetImage:
 def _data_uri(picture: Image.Image) -> str:
     kind = "PNG" if max(picture.size) <= SMALL_PIXELS else "JPEG"
     buffer = io.BytesIO()
-    # no colour profile: training sees the numbers as they are
+    # no colour profile, because training uses the pixel values without one
     picture.save(buffer, kind, quality=85, optimize=True, icc_profile=None)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 LABELS: dict[Outcome, str] = {"won": "✓ won", "lost": "lost", "tie": "= tie", "unread": ""}
-# the winner is told by a word, a tick, and a full thick frame beside a thin dashed one; colour only adds to them
+# a word, a tick and a thick full frame mark the winner; colour is not the only sign
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --text: #1c1c1a; --dim: #63635e; --line: #c9c9c2;
   --win: #0b6bcb; --on-win: #fff; --bad: #a3360a; }

@@ -1,4 +1,4 @@
-"""Labelled grids of images: a row a prompt, so that a stranger can read what was drawn and how it was judged."""
+"""Labelled grids of images with a row per prompt, which show what was drawn and how it was scored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARK_COLOURS: dict[Mark | None, str] = {"win": "#15803d", "loss": "#c2410c", Non
 MIN_TILE_PIXELS, MAX_TILE_PIXELS = 96, 512
 MARGIN, TILE_GAP, GROUP_GAP, FRAME = 16, 6, 24, 4
 LABEL_WIDTH = 190
-MAX_LABEL_LETTERS = 2000  # more than any tile has room for
+MAX_LABEL_LETTERS = 2000  # more than fits beside any tile
 TITLE_SIZE, TEXT_SIZE = 20, 14
 LINE = TEXT_SIZE + 5
 
@@ -43,7 +43,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """A label, usually the prompt, and one tile for each column of all groups."""
+    """A label, usually the prompt, and one tile per column of all groups."""
 
     label: str
     tiles: tuple[Tile, ...]
@@ -59,8 +59,8 @@ def image_grid(
 ) -> Image.Image:
     """Lay out tiles under their headings, with the title and the notes above.
 
-    tile_pixels: side of a tile; none: that of the images, but 96 to 512. Smaller images are enlarged without
-    smoothing. A pixel that is not finite is black. Raises ValueError if a row has not one tile for each column.
+    tile_pixels: side of a tile; None is that of the images, within 96 to 512. Smaller images are enlarged without
+    smoothing. A pixel that is not finite is black. Raises ValueError unless each row has one tile per column.
     """
     columns = [name for group in groups for name in group.columns]
     for row in rows:
@@ -93,9 +93,9 @@ def validation_grid(
     title: str,
     reference: Tensor | None = None,
 ) -> Image.Image:
-    """The grid of a ValidationSampler's images (prompts * seeds, 3, X, Y): a row a prompt, a column a seed.
+    """Return the grid of a ValidationSampler's images (prompts * seeds, 3, X, Y): a row per prompt, a column per seed.
 
-    reference: images of the same prompts and seeds; each then stands left of the policy's.
+    reference: images of the same prompts and seeds, each shown left of the policy's.
     """
     of_prompts = images.split(len(seeds))
     if reference is None:
@@ -112,7 +112,7 @@ def validation_grid(
 
 
 def save_png(page: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all. Raises ConfigError if it cannot be written."""
+    """Write a picture completely or not at all. Raises ConfigError if it cannot be written."""
     buffer = io.BytesIO()
     page.save(buffer, "PNG", optimize=True)
     replace_file(path, buffer.getvalue())
@@ -179,13 +179,13 @@ def _draw_row(page: Image.Image, row: Row, lefts: Sequence[int], *, top: int, si
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """An image (3, X, Y) in 0..1 in 8 bits a channel; a pixel that is not finite is black."""
+    """Return an image (3, X, Y) in 0..1 with 8 bits per channel; a pixel that is not finite is black."""
     pixels = (image.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels)
 
 
 def _enlarge(image: Tensor, side: int) -> Image.Image:
-    """An image (3, X, Y) as a square of side pixels; drawn larger it keeps its pixels as they are."""
+    """Return an image (3, X, Y) as a square of side pixels; an enlarged image keeps its pixels."""
     picture = to_picture(image)
     resampling = Image.Resampling.NEAREST if max(picture.size) <= side else Image.Resampling.LANCZOS
     return picture if picture.size == (side, side) else picture.resize((side, side), resampling)
@@ -196,7 +196,7 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most so many pixels; a word that is wider is broken."""
+    """Return lines of at most width pixels; a wider word is broken."""
     font, lines = _font(TEXT_SIZE), [""]
     for word in text[:MAX_LABEL_LETTERS].split():
         joined = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""Validation images as pages: the policy beside the reference, which is the policy before its first step."""
+"""Pages of validation images: the policy beside the reference, which is the policy before its first step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ REFERENCE_FOLDER, DRAWN_WITH = "reference", "drawn_with.json"
 
 
 class ValidationPages:
-    """Writes a page a drawing into the samples folder of a run; for rank 0 alone.
+    """Writes a page per drawing to the samples folder of a run; for rank 0 only.
 
-    The reference's images are those of step 0, kept as samples/reference/NN.png: no reference need be in memory, and
-    its images are drawn once.
+    The reference's images are those of step 0, kept as samples/reference/NN.png. They are drawn once, and no reference
+    needs to be loaded.
     """
 
     def __init__(self, folder: Path, config: RunConfig, *, say: Say) -> None:
-        """Take what the images are drawn with; it says whose images these are when a run is resumed."""
+        """Keep the settings of the drawing, which identify the reference's images when a run is resumed."""
         self._folder, self._say = folder, say
         self._prompts, self._seeds = config.validation.prompts, config.validation.seeds
         self._drawn_with = {**config.validation.model_dump(mode="json"), "resolution": config.data.resolution}
@@ -56,21 +56,21 @@ class ValidationPages:
         folder = self._folder / REFERENCE_FOLDER
         for number, image in enumerate(images):
             save_png(to_picture(image), folder / f"{number:02d}.png")
-        replace_file(folder / DRAWN_WITH, json.dumps(self._drawn_with, indent=1).encode())  # last: says they are whole
+        replace_file(
+            folder / DRAWN_WITH, json.dumps(self._drawn_with, indent=1).encode()
+        )  # written last: it shows that all images exist
         self._reference = images
 
     def _read_reference(self, num_images: int) -> Tensor | None:
-        """Return the images of an earlier start of the run, None if there are none of these prompts and settings."""
+        """Return the reference's images of an earlier start, None if there are none with these prompts and settings."""
         folder = self._folder / REFERENCE_FOLDER
         try:
             drawn_with: Any = json.loads((folder / DRAWN_WITH).read_text(encoding="utf-8"))
             if drawn_with == self._drawn_with:
                 return torch.stack([_read(folder / f"{number:02d}.png") for number in range(num_images)])
         except (OSError, ValueError):
-            pass  # as if there were none
-        self._say(
-            f"validation images stand alone: {folder} has none of the reference with these prompts, seeds and settings"
-        )
+            pass  # the same as if there were none
+        self._say(f"validation pages show no reference: {folder} has no images with these prompts, seeds and settings")
         return None
 
 

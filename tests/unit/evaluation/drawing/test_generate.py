@@ -267,10 +267,10 @@ def test_models_that_cannot_be_drawn_are_refused_before_the_first_is(lora, chang
     (lora_file,) = lora.glob("*.safetensors")
     cases = {
         str(changed): r"export: holds a UNet alone; .*--base",
-        str(lora): r"my_lora: a LoRA; .*--model BASE --lora",
-        str(lora_file): r"a LoRA; .*--model BASE --lora",
+        str(lora): r"my_lora: a LoRA, not a model; .*--model BASE --lora",
+        str(lora_file): r"a LoRA, not a model; .*--model BASE --lora",
         str(tmp_path / "other.safetensors"): r"other.safetensors: no UNet.*'weight'",
-        str(tmp_path / "model.ckpt"): r"model.ckpt: only .safetensors files are read, as others can run code",
+        str(tmp_path / "model.ckpt"): r"model.ckpt: only .safetensors files are read, because others can run code",
         str(tmp_path / "torn.safetensors"): r"torn.safetensors: not readable as safetensors",
         str(tmp_path / "absent.safetensors"): r"absent.safetensors: no such file",
         str(tmp_path / "absent"): r"absent: no such folder",
@@ -331,14 +331,14 @@ def test_requests_that_cannot_be_drawn(tmp_path) -> None:
         ({"resolution": 30}, "--resolution 30: must be a multiple of 8"),
         ({"seeds": (-1,)}, "seed -1"),
         ({"labels": ("a", "b")}, "--labels: 2 for 1 models"),
-        ({"device": "cuda:77"}, "--device cuda:77: not usable"),
+        ({"device": "cuda:77"}, "--device cuda:77 cannot be used"),
         ({"device": "nonsense"}, "--device nonsense: not usable"),
         ({"prompt_file": tmp_path / "absent"}, "--prompts .*absent: cannot be read"),
     ]:
         with pytest.raises(ConfigError, match=message):
             draw(tmp_path / "out", MINIATURE, **changes)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"--out .*file: is a file"):
+    with pytest.raises(ConfigError, match=r"--out .*file is a file"):
         draw(tmp_path / "file", MINIATURE)
     assert not (tmp_path / "out").exists()
 
@@ -355,8 +355,8 @@ def test_prompts_of_files(tmp_path) -> None:
     assert list_drawings([], lines, [1, 2]) == [Drawing("赤い丸", 7), Drawing("two", 1), Drawing("two", 2)]
     for line, message in {
         "{": "line 2: not JSON",
-        '{"text": "a"}': "line 2: .*would fit",
-        '["a"]': "line 2: .*would fit",
+        '{"text": "a"}': "line 2: .*must be an object",
+        '["a"]': "line 2: .*must be an object",
         '{"prompt": "a", "sed": 1}': "line 2: 'sed' is not known",
         '{"prompt": "a", "seed": "1"}': "line 2: seed '1'",
         '{"prompt": "a", "seed": true}': "line 2: seed True",
@@ -365,7 +365,7 @@ def test_prompts_of_files(tmp_path) -> None:
         with pytest.raises(ConfigError, match=message):
             list_drawings([], lines, [0])
     text.write_text("\n")
-    with pytest.raises(ConfigError, match="no prompt in it"):
+    with pytest.raises(ConfigError, match="has no prompt"):
         list_drawings(["a"], text, [0])
 
 

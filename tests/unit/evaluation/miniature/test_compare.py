@@ -76,7 +76,7 @@ def test_the_same_model_under_two_names_is_pointed_out(model_folder: Path, tmp_p
     lines: list[str] = []
     summary = evaluate(request(model_folder, model_folder, tmp_path / "out"), say=lines.append)
     assert summary["win_rate"] == 0.5
-    assert any("exactly what the base draws" in line for line in lines)
+    assert any("exactly the same images as the base" in line for line in lines)
 
 
 def test_no_two_images_share_their_noise(model_folder: Path, tmp_path: Path) -> None:

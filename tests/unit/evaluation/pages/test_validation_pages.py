@@ -56,4 +56,4 @@ def test_images_of_other_settings_are_not_taken_for_the_reference(tmp_path: Path
         changed.write(both(BLUE, BLUE), step=step)
     assert tiles(tmp_path / "step_00000010.png") == ["blue"]
     assert len(said) == 1
-    assert "validation images stand alone" in said[0]
+    assert "validation pages show no reference" in said[0]
