@@ -1,1 +1,1 @@
-"""Models of a run: loaded, frozen, started from earlier weights."""
+"""The models of a run: load them, freeze them, start them from earlier weights."""

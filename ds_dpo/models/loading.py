@@ -1,7 +1,6 @@
-"""A run's model section into modules and numbers, from a folder of diffusers, the hub or one file; each function is one
-rank's.
+"""Turn a run's model section into modules and numbers, from a diffusers folder, the hub or one file.
 
-Nothing here runs code of a model's files: weights are read from safetensors alone.
+Each rank calls these functions by itself. No code of a model's files runs: weights are only read from safetensors.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from ds_dpo.precision import torch_dtype
 def load_denoiser(
     model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str, Tensor] | None = None
 ) -> UNet2DConditionModel:
-    """Return the denoiser to train, on the host, in dtype and training mode, cast tensor by tensor as it is read.
+    """Return the denoiser to train, on the host, in dtype and training mode; each tensor is cast when it is read.
 
-    start: weights in place of those that the model section names. Raises ModelError if it is missing, incomplete or
-    of another family, or where other weights than the pipeline's do not fit its denoiser.
+    start: weights instead of those that the model section names. Raises ModelError if the denoiser is missing,
+    incomplete or of another family, or if other weights than the pipeline's do not fit it.
     """
     pipeline = open_pipeline(model)
     part = pipeline.denoiser()
@@ -49,7 +48,7 @@ def load_denoiser(
 def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
     """Return the weights that the policy starts from, by parameter name, in the dtype of the file.
 
-    Each is read when it is asked for: those of model.denoiser_init, else the pipeline's own.
+    Each is read on request: from model.denoiser_init, else from the pipeline.
     """
     return _start_part(model).weights()
 
@@ -81,14 +80,14 @@ def load_text(model: ModelConfig, *, dtype: torch.dtype) -> TextEncoder:
 
 
 def tokenizer_of(text_encoder: str) -> str:
-    """Return the name of a text encoder's tokenizer: they are numbered alike."""
+    """Return the name of a text encoder's tokenizer, which has the same number."""
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def read_noise_schedule(model: ModelConfig) -> NoiseSchedule:
-    """Return the forward process that the pipeline's scheduler config states, whatever sampler that config is of.
+    """Return the forward process in the pipeline's scheduler config, which may belong to any sampler.
 
-    What the UNet predicts is model.prediction_type's where that is given.
+    model.prediction_type, if given, replaces the config's.
 
     Raises ModelError for a process without betas, such as flow matching, and for a prediction type without a target.
     """
@@ -105,9 +104,9 @@ def drawing_scheduler(model: ModelConfig) -> DDIMScheduler:
 
 
 def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
-    """Return (C, H, W) of an image's latent, by the VAE's config alone. size: height and width, pixels.
+    """Return (C, H, W) of an image's latent, from the VAE's config. size: height and width in pixels.
 
-    Raises ModelError if the VAE cannot halve a side as often as it does.
+    Raises ModelError if a side is not a multiple of the VAE's factor.
     """
     config = open_vae(model).config
     factor = 2 ** (len(config["block_out_channels"]) - 1)
@@ -123,10 +122,10 @@ def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, i
 def peak_host_gib(
     model: ModelConfig, *, dtype: torch.dtype, ranks_at_once: int, start_bytes: int | None = None
 ) -> float:
-    """Return the host memory, GiB, that loading the UNet takes of a node at most: from file headers alone.
+    """Return the largest host memory in GiB that loading the UNet needs on a node, from file headers alone.
 
-    The mapped file counts once, as ranks share its pages, and a copy in dtype for each rank that loads at once.
-    start_bytes: of other weights than those that the model section names.
+    The mapped file counts once, because ranks share its pages; each rank that loads at once adds a copy in dtype.
+    start_bytes: size of other weights than those that the model section names.
     """
     denoiser = open_pipeline(model).denoiser()
     source_bytes = _start_part(model).num_bytes() if start_bytes is None else start_bytes
@@ -134,11 +133,11 @@ def peak_host_gib(
 
 
 def _fix_kernels(unet: UNet2DConditionModel) -> None:
-    """Let linear projections into transformers take the same kernel whether their weights are trained or frozen.
+    """Make linear projections into transformers use the same kernel for trained and frozen weights.
 
-    They get a transposed view. torch multiplies such by `mm` where the weight requires a gradient, by `bmm` where not,
-    even under no_grad (should_fold in aten/src/ATen/native/LinearAlgebra.cpp), and the two may round differently: the
-    frozen reference would then not predict to the bit what the policy does.
+    Their input is a transposed view. torch multiplies it by `mm` if the weight requires a gradient, and by `bmm` if
+    not, even under no_grad (should_fold in aten/src/ATen/native/LinearAlgebra.cpp). The two may round differently, so
+    that the frozen reference would not predict exactly what the policy does.
     """
     for module in unet.modules():
         if isinstance(module, Transformer2DModel) and isinstance(module.proj_in, nn.Linear):
@@ -154,27 +153,27 @@ def _start_part(model: ModelConfig) -> Part:
 
 
 def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[str, Any]) -> None:
-    """Raise ModelError if the UNet is not conditioned as model.family says, or does more than predict noise."""
+    """Raise ModelError if the UNet is not of model.family, or is not a text-to-image model."""
     family = family_of(unet_config, lambda name: pipeline.text_encoder(name).config)
     found = None if family is None else family.name
     if found != model.family:
         raise ModelError(
             f"model.family {model.family}, but the UNet of {model.pretrained} (addition_embed_type "
             f"{unet_config.get('addition_embed_type')}, cross_attention_dim {unet_config.get('cross_attention_dim')}) "
-            + (f"is {found}'s; model.family {found} would fit" if found else f"is of none of {', '.join(FAMILIES)}")
+            + (f"is of family {found}; set model.family to {found}" if found else f"is none of {', '.join(FAMILIES)}")
         )
     if unet_config["in_channels"] != unet_config["out_channels"]:
         raise ModelError(
-            f"{model.pretrained}: its UNet takes {unet_config['in_channels']} channels and gives "
-            f"{unet_config['out_channels']}; only text-to-image models can be trained, not inpainting or upscaling ones"
+            f"{model.pretrained}: its UNet has {unet_config['in_channels']} input and {unet_config['out_channels']} "
+            "output channels; only text-to-image models can be trained, not inpainting or upscaling models"
         )
 
 
 def _check_vae(model: ModelConfig, config: Mapping[str, Any]) -> None:
-    if model.vae_dtype == "fp16" and config.get("force_upcast", True):  # diffusers takes a missing value for true
+    if model.vae_dtype == "fp16" and config.get("force_upcast", True):  # a missing value means true in diffusers
         raise ModelError(
-            f"model.vae_dtype fp16 with the VAE of {model.vae or model.pretrained}, whose config says force_upcast: "
-            "SDXL's own gives NaN in fp16; take vae_dtype fp32 or bf16, or model.vae madebyollin/sdxl-vae-fp16-fix"
+            f"model.vae_dtype fp16 with the VAE of {model.vae or model.pretrained}, whose config has force_upcast: "
+            "SDXL's own gives NaN in fp16; use vae_dtype fp32 or bf16, or model.vae madebyollin/sdxl-vae-fp16-fix"
         )
     unet_channels = open_pipeline(model).denoiser().config["in_channels"]
     if config["latent_channels"] != unet_channels:
@@ -189,16 +188,16 @@ def _scheduler_config(model: ModelConfig) -> dict[str, Any]:
     prediction_type = model.prediction_type or config["prediction_type"]
     if prediction_type not in TARGETS:
         raise ModelError(
-            f"{model.pretrained}: its scheduler's prediction_type {prediction_type}; one of {', '.join(TARGETS)} would "
-            "fit"
+            f"{model.pretrained}: its scheduler has prediction_type {prediction_type}; only {', '.join(TARGETS)} can "
+            "be trained"
         )
     return {**config, "prediction_type": prediction_type}
 
 
 def describe_model(model: ModelConfig) -> str:
-    """Return one line: the family, and what the UNet is taken to predict, with who says so."""
+    """Return a line with the family, and with what the UNet predicts and where that is stated."""
     used = _scheduler_config(model)["prediction_type"]
     own = open_pipeline(model).scheduler_config(model.prediction_type)["prediction_type"]
     source = "its scheduler config" if model.prediction_type is None else "model.prediction_type"
-    over = f", over {own} of its scheduler config" if used != own else ""
+    over = f", instead of {own} in its scheduler config" if used != own else ""
     return f"model: {model.pretrained}, {model.family}, which predicts {used} ({source}{over})"

@@ -1,4 +1,4 @@
-"""The frozen reference: what it answers, and how a run shows that nothing touched it."""
+"""The frozen reference: how it predicts, and how a run checks that nothing changed it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ds_dpo.models.denoiser.predict import predict
 
 
 class Reference(Protocol):
-    """What the policy is compared with; wherever its weights live, it only predicts."""
+    """What the policy is compared with. Wherever its weights are, it only predicts."""
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the reference's prediction, (N, C, H, W) in the model's dtype, without a gradient."""
@@ -25,21 +25,21 @@ class Reference(Protocol):
 
 
 class HeldReference(Reference, Protocol):
-    """A reference with weights that a run can look at, to see that they stay as they are."""
+    """A reference whose weights a run can read, to check that they do not change."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what it predicts with by name, as this rank holds it: with ZeRO-3 its part of each parameter."""
+        """Yield its tensors by name, as this rank holds them: with ZeRO-3 its part of each parameter."""
         ...
 
 
 class FrozenCopy:
-    """A copy of the policy in its own storage: evaluation mode, no gradients, nothing recomputed.
+    """A copy of the policy with its own storage: evaluation mode, no gradients, no gradient checkpointing.
 
-    module: a plain module under every ZeRO stage; another residency moves it elsewhere after the copy is made.
+    module: a plain module under every ZeRO stage; another residency moves it after the copy is made.
     """
 
     def __init__(self, policy: nn.Module, *, dtype: torch.dtype, device: torch.device | str) -> None:
-        """Copy a policy that no engine has taken yet, tensor by tensor and straight to the device."""
+        """Copy a policy before an engine wraps it, tensor by tensor and directly to the device."""
         self.module = _copy_module(policy, dtype=dtype, device=device).requires_grad_(False).eval()
         if isinstance(self.module, ModelMixin):
             self.module.disable_gradient_checkpointing()
@@ -56,30 +56,30 @@ class FrozenCopy:
 
 
 class PolicyWithoutAdapter:
-    """The policy itself with its low-rank layers switched off: its frozen weights are those that it started from.
+    """The policy itself with its low-rank layers switched off: its frozen weights are those of its start.
 
-    It computes through the policy's own module, on which the hooks of ZeRO-3 sit. An engine's forward would prepare
-    for a backward pass that never comes.
+    It uses the policy's own module, which has ZeRO-3's hooks. An engine's forward would prepare for a backward pass
+    that never comes.
     """
 
     def __init__(self, policy: nn.Module) -> None:
-        """policy: the module that gets, or has, an adapter; a plain one or, by now, an engine's."""
+        """policy: the module that gets, or has, an adapter, plain or in an engine."""
         self._policy = policy
 
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return what the policy would predict without its adapter, and without its dropout."""
+        """Return what the policy predicts without its adapter and without dropout."""
         with adapters_disabled(self._policy), evaluation_mode(self._policy):
             return predict(self._policy, noisy_latents, timesteps, conditioning)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights that are not the adapter's, as this rank holds them."""
+        """Yield the weights without those of the adapter, as this rank holds them."""
         return ((name, tensor) for name, tensor in held_tensors(self._policy) if not is_of_adapter(name))
 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and after it each part into the mode that it was in."""
+    """Put a module into evaluation mode, and afterwards restore the mode of each part."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
@@ -97,9 +97,9 @@ def held_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _copy_module(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-    """Deep-copy a module with its attention processors and memory layout, but its tensors in dtype on the device.
+    """Deep-copy a module with its attention processors and memory layout, and with its tensors in dtype on the device.
 
-    deepcopy takes what its memo already holds for a copy made, so that no second host copy of the weights arises.
+    deepcopy uses the tensors in its memo instead of copying, so that there is no second host copy of the weights.
     """
     made: dict[int, object] = {}
     for parameter in module.parameters():
@@ -113,7 +113,7 @@ def _copy_module(module: nn.Module, *, dtype: torch.dtype, device: torch.device 
 
 
 def assert_own_storage(policy: nn.Module, reference: FrozenCopy) -> None:
-    """Assert that no tensor of the reference lies in memory of the policy, where an update would change both."""
+    """Assert that the reference shares no memory with the policy: an update would change both."""
     owned = {_address(tensor) for tensor in [*policy.parameters(), *policy.buffers()]}
     owned |= {_address(tensor) for _, tensor in held_tensors(policy)}  # parts of ZeRO-3
     shared = [name for name, tensor in reference.weights() if _address(tensor) in owned - {None}]

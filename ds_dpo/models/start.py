@@ -1,4 +1,4 @@
-"""The weights that policy and reference start from: the pipeline's own, another UNet's, or those of an earlier run."""
+"""The weights that policy and reference start from: those of the pipeline, of another UNet, or of an earlier run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
 
 @dataclass(frozen=True)
 class CheckpointWeights(Mapping[str, Tensor]):
-    """The fp32 master weights of a checkpoint by parameter name, each put together when it is asked for."""
+    """The fp32 master weights of a checkpoint by parameter name; each is assembled on request."""
 
     checkpoint: ZeroCheckpoint
 
@@ -35,15 +35,15 @@ class CheckpointWeights(Mapping[str, Tensor]):
         return len(self.checkpoint.parameters)
 
     def num_bytes(self) -> int:
-        """Return the size of all in fp32."""
+        """Return the size of all weights in fp32."""
         return 4 * sum(placement.numel for placement in self.checkpoint.parameters.values())
 
 
 def pin_start(config: RunConfig) -> RunConfig:
-    """Return the configuration with a run as model.denoiser_init replaced by its newest whole checkpoint.
+    """Return the configuration with a run in model.denoiser_init replaced by that run's newest valid checkpoint.
 
-    So that a run that is resumed has the start that it had, whatever the other run did since. Sizes of files are
-    compared, their contents as they are read. Raises CheckpointError if the run has no whole checkpoint.
+    A resumed run then has the same start, even if the other run has trained on. File sizes are checked here, contents
+    when they are read. Raises CheckpointError if the run has no valid checkpoint.
     """
     run = _folder_of(config.model)
     if run is None or not (run / "checkpoints").is_dir():
@@ -51,15 +51,15 @@ def pin_start(config: RunConfig) -> RunConfig:
     newest, reasons = newest_valid_checkpoint(run / "checkpoints", checksums=False)
     if newest is None:
         why = f"; the newest: {reasons[0]}" if reasons else ""
-        raise CheckpointError(f"model.denoiser_init {run}: a run without a whole checkpoint{why}")
+        raise CheckpointError(f"model.denoiser_init {run}: the run has no valid checkpoint{why}")
     model = config.model.model_copy(update={"denoiser_init": str(newest)})
     return config.model_copy(update={"model": model})
 
 
 def checkpoint_start(model: ModelConfig) -> CheckpointWeights | None:
-    """Return the weights of the checkpoint that model.denoiser_init is; None if it is none.
+    """Return the weights of model.denoiser_init if it is a checkpoint, else None.
 
-    Raises CheckpointError if the checkpoint is not whole; contents are verified as they are read.
+    Raises CheckpointError if the checkpoint is incomplete; contents are verified when they are read.
     """
     folder = _folder_of(model)
     if folder is None or not is_tag_folder(folder):

@@ -1,4 +1,4 @@
-"""The forward process that a run trains on: the model's own, with what the configuration changes of it."""
+"""The forward process of a run: the model's own, with the changes of the configuration."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def training_schedule(model: ModelConfig, diffusion: DiffusionConfig) -> NoiseSc
 
 
 def training_sampler(model: ModelConfig, diffusion: DiffusionConfig) -> DDIMScheduler:
-    """Return the DDIM sampler for images of the model as it is trained: over the same schedule.
+    """Return a DDIM sampler over the schedule that the model is trained with.
 
-    Raises ConfigError if a model of epsilon prediction would have to begin at a timestep without signal.
+    Raises ConfigError if a model that predicts epsilon would have to begin at a timestep without signal.
     """
     sampler = drawing_scheduler(model)
     if diffusion.zero_terminal_snr:
         sampler = ddim_from({**sampler.config, "rescale_betas_zero_snr": True})
     if sampler.config["prediction_type"] == "epsilon" and sampler.alphas_cumprod[-1] == 0:
         raise ConfigError(
-            "images are drawn from the last timestep on, which zero terminal SNR leaves no signal, and clean latents "
-            "are there not to be had of a prediction of noise; take model.prediction_type v_prediction with a model "
-            "made for it, or cadence.sample_every_steps none"
+            "images are drawn from the last timestep on, where zero terminal SNR leaves no signal, so that a predicted "
+            "noise gives no clean latents; set model.prediction_type to v_prediction with a model made for it, or "
+            "cadence.sample_every_steps to none"
         )
     return sampler

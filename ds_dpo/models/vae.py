@@ -1,4 +1,4 @@
-"""Pixels into moments, moments into scaled latents, and back, with a posterior draw that belongs to the pair.
+"""Encode pixels into moments and scaled latents, and decode them; each posterior draw belongs to its pair.
 
 Legend: M images; X,Y pixels; C,H,W latent.
 """
@@ -12,12 +12,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-# An encoder's activations take 1.35 GiB for an image of 1024 x 1024 in fp32, and much less than the UNet's below that.
+# An encoder's activations need 1.35 GiB for an image of 1024 x 1024 in fp32, much less than the UNet's.
 PIXELS_AT_ONCE = 1024 * 1024
 OVERFLOW_ADVICE = (
-    "SDXL's own VAE overflows in fp16: take model.vae_dtype fp32 or bf16, or model.vae madebyollin/sdxl-vae-fp16-fix"
+    "SDXL's own VAE overflows in fp16: use model.vae_dtype fp32 or bf16, or model.vae madebyollin/sdxl-vae-fp16-fix"
 )
-# what a VAE's config says of how its latents are shifted and scaled
+# the fields of a VAE's config on the shift and scale of its latents
 SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
@@ -25,8 +25,8 @@ SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std
 def encode_images(vae: AutoencoderKL, pixels: Tensor, posterior_noise: Tensor) -> Tensor:
     """Return scaled latents (M, C, H, W), fp32: mean + exp(logvar / 2) * noise of each image's posterior.
 
-    pixels: (M, 3, X, Y) in [-1, 1]. posterior_noise: (M, C, H, W) standard normal, fp32, so that the draw is the
-    caller's. As many images as PIXELS_AT_ONCE holds, at least one, pass at a time.
+    pixels: (M, 3, X, Y) in [-1, 1]. posterior_noise: (M, C, H, W) standard normal, fp32, drawn by the
+    caller. Encodes as many images at once as have PIXELS_AT_ONCE pixels, at least one.
     """
     return sample_latents(encode_moments(vae, pixels), posterior_noise, vae_config=vae.config)
 
@@ -35,8 +35,8 @@ def encode_images(vae: AutoencoderKL, pixels: Tensor, posterior_noise: Tensor) -
 def encode_moments(vae: AutoencoderKL, pixels: Tensor, *, images_at_once: int | None = None) -> Tensor:
     """Return mean and log-variance of each image's posterior, (M, 2C, H, W), in the VAE's dtype.
 
-    pixels: (M, 3, X, Y) in [-1, 1]. images_at_once: that pass at a time; None: as many as PIXELS_AT_ONCE holds, at
-    least one. An image may differ in its last bits with the others that pass beside it.
+    pixels: (M, 3, X, Y) in [-1, 1]. images_at_once: None is as many as have PIXELS_AT_ONCE pixels, at least one.
+    The last bits of an image's moments may depend on the images that are encoded with it.
     """
     images_at_once = images_at_once or max(1, PIXELS_AT_ONCE // (pixels.shape[-2] * pixels.shape[-1]))
     posteriors = (vae.encode(images.to(vae.dtype)).latent_dist for images in pixels.split(images_at_once))
@@ -45,16 +45,16 @@ def encode_moments(vae: AutoencoderKL, pixels: Tensor, *, images_at_once: int | 
 
 @torch.no_grad()
 def sample_latents(moments: Tensor, posterior_noise: Tensor | None, *, vae_config: Mapping[str, Any]) -> Tensor:
-    """Return scaled latents (M, C, H, W), fp32, of moments (M, 2C, H, W), or of means (M, C, H, W) without noise.
+    """Return scaled latents (M, C, H, W), fp32, from moments (M, 2C, H, W), or from means (M, C, H, W) without noise.
 
-    The deviation is computed in the moments' dtype: give them in the VAE's own for what encode_images returns.
-    vae_config: its SCALING_FIELDS are read.
+    The deviation is computed in the moments' dtype: moments in the VAE's dtype give the same as encode_images.
+    vae_config: only its SCALING_FIELDS are read.
     """
     if posterior_noise is None:
         latents = moments.float()
     else:
         mean, logvar = moments.chunk(2, dim=1)
-        # fp32: a draw from a half-precision VAE need not be rounded again
+        # fp32, so that a draw from a half-precision VAE is not rounded again
         latents = mean.float() + torch.exp(0.5 * logvar).float() * posterior_noise
     shift, scale = _shift_and_scale(vae_config, latents.device)
     return (latents - shift) * scale
@@ -62,9 +62,9 @@ def sample_latents(moments: Tensor, posterior_noise: Tensor | None, *, vae_confi
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Return images (M, 3, X, Y) in [0, 1], fp32, of scaled latents (M, C, H, W).
+    """Return images (M, 3, X, Y) in [0, 1], fp32, from scaled latents (M, C, H, W).
 
-    As many images as PIXELS_AT_ONCE holds, at least one, pass at a time, in the VAE's dtype.
+    Decodes, in the VAE's dtype, as many images at once as have PIXELS_AT_ONCE pixels, at least one.
     """
     shift, scale = _shift_and_scale(vae.config, latents.device)
     raw = (latents.float() / scale + shift).to(vae.device, vae.dtype)
@@ -75,9 +75,9 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 def _shift_and_scale(config: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what is taken from a latent and what it is then multiplied by, broadcastable to (M, C, H, W), fp32.
+    """Return shift and scale of a latent, (latent - shift) * scale, broadcastable to (M, C, H, W), fp32.
 
-    A VAE states scaling_factor, sometimes shift_factor, or a mean and deviation for each channel.
+    A VAE states scaling_factor, sometimes shift_factor, or a mean and deviation per channel.
     """
 
     def channels(values: list[float] | float) -> Tensor:

@@ -75,7 +75,7 @@ def test_dry_run_needs_neither_launcher_nor_hub_nor_gpu(tmp_path):
         (["--config", "miniature", "--diffusion.zero_terminal_snr", "true"], ["timestep 999", "max_timestep 998"]),
         (
             [*MINIATURE, "--diffusion.max_timestep", "998", "--diffusion.zero_terminal_snr", "true"],
-            ["images are drawn from the last timestep on", "cadence.sample_every_steps none"],
+            ["images are drawn from the last timestep on", "cadence.sample_every_steps to none"],
         ),
     ],
     ids=lambda value: value[-2] if isinstance(value, list) and value[0].startswith("--") else "",

@@ -1,4 +1,4 @@
-"""Low-rank adapters in a UNet, by peft: put in before the engine takes it, switched off, and told to exporters."""
+"""Low-rank adapters in a UNet, by peft: add them before an engine wraps it, switch them off, save their settings."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ds_dpo.run_part import RunPart
 from ds_dpo.storage.state_files import StateFile
 
 CONFIG_FILE = "adapter_config.json"
-NAME = "default"  # peft's own for the only adapter of a model
+NAME = "default"  # peft's name for the only adapter of a model
 KINDS: dict[str, dict[str, bool]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
-_SAMPLED_ELEMENTS = 1024  # of each weight: any other training of the model shows in them
+_SAMPLED_ELEMENTS = 1024  # of each weight; another training of the model changes them
 
 
 def add_adapter(unet: UNet2DConditionModel, config: AdapterConfig, *, seed: int) -> None:
     """Freeze a UNet and put a trainable adapter beside its target layers, in the UNet's dtype and on its device.
 
-    Its predictions stay what they were, to the bit: every lora_B is 0, and DoRA's magnitudes are the norms of the
-    rows. lora_A is drawn from the seed and the parameter's name alone, the same on every rank of any run.
+    Its predictions do not change at all: every lora_B is 0, and DoRA's magnitudes are the norms of the rows. lora_A is
+    drawn from the seed and the parameter's name, so that it is the same on every rank of any run.
     Raises ConfigError if peft is missing, and for a target that no linear or convolution layer has.
     Sources: arXiv:2106.09685 (LoRA), arXiv:2312.03732 (rsLoRA), arXiv:2402.09353 (DoRA); peft's initial values.
     """
@@ -61,7 +61,7 @@ def _peft() -> Any:
 
 
 def _initial_down(name: str, shape: torch.Size, *, seed: int) -> Tensor:
-    """Return lora_A's first value, fp32: uniform within 1 / sqrt(inputs), as nn.Linear and peft draw it."""
+    """Return lora_A's initial value, fp32: uniform within 1 / sqrt(inputs), as nn.Linear and peft draw it."""
     key = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") % 2**63)
     bound = 1 / math.sqrt(math.prod(shape[1:]))
@@ -69,7 +69,7 @@ def _initial_down(name: str, shape: torch.Size, *, seed: int) -> Tensor:
 
 
 def _require_targets(unet: nn.Module, targets: list[str]) -> None:
-    """Raise ConfigError for a target that would get nothing: peft takes it in silence if another one fits."""
+    """Raise ConfigError for a target without a layer; peft silently ignores it if another target has one."""
     layers = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     for target in targets:
         if any(name == target or name.endswith(f".{target}") for name in layers):
@@ -77,13 +77,13 @@ def _require_targets(unet: nn.Module, targets: list[str]) -> None:
         ends = {".".join(name.split(".")[-parts:]) for name in layers for parts in (1, 2)}
         near = get_close_matches(target, sorted(ends), n=3, cutoff=0.5) or ["to_q", "proj_in", "conv1"]
         raise ConfigError(
-            f"adapter.targets {target}: no linear or convolution layer of this UNet has that name or ends in it; "
-            f"{', '.join(near)} would fit"
+            f"adapter.targets {target}: no linear or convolution layer of this UNet has this name or ends with it; "
+            f"there are {', '.join(near)}"
         )
 
 
 def is_of_adapter(name: str) -> bool:
-    """Tell a parameter of an adapter from one of its base, by name: peft's all begin with lora_."""
+    """Return whether a parameter belongs to an adapter, by its name: peft's names begin with lora_."""
     return any(part.startswith("lora_") for part in name.split("."))
 
 
@@ -91,11 +91,11 @@ def is_of_adapter(name: str) -> bool:
 def adapters_disabled(policy: nn.Module) -> Iterator[None]:
     """Let a policy predict without its adapter: a UNet, or the engine around it, whose weights may be partitioned.
 
-    Nothing but a switch of each layer is touched, so dtypes and requires_grad stay; peft's own enable_adapters would
-    freeze the adapter, which an engine's optimizer does not survive.
+    It only sets a switch in each layer, so that dtypes and requires_grad stay. peft's own enable_adapters would freeze
+    the adapter, which breaks an engine's optimizer.
     """
     layers = [module for module in policy.modules() if isinstance(module, _peft().tuners.tuners_utils.BaseTunerLayer)]
-    assert layers, "a policy without an adapter"
+    assert layers, "the policy has no adapter"
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
@@ -107,16 +107,16 @@ def adapters_disabled(policy: nn.Module) -> Iterator[None]:
 
 
 class AdapterPart(RunPart):
-    """What a checkpoint of an adapter says beside its weights: peft's settings, and which base they belong to.
+    """What a checkpoint of an adapter holds besides its weights: peft's settings, and the identity of its base.
 
-    The base's weights are not in it: a resumed run takes them from the model's file, which must be the same.
-    Dropout draws from the seed, the step and the rank, so that a resumed run drops what an uninterrupted one would.
+    It does not hold the base's weights: a resumed run takes them from the model's file, which must be the same. Dropout
+    depends on the seed, the step and the rank, so that a resumed run drops the same inputs as an uninterrupted one.
     """
 
     name = "adapter"
 
     def __init__(self, unet: UNet2DConditionModel, *, seed: int, rank: int) -> None:
-        """Look at a UNet that add_adapter has changed and no engine has taken yet."""
+        """Take a UNet after add_adapter and before an engine wraps it."""
         self._config = unet.peft_config[NAME]
         self._base = base_fingerprint(unet)
         self._seed, self._rank = seed, rank
@@ -128,7 +128,7 @@ class AdapterPart(RunPart):
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Return the fingerprint of the base, and the step that dropout draws for."""
+        """Return the fingerprint of the base, and the step that seeds dropout."""
         return {"base": self._base, "step": self._step}
 
     def files(self) -> list[StateFile]:
@@ -136,11 +136,11 @@ class AdapterPart(RunPart):
         return [StateFile(name=CONFIG_FILE, state=self._config, write=_write_config)] if self._rank == 0 else []
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
-        """Compare the base. Raises CheckpointError if the model's file holds other weights by now."""
+        """Compare the base. Raises CheckpointError if the model's file now holds other weights."""
         if state["base"] != self._base:
             raise CheckpointError(
-                f"{folder}: its adapter was trained on other weights than model.pretrained holds now; give the model "
-                "as it was, or another output_dir to start anew"
+                f"{folder}: its adapter was trained on other weights than model.pretrained now holds; give the "
+                "original model, or start a new run with another output_dir"
             )
         self._seed_dropout(after_step=int(state["step"]))
 
@@ -152,11 +152,11 @@ class AdapterPart(RunPart):
 
 
 def _write_config(config: Any, path: Path) -> None:
-    config.save_pretrained(str(path.parent))  # peft chooses the name itself, and it is CONFIG_FILE
+    config.save_pretrained(str(path.parent))  # peft chooses the file's name, which is CONFIG_FILE
 
 
 def base_fingerprint(unet: nn.Module) -> str:
-    """Return a SHA-256 over names, dtypes, shapes and the first elements of each frozen weight, as 64 hex digits."""
+    """Return the SHA-256 of names, dtypes, shapes and first elements of the frozen weights, as 64 hex digits."""
     digest = hashlib.sha256()
     for name, parameter in sorted(unet.named_parameters()):
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""The one place that picks attention kernels, tries them on the real device, and says which it took."""
+"""The one place that chooses attention kernels: it tries them on the real device and states its choice."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ds_dpo.errors import ModelError
 
-_PROBE_TOKENS = (64, 77)  # of an image and of a prompt
-_PROBE_TOLERANCE = 0.05  # of the largest value; bf16 rounding of SDPA itself leaves up to 0.011
+_PROBE_TOKENS = (64, 77)  # numbers of image and prompt tokens
+_PROBE_TOLERANCE = 0.05  # as a share of the largest value; SDPA itself has up to 0.011 of bf16 rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionChoice:
-    """Attention kernels, and the sentence for the log."""
+    """The chosen attention kernels, and a sentence for the log."""
 
     name: Literal["xformers", "sdpa"]
     sentence: str
@@ -32,21 +32,21 @@ def choose_attention(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> AttentionChoice:
-    """Return the kernels for policy and reference alike; auto takes xformers where a real call of it succeeds.
+    """Return the kernels for both policy and reference; auto chooses xformers if a real call of it succeeds.
 
-    unet: whose head widths are tried. Raises ModelError if xformers is asked for and not usable.
+    unet: its head widths are tried. Raises ModelError if xformers is requested but does not work.
     """
     if asked == "sdpa":
-        return AttentionChoice(name="sdpa", sentence="attention: sdpa (as asked)")
+        return AttentionChoice(name="sdpa", sentence="attention: sdpa (as configured)")
     problem = _problem_of_xformers(_head_widths(unet), torch.device(device), dtype)
     if problem is None:
         return AttentionChoice(name="xformers", sentence=f"attention: xformers (tried on {device} in {dtype})")
     if asked == "xformers":
         raise ModelError(
-            f"model.attention xformers is not usable on {device} in {dtype}: {problem}; auto or sdpa would fit, or the "
-            "xformers that was built for this torch"
+            f"model.attention xformers does not work on {device} in {dtype}: {problem}; set it to auto or sdpa, or "
+            "install the xformers that was built for this torch"
         )
-    return AttentionChoice(name="sdpa", sentence=f"attention: sdpa (xformers not usable: {problem})")
+    return AttentionChoice(name="sdpa", sentence=f"attention: sdpa (xformers does not work: {problem})")
 
 
 def set_attention(unet: UNet2DConditionModel, choice: AttentionChoice) -> None:
@@ -61,7 +61,7 @@ def _head_widths(unet: UNet2DConditionModel) -> list[int]:
 def _problem_of_xformers(head_widths: list[int], device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why xformers cannot train heads of these widths here, in one line; None if it can.
 
-    It may import and yet hold no operator for this device, dtype or width: only a call tells.
+    It may import without an operator for this device, dtype or width: only a call shows that.
     """
     try:
         for head_width in head_widths:
@@ -70,14 +70,14 @@ def _problem_of_xformers(head_widths: list[int], device: torch.device, dtype: to
                 return f"it differs from sdpa by {error:.2g} of the largest value at head width {head_width}"
     except ModuleNotFoundError as error:
         return "it is not installed" if error.name == "xformers" else str(error)
-    except Exception as error:  # whatever a wheel built for another torch or driver may raise, at import or in a kernel
+    except Exception as error:  # a wheel for another torch or driver may raise anything, at import or in a kernel
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0].rstrip(' :')}" if lines else type(error).__name__
     return None
 
 
 def _largest_error_of_xformers(head_width: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Return how far outputs and gradients of a cross-attention are from SDPA's, as a share of the largest value."""
+    """Return the largest difference of outputs and gradients from SDPA's, relative to the largest value."""
     import xformers.ops
 
     image_tokens, text_tokens = _PROBE_TOKENS

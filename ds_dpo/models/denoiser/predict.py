@@ -1,4 +1,4 @@
-"""One call of a UNet, the same for the policy inside a DeepSpeed engine, for a reference and for a plain module."""
+"""The one call of a UNet: for the policy inside a DeepSpeed engine, for a reference and for a plain module."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ds_dpo.batch import Conditioning
 
 
 def predict(unet: nn.Module, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """Return what the UNet predicts for N images, (N, C, H, W) in the UNet's own dtype.
+    """Return the UNet's prediction for N images, (N, C, H, W) in the UNet's dtype.
 
     noisy_latents: (N, C, H, W) fp32. timesteps: (N,) int64. conditioning: of the same N images; with pooled text and
     time_ids it is SDXL's, without them SD1.5's.
     """
     dtype = parameter_dtype(unet)
-    # The one cast to the model's precision; from here to the prediction everything is in it.
+    # The only cast to the model's precision; from here to the prediction everything is in it.
     noisy_latents, text_states = noisy_latents.to(dtype), conditioning.text_states.to(dtype)
     prediction = unet(
         noisy_latents,
@@ -29,7 +29,7 @@ def predict(unet: nn.Module, noisy_latents: Tensor, timesteps: Tensor, condition
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype:
-    """Return the dtype of a module's parameters: also of a DeepSpeed engine's, whose ZeRO-3 parts keep their dtype."""
+    """Return the dtype of a module's parameters; a DeepSpeed engine's ZeRO-3 parts keep it."""
     return next(module.parameters()).dtype
 
 
@@ -38,6 +38,6 @@ def _added_conditioning(conditioning: Conditioning, dtype: torch.dtype) -> dict[
         return None
     return {
         "text_embeds": conditioning.pooled.to(dtype),
-        # fp32: bf16 has no 1022 or 1026, and the UNet turns sizes into sines in fp32 before it casts them itself
+        # fp32, because bf16 has no 1022 or 1026; the UNet computes sines of sizes in fp32 and then casts them
         "time_ids": conditioning.time_ids.float(),
     }

@@ -1,4 +1,4 @@
-"""Which of a UNet's parameters are trained: all, or those that patterns choose."""
+"""Choose the parameters of a UNet that are trained: all, or those that patterns match."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ds_dpo.errors import ConfigError
 
 
 def choose_trained(unet: nn.Module, *, train: Sequence[str], freeze: Sequence[str]) -> None:
-    """Let the parameters that a pattern of train matches require gradients (all, without any), but none of freeze's.
+    """Set requires_grad of parameters that match a pattern of train (all if it is empty) and none of freeze.
 
-    Patterns are of whole names, with * and ? and [..] as in file names. Raises ConfigError for a pattern that matches
-    no parameter, and where nothing is left to train.
+    Patterns match whole names, with * and ? and [..] as in file names. Raises ConfigError for a pattern that matches no
+    parameter, and if nothing is left to train.
     """
     names = [name for name, _ in unet.named_parameters()]
     chosen = set(_matching(train, names, field="model.train")) if train else set(names)
@@ -23,14 +23,14 @@ def choose_trained(unet: nn.Module, *, train: Sequence[str], freeze: Sequence[st
     if not chosen:
         raise ConfigError(
             f"model.freeze {' '.join(freeze)} leaves nothing to train"
-            + (f" of what model.train {' '.join(train)} chooses" if train else "")
+            + (f" of the parameters in model.train {' '.join(train)}" if train else "")
         )
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(name in chosen)
 
 
 def describe_trained(unet: nn.Module) -> str:
-    """Return how many parameters are trained of how many; before an engine partitions them."""
+    """Return a line with the numbers of trained and all parameters; call it before an engine partitions them."""
     numels = [(parameter.numel(), parameter.requires_grad) for parameter in unet.parameters()]
     trained, total = sum(numel for numel, is_trained in numels if is_trained), sum(numel for numel, _ in numels)
     return f"trains {_count(trained)} of {_count(total)} parameters"
@@ -50,11 +50,11 @@ def _near(pattern: str, names: Sequence[str]) -> str:
     plain = pattern.strip("*.")
     inside = [name for name in names if plain and plain in name]
     near = inside[:2] or get_close_matches(plain, names, n=2, cutoff=0.5)
-    if not near:  # a word of a name, such as atn2 for attn2
+    if not near:  # a part of a name is mistyped, such as atn2 for attn2
         words = sorted({word for name in names for word in name.split(".") if not word.isdigit()})
         close = [word for part in plain.split(".") for word in get_close_matches(part, words, n=1, cutoff=0.6)]
         near = [name for name in names if close and all(word in name.split(".") for word in close)][:2] or [names[0]]
-    return f"names are such as {' and '.join(near)}, and * stands for any part of one"
+    return f"examples of names are {' and '.join(near)}; * matches any part of a name"
 
 
 def _count(number: int) -> str:

@@ -1,3 +1,1 @@
-"""What sets families apart: text encoders, conditioning, how a configuration tells its family (SDXL, SD1.5 ...;
-SD3.5 and FLUX next).
-"""
+"""The model families: a file for each kind, with text encoders, conditioning, and how a configuration is recognised."""

@@ -1,4 +1,4 @@
-"""What a row of the table of families holds."""
+"""The row of a family: everything that sets it apart."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TextConfig = Callable[[str], Config]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What an export says of its family, to people and to the programs that load it.
+    """What an export states about its family, for people and for programs that load it.
 
-    pipeline_class: in diffusers. guidance_scale, draw_arguments: of that pipeline's call, in Python. hub_tag: of the
-    model card. architecture: of modelspec; architecture_of_prediction has the other ones, by prediction type.
-    kohya_base, is_kohya_v2: the ss_base_model_version and ss_v2 of a LoRA, by which A1111 shows it for its models.
+    pipeline_class: in diffusers. guidance_scale, draw_arguments: Python arguments of its call. hub_tag: tag of the
+    model card. architecture: modelspec's name; architecture_of_prediction: other names, by prediction type.
+    kohya_base, is_kohya_v2: ss_base_model_version and ss_v2 of a LoRA, by which A1111 selects it for a model.
     """
 
     pipeline_class: str
@@ -39,9 +39,9 @@ class Published:
 class Family:
     """A model family: how it is recognised, conditioned, and published.
 
-    is_of: whether a denoiser's diffusers configuration is of this family, by the configurations of the pipeline's text
-    encoders where these are at hand. text_encoders: names of their folders in a pipeline. size_ids: (N, 6) time ids,
-    as data.stream.prepare gives them, into what the denoiser is conditioned on; None where sizes do not condition it.
+    is_of: returns whether a denoiser's diffusers configuration is of this family, using the configurations of the
+    pipeline's text encoders if they are available. text_encoders: names of their folders in a pipeline. size_ids: turns
+    (N, 6) time ids of data.stream.prepare into the denoiser's input; None if sizes do not condition it.
     """
 
     name: FamilyName

@@ -10,7 +10,7 @@ from torch import Tensor
 from ds_dpo.models.families.family import Config, Family, Published, TextConfig
 from ds_dpo.models.families.text import encode_sdxl
 
-# What the refiner is conditioned on for an image to be improved; it takes 2.5 for one to avoid. Source: diffusers'
+# The refiner's score for an image that it should improve; 2.5 is for one that it should avoid. Source: diffusers'
 # StableDiffusionXLImg2ImgPipeline, aesthetic_score; SalesforceAIResearch/DiffusionDPO, train.py
 AESTHETIC_SCORE = 6.0
 
@@ -27,7 +27,7 @@ def refiner_size_ids(time_ids: Tensor) -> Tensor:
     """Return the sizes that condition SDXL's refiner for N images, (N, 5) fp32.
 
     They are original height, width, crop top, left, and an aesthetic score, which is that of good images for both
-    images of a pair. time_ids: (N, 6), whose last two, the target's size, are left out. Source:
+    images of a pair. time_ids: (N, 6), of which the last two, the target's size, are not used. Source:
     StableDiffusionXLImg2ImgPipeline._get_add_time_ids with requires_aesthetics_score.
     """
     scores = torch.full_like(time_ids[:, :1], AESTHETIC_SCORE)
@@ -37,8 +37,8 @@ def refiner_size_ids(time_ids: Tensor) -> Tensor:
 def _is_of(config: Config, text_config: TextConfig | None, *, num_sizes: int, attends_at_the_bottom: bool) -> bool:
     """Return whether a UNet is conditioned on pooled text and that number of sizes.
 
-    Where the pooled text's width is not at hand, attention at the lowest resolution tells: of SDXL's UNets the refiner
-    alone has none there.
+    If the pooled text's width is unknown, attention at the lowest resolution decides: of SDXL's UNets, only the refiner
+    has none there.
     """
     if config.get("addition_embed_type") != "text_time":
         return False

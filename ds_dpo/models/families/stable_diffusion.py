@@ -11,7 +11,7 @@ def _is_sd15(config: Config, text_config: TextConfig | None) -> bool:
 
 
 def _is_sd21(config: Config, text_config: TextConfig | None) -> bool:
-    """SD2.1 projects into its transformers by a matrix, SD1.5 by a convolution."""
+    """Return whether a UNet is SD2.1's: it projects into its transformers by a matrix, SD1.5's by a convolution."""
     return config.get("addition_embed_type") is None and bool(config.get("use_linear_projection"))
 
 
@@ -32,7 +32,7 @@ SD21 = Family(
     name="sd21",
     is_of=_is_sd21,
     text_encoders=("text_encoder",),
-    # its text encoder's config leaves out the last layer, so that the last states are those of the last but one
+    # its text encoder's config leaves out the last layer, so that the last states are the second to last ones
     encode=encode_sd15,
     published=Published(
         pipeline_class="StableDiffusionPipeline",

@@ -1,4 +1,4 @@
-"""All model families by name, and which of them a denoiser is of."""
+"""All model families by name, and the family of a denoiser."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SDXL_REF
 
 
 def family_of(config: Config, text_config: TextConfig | None = None) -> Family | None:
-    """Return the family that a denoiser's diffusers configuration is of; None if it is of none of these.
+    """Return the family of a denoiser's diffusers configuration; None if it is none of these.
 
-    text_config: the configurations of the pipeline's text encoders; exports have none at hand.
+    text_config: the configurations of the pipeline's text encoders; None in an export.
     """
     return next((family for family in FAMILIES.values() if family.is_of(config, text_config)), None)

@@ -1,4 +1,4 @@
-"""Prompts into what a UNet is told of them, as the pipelines of diffusers do it.
+"""Encode prompts for a UNet, as the pipelines of diffusers do.
 
 Legend: B prompts; L text tokens; D text width; P pooled width.
 """
@@ -29,12 +29,12 @@ class TextTower:
     encoder: nn.Module
 
     def __call__(self, prompts: Sequence[str]) -> Any:
-        """Return the encoder's output for prompts padded and cut to the length that it was made for."""
+        """Return the encoder's output for prompts padded and cut to its length."""
         config: Any = self.encoder.config
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
-            # a tokenizer saved without its length says 1e30
+            # a tokenizer saved without its length has 1e30
             max_length=min(self.tokenizer.model_max_length, config.max_position_embeddings),
             truncation=True,
             return_tensors="pt",
@@ -45,7 +45,7 @@ class TextTower:
 
 
 def encode_sdxl(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedPrompts:
-    """Return both encoders' last states but one, side by side, and the second one's pooled text.
+    """Return both encoders' second to last states side by side, and the second encoder's pooled text.
 
     Source: arXiv:2307.01952, section 2.1; StableDiffusionXLPipeline.encode_prompt.
     """
@@ -63,7 +63,7 @@ def encode_sd15(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedP
 
 
 class TextEncoder:
-    """The frozen text encoders of a pipeline, and its family's way to read them."""
+    """The frozen text encoders of a pipeline, and its family's function that reads them."""
 
     def __init__(
         self,
@@ -76,14 +76,14 @@ class TextEncoder:
         self._encode = encode
 
     def to(self, device: torch.device | str) -> TextEncoder:
-        """Move the encoders and return this object, as a module would."""
+        """Move the encoders and return this object, as a module does."""
         for tower in self.towers:
             tower.encoder.to(device)
         return self
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> EncodedPrompts:
-        """Encode B prompts, each distinct one once; '' is encoded like any other, as the authors do, not zeroed."""
+        """Encode B prompts, each distinct one once; '' is encoded like any other prompt, as by the authors."""
         distinct = {prompt: position for position, prompt in enumerate(dict.fromkeys(prompts))}
         encoded = self._encode(self.towers, list(distinct))
         if len(distinct) == len(prompts):

@@ -1,1 +1,1 @@
-"""Where weights lie: folders, the hub, single files; names, shapes, derived configurations."""
+"""The files of weights: folders, the hub, single files; their names, shapes and configurations."""

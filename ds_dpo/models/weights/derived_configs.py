@@ -1,7 +1,7 @@
-"""Configurations of diffusers and transformers, told from the shapes of a single file's tensors.
+"""Derive configurations of diffusers and transformers from the shapes of a single file's tensors.
 
-What no shape tells, such as the width of an attention head, is as in the family's own configuration. Names are those of
-the file, without their part's prefix.
+What the shapes do not show, such as the width of an attention head, comes from the family's configuration. Names are
+those in the file, without the prefix of their part.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TRANSFORMER = re.compile(r"((?:input|output)_blocks\.\d+|middle_block)\.1\.tran
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of one resolution. depths: transformer layers of each of its layers, 0 where it does not attend."""
+    """A block of one resolution. depths: number of transformer layers in each of its layers, 0 without attention."""
 
     width: int
     depths: tuple[int, ...]
@@ -35,7 +35,7 @@ class _Block:
         return any(self.depths)
 
     def common_depth(self) -> int | list[int]:
-        """Return one number where all layers agree; 1 for a block without attention, where it has no effect."""
+        """Return one number if all layers agree, else a list; 1 for a block without attention."""
         if not self.attends:
             return 1
         return self.depths[0] if len(set(self.depths)) == 1 else list(self.depths)
@@ -74,7 +74,7 @@ def derived_unet_config(shapes: Shapes, family: Config) -> Config:
 
 
 def _blocks(shapes: Shapes) -> tuple[list[_Block], list[_Block], int | None]:
-    """Return downward blocks, upward blocks from the coarsest on, and the middle's depth, None for one resnet alone."""
+    """Return downward blocks, upward blocks from the coarsest on, and the middle's depth, None if it is one resnet."""
     depths: dict[str, int] = {}
     for match in filter(None, map(_TRANSFORMER.fullmatch, shapes)):
         depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
@@ -90,7 +90,9 @@ def _blocks(shapes: Shapes) -> tuple[list[_Block], list[_Block], int | None]:
     num_up = _how_many(shapes, "output_blocks.{}.0.")
     per_block = len(down[0])
     if {len(block) for block in down} != {per_block} or num_up != len(down) * (per_block + 1):
-        raise ModelError("its UNet has not as many layers in each block; give a diffusers folder, which can say so")
+        raise ModelError(
+            "its UNet's blocks have different numbers of layers; give a diffusers folder, which can state them"
+        )
     up_depths = [depths.get(f"output_blocks.{place}", 0) for place in range(num_up)]
     downward = [_Block(block[0][0], tuple(depth for _, depth in block)) for block in down]
     upward = [
@@ -101,14 +103,14 @@ def _blocks(shapes: Shapes) -> tuple[list[_Block], list[_Block], int | None]:
 
 
 def _transformer_depths(down: Sequence[_Block], up: Sequence[_Block], middle: int | None) -> Config:
-    """Return the fields that state transformer layers: one list, and a second one where the way up has others."""
+    """Return the fields for transformer layers: one list, and a second one if the upward blocks differ."""
     partly = [block for block in (*down, *up) if block.attends and 0 in block.depths]
     per_block = [block.common_depth() for block in down]
     if not down[-1].attends and middle is not None:
-        per_block[-1] = middle  # which has the last block's
+        per_block[-1] = middle  # diffusers uses the last block's number for the middle
     last = per_block[-1][0] if isinstance(per_block[-1], list) else per_block[-1]
     if partly or middle not in (None, last):
-        raise ModelError("its UNet's attention is spread as no configuration of diffusers can say")
+        raise ModelError("its UNet's attention layers fit no diffusers configuration; give a diffusers folder")
     mirrored = [block.common_depth() for block in up]
     alike = [
         isinstance(depth, int) and (not block.attends or depth == below)
@@ -120,7 +122,7 @@ def _transformer_depths(down: Sequence[_Block], up: Sequence[_Block], middle: in
 
 
 def _heads(widths: Sequence[int], family: Config) -> int | list[int]:
-    """Return the numbers of heads: the family's own, or as many as its width of a head gives."""
+    """Return the numbers of heads: the family's number, or the widths divided by the family's head width."""
     heads = family["attention_head_dim"]  # a misnomer of diffusers
     if isinstance(heads, int):
         return heads
@@ -129,7 +131,7 @@ def _heads(widths: Sequence[int], family: Config) -> int | list[int]:
 
 def _divided(widths: Sequence[int], *, by: int) -> list[int]:
     if any(width % by for width in widths):
-        raise ModelError(f"its widths {list(widths)} are no multiples of {by}, the width of an attention head")
+        raise ModelError(f"its widths {list(widths)} are not multiples of {by}, the width of an attention head")
     return [width // by for width in widths]
 
 
@@ -137,7 +139,7 @@ def _divided(widths: Sequence[int], *, by: int) -> list[int]:
 
 
 def derived_vae_config(shapes: Shapes, family: Config) -> Config:
-    """Return the configuration of a VAE: widths, layers, channels; scale and shift are the family's.
+    """Return the configuration of a VAE: widths, layers, channels; scale and shift are those of the family.
 
     Raises ModelError if the tensors are not those of an AutoencoderKL.
     """
@@ -163,7 +165,7 @@ def derived_vae_config(shapes: Shapes, family: Config) -> Config:
 
 
 def derived_clip_config(shapes: Shapes, family: Config) -> Config:
-    """Return the configuration of a text encoder under transformers' names. Raises ModelError if it is none."""
+    """Return the configuration of a text encoder with transformers' names. Raises ModelError for other tensors."""
     prefix = "text_model."
     try:
         return {
@@ -180,9 +182,9 @@ def derived_clip_config(shapes: Shapes, family: Config) -> Config:
 
 
 def derived_open_clip_config(shapes: Shapes, family: Config, *, unused_layers: int) -> Config:
-    """Return the configuration of a text encoder under OpenCLIP's names.
+    """Return the configuration of a text encoder with OpenCLIP's names.
 
-    unused_layers: the last ones, which the UNet has never seen. Raises ModelError if it is no such encoder.
+    unused_layers: number of last layers that the UNet does not use. Raises ModelError for other tensors.
     """
     try:
         return {
@@ -214,6 +216,6 @@ def _text_sizes(
 
 
 def _how_many(names: Iterable[str], pattern: str) -> int:
-    """Return for how many numbers 0, 1, 2 ... a name begins with the pattern."""
+    """Return how many of the numbers 0, 1, 2 ... in the pattern give the beginning of a name."""
     names = list(names)
     return next(number for number in count() if not any(name.startswith(pattern.format(number)) for name in names))

@@ -1,4 +1,4 @@
-"""Where a model's files lie, and what their headers say, without reading a weight."""
+"""Find a model's files and read their headers, without reading a weight."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TEXT_STEM = "model"
 WEIGHTS_SUFFIX = ".safetensors"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _FILE_SUFFIXES = (WEIGHTS_SUFFIX, *_PICKLES)
-_SETTINGS = ("*/*.json", "*/*.txt")  # of schedulers, tokenizers and models
+_SETTINGS = ("*/*.json", "*/*.txt")  # files of schedulers, tokenizers and models
 
 
 def locate_pipeline(model: ModelConfig) -> Path:
-    """Return model.pretrained's folder, downloaded into the hub's cache where it is a hub id, or .safetensors file.
+    """Return the folder or .safetensors file of model.pretrained; a hub id is downloaded into the hub's cache.
 
-    Raises ModelError if there is no such thing, or a folder has no diffusers pipeline in it.
+    Raises ModelError if it does not exist, or if a folder is not a diffusers pipeline.
     """
-    # of weights only the variant's, as a hub model often holds several and other formats beside them
+    # only the variant's weights, because a hub model often has several variants and formats
     infix = f".{model.variant}" if model.variant else ""
     stems = (f"unet/{UNET_STEM}", f"vae/{VAE_STEM}", f"text_encoder*/{TEXT_STEM}")
     weights = [f"{stem}{infix}{end}" for stem in stems for end in (".safetensors", "-*-of-*.safetensors")]
@@ -42,14 +42,14 @@ def locate_pipeline(model: ModelConfig) -> Path:
     )
     if place.is_dir() and not (place / "model_index.json").is_file():
         raise ModelError(
-            f"model.pretrained {model.pretrained}: {place} has no model_index.json, so it is no diffusers pipeline; a "
-            "folder written by a pipeline's save_pretrained, or a whole checkpoint in one .safetensors file, would fit"
+            f"model.pretrained {model.pretrained}: {place} is no diffusers pipeline (no model_index.json); "
+            "give a folder written by a pipeline's save_pretrained, or a whole checkpoint in one .safetensors file"
         )
     return place
 
 
 def locate_vae(name: str) -> Path:
-    """Return a VAE's folder with config.json and weights, that of a hub id downloaded, or its .safetensors file.
+    """Return a VAE's folder with config.json and weights, downloaded for a hub id, or its .safetensors file.
 
     Raises ModelError if there is none.
     """
@@ -57,12 +57,14 @@ def locate_vae(name: str) -> Path:
     place = locate(name, field="model.vae", revision=None, patterns=patterns)
     found = place if place.is_file() else _with_config(place, "vae")
     if found is None:
-        raise ModelError(f"model.vae {name}: {place} has neither config.json nor vae/config.json, so no VAE")
+        raise ModelError(
+            f"model.vae {name}: {place} is not a VAE, since it has neither config.json nor vae/config.json"
+        )
     return found
 
 
 def locate_denoiser(name: str) -> Path:
-    """Return a UNet's folder with config.json and weights, that of a hub id downloaded, or its .safetensors file.
+    """Return a UNet's folder with config.json and weights, downloaded for a hub id, or its .safetensors file.
 
     Raises ModelError if there is none.
     """
@@ -72,14 +74,14 @@ def locate_denoiser(name: str) -> Path:
     found = place if place.is_file() else _with_config(place, "unet")
     if found is None:
         raise ModelError(
-            f"model.denoiser_init {name}: {place} has neither config.json nor unet/config.json, so no UNet"
+            f"model.denoiser_init {name}: {place} is not a UNet, since it has neither config.json nor unet/config.json"
         )
     return found
 
 
 def _with_config(folder: Path, part: str) -> Path | None:
     for candidate in (folder, folder / part):
-        # a whole pipeline may have a config.json of its own beside model_index.json
+        # a whole pipeline may have its own config.json beside model_index.json
         if (candidate / "config.json").is_file() and not (candidate / "model_index.json").is_file():
             return candidate
     return None
@@ -88,7 +90,7 @@ def _with_config(folder: Path, part: str) -> Path | None:
 def locate(name: str, *, field: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     """Return the folder or .safetensors file of a name, or a hub id's folder with the files that match.
 
-    field: of the configuration, for errors. Raises ModelError for what is not there and for a file that could run code.
+    field: the configuration's field, for errors. Raises ModelError for a missing file or one that could run code.
     """
     place = Path(resolve_asset(name))
     if place.is_dir():
@@ -98,8 +100,8 @@ def locate(name: str, *, field: str, revision: str | None, patterns: tuple[str, 
         return place
     if place.is_absolute() or name.startswith((".", "~")) or len(place.parts) > 2 or place.suffix in _FILE_SUFFIXES:
         raise ModelError(
-            f"{field} {name}: no such file or folder; a diffusers folder, a {WEIGHTS_SUFFIX} file or a hub id such as "
-            "owner/name would fit"
+            f"{field} {name}: no such file or folder; give a diffusers folder, a {WEIGHTS_SUFFIX} file or a hub id "
+            "such as owner/name"
         )
     return fetch_folder(name, revision=revision, patterns=patterns)
 
@@ -107,10 +109,10 @@ def locate(name: str, *, field: str, revision: str | None, patterns: tuple[str, 
 def _refuse_pickle(path: Path, field: str) -> None:
     if path.suffix == WEIGHTS_SUFFIX:
         return
-    what = "is a pickle, which can run code when it is read" if path.suffix in _PICKLES else "is no model file"
+    what = "is a pickle, which can run code when it is read" if path.suffix in _PICKLES else "is not a model file"
     raise ModelError(
-        f"{field} {path} {what}; only {WEIGHTS_SUFFIX} files and diffusers folders are read: where you trust it, load "
-        "it with from_single_file of diffusers and write a folder with save_pretrained"
+        f"{field} {path} {what}; only {WEIGHTS_SUFFIX} files and diffusers folders are read: if you trust it, load it "
+        "with diffusers' from_single_file and write a folder with save_pretrained"
     )
 
 
@@ -119,23 +121,23 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{path}: missing, so the model's folder is not complete") from error
+        raise ModelError(f"{path}: missing, so the model's folder is incomplete") from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error})") from error
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: holds a {type(content).__name__}, not names and values")
+        raise ModelError(f"{path}: must contain names and values, not a {type(content).__name__}")
     return content
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFiles:
-    """The safetensors files of one model, and the variant that they are of (None: the plain ones)."""
+    """The safetensors files of one model, and their variant (None for the plain ones)."""
 
     paths: tuple[Path, ...]
     variant: str | None
 
     def num_parameters(self) -> int:
-        """Return how many numbers the files hold, from their headers."""
+        """Return the number of elements in the files, from their headers."""
         return sum(
             prod(file.get_slice(name).get_shape())
             for file in map(_open, self.paths)
@@ -148,9 +150,10 @@ class WeightFiles:
 
 
 def find_weights(folder: Path, stem: str, *, variant: str | None) -> WeightFiles:
-    """Return the weights of a model's folder, single or sharded, of that variant alone.
+    """Return the weights of a model's folder, single or sharded, of that variant only.
 
-    stem: how the file names begin. Raises ModelError naming what is there instead: nothing, pickles, other variants.
+    stem: beginning of the file names. Raises ModelError that says what is there instead: nothing, pickles, other
+    variants.
     """
     infix = f".{variant}" if variant else ""
     single = folder / f"{stem}{infix}.safetensors"
@@ -165,9 +168,9 @@ def find_weights(folder: Path, stem: str, *, variant: str | None) -> WeightFiles
 def _shards(index: Path) -> tuple[Path, ...]:
     weight_map = read_json(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    # the index is a file's content: it may name files beside it only
+    # the index comes from outside, so it may only name files in its folder
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise ModelError(f"{index}: its weight_map does not name files beside it")
+        raise ModelError(f"{index}: its weight_map must name files in the same folder")
     paths = tuple(index.parent / name for name in sorted(names))
     for path in paths:
         if not path.is_file():
@@ -177,22 +180,22 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 def _what_is_missing(folder: Path, wanted: str) -> str:
     if not folder.is_dir():
-        return f"{folder}: no such folder, so the model is not complete"
+        return f"{folder}: no such folder, so the model is incomplete"
     found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     if found and all(name.endswith(".bin") for name in found):
         return (
-            f"{folder}: only pickled weights ({', '.join(found)}), which can run code when read; load them where you "
-            "trust them and write safetensors with save_pretrained"
+            f"{folder}: has only pickled weights ({', '.join(found)}), which can run code when read; if you trust "
+            "them, load them and write safetensors with save_pretrained"
         )
     return (
-        f"{folder}: no {wanted}, neither whole nor in shards; there is {', '.join(found) or 'no weight file'}; "
-        "model.variant says which weights are taken"
+        f"{folder}: has no {wanted}, neither whole nor in shards, but {', '.join(found) or 'no weight file'}; "
+        "model.variant selects the weights"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a safetensors file says of itself. shapes: of its tensors by name, all of them."""
+    """The header of a safetensors file. shapes: shapes of all its tensors by name."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -203,7 +206,7 @@ class Header:
         return {name.removeprefix(prefix): shape for name, shape in self.shapes.items() if name.startswith(prefix)}
 
 
-@cache  # a file of SDXL has 2500 tensors, and several parts of a run ask
+@cache  # a file of SDXL has 2500 tensors, and several parts of a run read them
 def read_header(path: Path) -> Header:
     """Read a file's header. Raises ModelError if it is not safetensors."""
     file = _open(path)
@@ -212,7 +215,7 @@ def read_header(path: Path) -> Header:
 
 
 class FileWeights(Mapping[str, Tensor]):
-    """A model's own tensors by name, in the dtype of the file, each read when it is asked for."""
+    """A model's tensors by name, in the dtype of the file, each read on request."""
 
     def __init__(self, files: WeightFiles) -> None:
         """Read the headers. Raises ModelError if a file is not safetensors."""
@@ -235,4 +238,4 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not readable as safetensors ({error})") from error
+        raise ModelError(f"{path}: cannot be read as safetensors ({error})") from error

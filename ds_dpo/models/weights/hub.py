@@ -1,4 +1,4 @@
-"""Files of models on the Hugging Face hub; one clear message where there is no network and no cached copy."""
+"""Get files of models from the Hugging Face hub, with one clear message if they are not available."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from ds_dpo.errors import ModelError
 
 
-@cache  # a branch that moves while a process loads must not give it parts of two revisions
+@cache  # if a branch changes while a process loads, it must not get parts of two revisions
 def fetch_folder(model: str, *, revision: str | None, patterns: Sequence[str], leave_out: Sequence[str] = ()) -> Path:
-    """Path of a snapshot holding the files that match, downloaded unless cached.
+    """Return the path of a snapshot with the files that match, downloaded unless cached.
 
-    Raises ModelError if they cannot be had.
+    Raises ModelError if they are not available.
     """
     from huggingface_hub import snapshot_download
 
@@ -25,7 +25,7 @@ def fetch_folder(model: str, *, revision: str | None, patterns: Sequence[str], l
 
 
 def fetch_file(model: str, name: str, *, revision: str | None) -> Path:
-    """Path of one file of a hub model, downloaded unless cached. Raises ModelError if it cannot be had."""
+    """Return the path of a hub model's file, downloaded unless cached. Raises ModelError if it is not available."""
     from huggingface_hub import hf_hub_download
 
     with _reachable(model, name, revision):
@@ -36,9 +36,9 @@ def fetch_file(model: str, name: str, *, revision: str | None) -> Path:
 def _reachable(model: str, wanted: str, revision: str | None) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # also those of whatever HTTP library the hub's client is built on
+    except Exception as error:  # also errors of the HTTP library under the hub's client
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
-            f"{model!r} is no folder here, and {wanted}{at} could not be had from the hub ({type(error).__name__}); "
-            "name a local diffusers folder, or go where the hub can be reached"
+            f"{model!r} is not a folder here, and the hub does not provide {wanted}{at} ({type(error).__name__}); give "
+            "a local diffusers folder, or run where the hub can be reached"
         ) from error

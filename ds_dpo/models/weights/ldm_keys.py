@@ -1,4 +1,4 @@
-"""The names that a UNet's parameters have in single files (A1111, Forge, ComfyUI), from diffusers' names and back."""
+"""The names of a UNet's parameters in single files (A1111, Forge, ComfyUI), from diffusers' names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ds_dpo.errors import ModelError
 
 UNET_PREFIX = "model.diffusion_model."
 
-# modules beside the blocks: diffusers -> LDM
+# modules outside the blocks: diffusers -> LDM
 OUTER = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -50,12 +50,12 @@ def _check_expressible(config: Mapping[str, Any]) -> None:
     for field in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim"):
         if config.get(field) is not None:
             raise ModelError(
-                f"--format single-file: {field} {config[field]!r} has no place in a single file of SD or SDXL"
+                f"--format single-file: {field} {config[field]!r} does not exist in a single file of SD or SDXL"
             )
     if config.get("addition_embed_type") not in (None, "text_time"):
         raise ModelError(
-            f"--format single-file: addition_embed_type {config['addition_embed_type']!r}; SD 1.5 has none, "
-            "SDXL 'text_time'"
+            f"--format single-file: addition_embed_type {config['addition_embed_type']!r}; only none (SD 1.5) "
+            "and 'text_time' (SDXL) are possible"
         )
 
 
@@ -76,23 +76,23 @@ def _ldm_name(name: str, layers: int, up_block_types: Sequence[str]) -> str:
         place = PLACES[match["side"], match["kind"]](block, layer, layers, has_attention)
         return f"{place}.{_inner(match['kind'], match['rest'])}"
     if match := MIDDLE.fullmatch(name):
-        # resnet, attention, resnet, ...: in turn
+        # resnets and attentions alternate
         place_in_middle = 2 * int(match["layer"]) + (match["kind"] == "attentions")
         return f"middle_block.{place_in_middle}.{_inner(match['kind'], match['rest'])}"
     module, _, parameter = name.rpartition(".")
     if module not in OUTER:
-        raise ModelError(f"--format single-file: parameter {name!r} has no place in a single file of SD or SDXL")
+        raise ModelError(f"--format single-file: parameter {name!r} does not exist in a single file of SD or SDXL")
     return f"{OUTER[module]}.{parameter}"
 
 
-# of (block, layer, layers per block, whether the block attends): the place among all layers; input_blocks.0 is conv_in
+# (block, layer, layers per block, whether the block attends) -> place among all layers; input_blocks.0 is conv_in
 PLACES: dict[tuple[str, str], Callable[[int, int, int, bool], str]] = {
     ("down", "resnets"): lambda block, layer, layers, _: f"input_blocks.{1 + block * (layers + 1) + layer}.0",
     ("down", "attentions"): lambda block, layer, layers, _: f"input_blocks.{1 + block * (layers + 1) + layer}.1",
     ("down", "downsamplers"): lambda block, _layer, layers, _: f"input_blocks.{(block + 1) * (layers + 1)}.0",
     ("up", "resnets"): lambda block, layer, layers, _: f"output_blocks.{block * (layers + 1) + layer}.0",
     ("up", "attentions"): lambda block, layer, layers, _: f"output_blocks.{block * (layers + 1) + layer}.1",
-    # behind the last layer of its block
+    # after the last layer of its block
     ("up", "upsamplers"): lambda block, _, layers, attends: (
         f"output_blocks.{block * (layers + 1) + layers}.{1 + attends}"
     ),

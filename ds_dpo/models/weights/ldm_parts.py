@@ -1,4 +1,4 @@
-"""Where a single file keeps the weights of a VAE and of CLIP text encoders, by the names of diffusers and transformers.
+"""The places of a VAE's and of CLIP text encoders' weights in a single file, by diffusers' and transformers' names.
 
 The UNet's table is in ldm_keys. Source: the module names of CompVis' and Stability AI's autoencoders, of transformers'
 CLIP before its version 5, and of OpenCLIP.
@@ -15,10 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensor of a file that a parameter comes from, and how.
+    """The tensor of a file that holds a parameter, and in which form.
 
-    third: 0, 1, 2 for the rows of query, key or value in their common projection. is_transposed: a matrix kept as it
-    multiplies from the right. is_convolution: a matrix that may be kept as a convolution of 1 x 1.
+    third: 0, 1, 2 for the rows of query, key or value in their common projection. is_transposed: the matrix is stored
+    transposed. is_convolution: the matrix may be stored as a 1 x 1 convolution.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Stored:
     is_convolution: bool = False
 
     def under(self, prefix: str) -> Stored:
-        """Return the same place in a file whose names have a prefix more."""
+        """Return the same place in a file whose names have a prefix."""
         return replace(self, name=prefix + self.name)
 
     def take(self, tensor: Tensor) -> Tensor:
-        """Return the parameter that a file's tensor holds."""
+        """Return the parameter in a file's tensor."""
         if self.third is not None:
             tensor = tensor.chunk(3)[self.third]
         if self.is_convolution:
@@ -40,7 +40,7 @@ class Stored:
 
 
 def same_names(names: Iterable[str]) -> Mapping[str, Stored]:
-    """Map each name to itself: a file under the names of diffusers."""
+    """Map each name to itself, for a file with diffusers' names."""
     return {name: Stored(name) for name in names}
 
 
@@ -66,7 +66,7 @@ def vae_places(names: Iterable[str], *, num_blocks: int) -> Mapping[str, Stored]
 
 def _vae_place(name: str, num_blocks: int) -> Stored:
     if match := _VAE_BLOCK.fullmatch(name):
-        # LDM counts a decoder's blocks from the finest resolution on
+        # LDM counts a decoder's blocks from the finest resolution
         is_down = match["side"] == "encoder.down"
         place = f"{match['side']}.{match['block'] if is_down else num_blocks - 1 - int(match['block'])}"
         if match["kind"] == "resnets":
@@ -110,7 +110,7 @@ def clip_places(names: Iterable[str]) -> Mapping[str, Stored]:
 def open_clip_places(names: Iterable[str]) -> Mapping[str, Stored]:
     """Map each parameter name of a CLIPTextModel, with or without projection, to its place in an OpenCLIP encoder.
 
-    Three parameters have one place: query, key and value are kept in one projection.
+    Query, key and value have one place: they are stored as one projection.
     """
     return {name: _open_clip_place(name.removeprefix("text_model.")) for name in names}
 

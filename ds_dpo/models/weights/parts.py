@@ -1,6 +1,6 @@
-"""One model of a pipeline - UNet, VAE, text encoder - with its configuration and its weights, wherever these lie.
+"""One model of a pipeline - UNet, VAE, text encoder - with its configuration and weights, from any kind of file.
 
-A part reads nothing of its weights before it is asked to, and never more than one tensor beyond what it returns.
+A part reads its weights only on request, and never more than one tensor beyond what it returns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Places = Callable[[Iterable[str]], Mapping[str, Stored]]
 
 
 class Part(Protocol):
-    """config: of diffusers or transformers. files: all that its weights lie in."""
+    """config: the configuration of diffusers or transformers. files: all files of its weights."""
 
     @property
     def config(self) -> Mapping[str, Any]: ...
@@ -44,7 +44,7 @@ class Part(Protocol):
         ...
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Return its weights by parameter name, in the dtype of the file, each read when it is asked for."""
+        """Return its weights by parameter name, in the dtype of the file, each read on request."""
         ...
 
     def num_bytes(self) -> int:
@@ -52,13 +52,13 @@ class Part(Protocol):
         ...
 
     def num_parameters(self) -> int:
-        """Return how many numbers its weights are, from headers alone."""
+        """Return the number of elements of its weights, from headers alone."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPart:
-    """A folder of diffusers or transformers. find: looks for its weights, as they need not be there yet."""
+    """A folder of diffusers or transformers. find: finds its weights, which may not exist yet."""
 
     folder: Path
     model_class: Any
@@ -73,8 +73,8 @@ class FolderPart:
         return self.find(self.folder)
 
     def load(self, *, dtype: torch.dtype) -> Any:
-        """Load by from_pretrained, which knows the names of older files. Raises ModelError as of Part."""
-        # the two libraries have different names for one thing
+        """Load by from_pretrained, which knows the names of older files. Raises ModelError as Part does."""
+        # the two libraries have different names for this argument
         name = "torch_dtype" if self.model_class in (UNet2DConditionModel, AutoencoderKL) else "dtype"
         files = self.files
         try:
@@ -88,8 +88,8 @@ class FolderPart:
                     **{name: dtype},
                 )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ModelError(f"{self.folder}: not loadable as {self.model_class.__name__}: {error}") from error
-        # both libraries only warn, and start what is missing at random
+            raise ModelError(f"{self.folder}: cannot be loaded as {self.model_class.__name__}: {error}") from error
+        # both libraries only print a warning, and initialize missing weights at random
         missing = sorted(info["missing_keys"])
         if missing:
             raise ModelError(
@@ -110,7 +110,7 @@ class FolderPart:
 
 @dataclass(frozen=True, kw_only=True)
 class FilePart:
-    """Tensors of one file. places: where the parameters of that module lie in it."""
+    """Tensors of one file. places: the places of the module's parameters in it."""
 
     path: Path
     title: str
@@ -128,7 +128,7 @@ class FilePart:
         return module
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Return as of Part. Raises ModelError naming the first tensor that the file lacks."""
+        """Return the weights, see Part. Raises ModelError that names the first missing tensor."""
         return self._placed(self._empty)
 
     def num_bytes(self) -> int:
@@ -160,10 +160,10 @@ class FilePart:
 
 
 class PlacedWeights(Mapping[str, Tensor]):
-    """A file's tensors under the parameters' names, each read, and cut or turned, when it is asked for."""
+    """A file's tensors under the parameters' names, each read, and split or transposed, on request."""
 
     def __init__(self, weights: FileWeights, places: Mapping[str, Stored], *, source: str) -> None:
-        """Join them. source: what they are of, for errors. Raises ModelError if the file lacks some."""
+        """Join weights and places. source: their origin, for errors. Raises ModelError if the file lacks some."""
         missing = sorted({place.name for place in places.values()} - weights.keys())
         if missing:
             raise ModelError(f"{source} lacks {len(missing)} tensors, such as {missing[0]}")
@@ -181,9 +181,9 @@ class PlacedWeights(Mapping[str, Tensor]):
 
 
 def skeleton(model_class: Any, config: Mapping[str, Any]) -> nn.Module:
-    """Return a module whose parameters have shapes and no memory; its buffers are as they should be.
+    """Return a module whose parameters have shapes but no memory; its buffers have their values.
 
-    Raises ModelError if the configuration fits no such module.
+    Raises ModelError if the configuration does not fit the class.
     """
     try:
         with init_empty_weights(include_buffers=False), quiet_output():
@@ -192,21 +192,23 @@ def skeleton(model_class: Any, config: Mapping[str, Any]) -> nn.Module:
             else:
                 module = model_class(model_class.config_class(**config))
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ModelError(f"no {model_class.__name__} can be built of its configuration: {error}") from error
+        raise ModelError(f"its configuration does not make a {model_class.__name__}: {error}") from error
     assert isinstance(module, nn.Module)
     return module
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype, source: str) -> None:
-    """Give a skeleton its weights, in dtype and memory of their own, one after another.
+    """Give a skeleton its weights one after another, in dtype and in new memory.
 
-    source: what the weights are of, for errors. Raises ModelError, naming the first, where names or shapes differ.
+    source: origin of the weights, for errors. Raises ModelError that names the first difference of names or shapes.
     """
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
     if missing or unknown:
         kinds = [f"lacks {len(missing)} tensors of this model, such as {missing[0]}"] if missing else []
-        kinds += [f"has {len(unknown)} that are none of this model's, such as {unknown[0]}"] if unknown else []
+        kinds += (
+            [f"has {len(unknown)} tensors that do not belong to this model, such as {unknown[0]}"] if unknown else []
+        )
         raise ModelError(f"{source} {' and '.join(kinds)}")
     own = {name: _own(weights[name], name, shape, dtype=dtype, source=source) for name, shape in shapes.items()}
     module.load_state_dict(own, assign=True)
@@ -214,5 +216,5 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype
 
 def _own(tensor: Tensor, name: str, shape: torch.Size, *, dtype: torch.dtype, source: str) -> Tensor:
     if tensor.shape != shape:
-        raise ModelError(f"{source} has {name} of shape {tuple(tensor.shape)}, where this model has {tuple(shape)}")
+        raise ModelError(f"{source} has {name} of shape {tuple(tensor.shape)}, but this model has {tuple(shape)}")
     return tensor.to(dtype, copy=True).contiguous()

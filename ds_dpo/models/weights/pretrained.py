@@ -1,4 +1,4 @@
-"""A run's model as its parts: those of a diffusers folder, of a hub id, or of one file."""
+"""The parts of a run's model, from a diffusers folder, a hub id, or one file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ds_dpo.process.quiet import quiet_output
 
 
 class Pipeline(Protocol):
-    """What a run starts from. Names of text encoders and tokenizers are those of diffusers' folders."""
+    """The model that a run starts from. Text encoders and tokenizers have the names of diffusers' folders."""
 
     def denoiser(self) -> Part: ...
     def vae(self) -> Part: ...
@@ -42,17 +42,17 @@ class Pipeline(Protocol):
     def tokenizer(self, name: str) -> CLIPTokenizer: ...
 
     def tokenizer_files(self, name: str) -> list[Path]:
-        """Return the files that a tokenizer follows from."""
+        """Return the files that define a tokenizer."""
         ...
 
     def scheduler_config(self, prediction_type: str | None) -> dict[str, Any]:
-        """Return the scheduler's configuration. prediction_type: as the run states it, None if it does not."""
+        """Return the scheduler's configuration. prediction_type: the run's, None if it states none."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPipeline:
-    """A folder that a pipeline of diffusers was saved into; a Pipeline."""
+    """A folder of a saved diffusers pipeline; implements Pipeline."""
 
     folder: Path
     variant: str | None
@@ -72,7 +72,7 @@ class FolderPipeline:
             with quiet_output():
                 return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{folder}: not loadable as CLIPTokenizer: {error}") from error
+            raise ModelError(f"{folder}: cannot be loaded as CLIPTokenizer: {error}") from error
 
     def tokenizer_files(self, name: str) -> list[Path]:
         return sorted(path for path in self._tokenizer_folder(name).iterdir() if path.is_file())
@@ -80,11 +80,11 @@ class FolderPipeline:
     def scheduler_config(self, prediction_type: str | None) -> dict[str, Any]:
         path = self.folder / "scheduler" / "scheduler_config.json"
         config = read_json(path)
-        # a sampler's config without betas would silently get DDPM's defaults
+        # without this, a sampler's config without betas would silently get DDPM's defaults
         if "beta_schedule" not in config:
             raise ModelError(
-                f"{path}: {config.get('_class_name')} without beta_schedule; only models trained by DDPM's noising "
-                "fit, not flow matching or EDM"
+                f"{path}: {config.get('_class_name')} has no beta_schedule; only models trained with DDPM's noising "
+                "can be used, not flow matching or EDM"
             )
         return {"prediction_type": "epsilon", **config}
 
@@ -95,7 +95,7 @@ class FolderPipeline:
     def _tokenizer_folder(self, name: str) -> Path:
         folder = self.folder / name
         if not folder.is_dir():
-            raise ModelError(f"{folder}: no such folder, so the pipeline is not complete")
+            raise ModelError(f"{folder}: no such folder, so the pipeline is incomplete")
         return folder
 
 
@@ -110,36 +110,36 @@ def open_pipeline(model: ModelConfig) -> Pipeline:
     unused = {"revision": model.revision, "variant": model.variant}
     for field, value in unused.items():
         if value is not None:
-            raise ModelError(f"model.{field} {value} has no meaning for one file, {place}; give none")
+            raise ModelError(f"model.{field} {value} has no effect on one file, {place}; set it to none")
     single = SingleFile(place)
     if single.family != model.family:
         raise ModelError(
-            f"model.family {model.family}, but {model.pretrained} is a checkpoint of {single.family}; model.family "
-            f"{single.family} would fit"
+            f"model.family {model.family}, but {model.pretrained} is a checkpoint of {single.family}; set "
+            f"model.family to {single.family}"
         )
     return single
 
 
 def fetch_models(model: ModelConfig) -> None:
-    """Bring the pipeline and the VAE that model names onto this machine. Raises ModelError if they are not had."""
-    open_vae(model)  # which looks for the pipeline too
+    """Download the pipeline and the VAE that model names. Raises ModelError if they are not available."""
+    open_vae(model)  # also downloads the pipeline
 
 
 def open_vae(model: ModelConfig) -> Part:
-    """Return the VAE: model.vae's where given, else the pipeline's own. Raises ModelError if there is none."""
+    """Return the VAE of model.vae if it is given, else the pipeline's own. Raises ModelError if there is none."""
     pipeline = open_pipeline(model)
     if model.vae is None:
         return pipeline.vae()
     place = locate_vae(model.vae)
     if place.is_dir():
-        # revision and variant are the pipeline's; a VAE from elsewhere has its own names
+        # revision and variant belong to the pipeline; another VAE has its own file names
         find = partial(find_weights, stem=VAE_STEM, variant=None)
         return FolderPart(folder=place, model_class=AutoencoderKL, find=find)
     return _vae_file(place, pipeline.vae().config)
 
 
 def _vae_file(path: Path, usual: Mapping[str, Any]) -> FilePart:
-    """A VAE in one file, which does not say its scale and shift: those of the pipeline's own count, as it fits it."""
+    """Return the VAE of one file. It does not state scale and shift, so it gets those of the pipeline's own VAE."""
     header = read_header(path)
     prefix = VAE_PREFIX if header.under(VAE_PREFIX) else ""
     names = header.under(prefix)
@@ -149,12 +149,12 @@ def _vae_file(path: Path, usual: Mapping[str, Any]) -> FilePart:
         config = derived_vae_config(names, dict(config))
         places = prefixed(partial(vae_places, num_blocks=len(config["block_out_channels"])), prefix)
     elif not any(name.startswith("encoder.down_blocks.") for name in names):
-        raise ModelError(f"model.vae {path}: no VAE; its first tensor is {min(names, default='absent')!r}")
+        raise ModelError(f"model.vae {path}: not a VAE; its first tensor is {min(names, default='absent')!r}")
     return FilePart(path=path, title="VAE", model_class=AutoencoderKL, config=config, places=places)
 
 
 def open_denoiser_init(model: ModelConfig) -> Part:
-    """Return the UNet of model.denoiser_init: a folder of diffusers, a hub id or a file, under any of the usual names.
+    """Return the UNet of model.denoiser_init: a diffusers folder, a hub id or a file with any of the usual names.
 
     Its configuration is that of the pipeline's UNet. Raises ModelError if there is none.
     """
@@ -166,8 +166,8 @@ def open_denoiser_init(model: ModelConfig) -> Part:
     names, config = read_header(place).shapes, open_pipeline(model).denoiser().config
     if any("lora" in name for name in names):
         raise ModelError(
-            f"model.denoiser_init {place}: a LoRA, which is no UNet; fuse it into its model first: load_lora_weights, "
-            "fuse_lora and save_pretrained of diffusers"
+            f"model.denoiser_init {place}: a LoRA, not a UNet; fuse it into its model first, with "
+            "diffusers' load_lora_weights, fuse_lora and save_pretrained"
         )
     prefix = UNET_PREFIX if any(name.startswith(UNET_PREFIX) for name in names) else ""
     if any(name.startswith(f"{prefix}input_blocks.") for name in names):
@@ -175,5 +175,7 @@ def open_denoiser_init(model: ModelConfig) -> Part:
     elif any(name.startswith("down_blocks.") for name in names):
         places = same_names
     else:
-        raise ModelError(f"model.denoiser_init {place}: no UNet; its first tensor is {min(names, default='absent')!r}")
+        raise ModelError(
+            f"model.denoiser_init {place}: not a UNet; its first tensor is {min(names, default='absent')!r}"
+        )
     return FilePart(path=place, title="UNet", model_class=UNet2DConditionModel, config=config, places=places)

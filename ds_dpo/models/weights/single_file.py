@@ -1,7 +1,7 @@
-"""Whole checkpoints in one .safetensors file, as A1111 and ComfyUI have them: their family, and their parts.
+"""Whole checkpoints in one .safetensors file, as in A1111 and ComfyUI: their family, and their parts.
 
-Their configurations ship with this package, under assets/model_configs; what a file's tensors tell otherwise, such as
-fewer transformer layers, is taken from their shapes.
+Their configurations are in this package, under assets/model_configs. If the shapes of a file's tensors differ from
+them, as with fewer transformer layers, the shapes decide.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ds_dpo.models.weights.parts import TEXT_ENCODERS, FilePart, Places, skeleto
 from ds_dpo.models.weights.unet_shapes import known_shapes
 
 VAE_PREFIX = "first_stage_model."
-# names of tensors that are flags: ComfyUI's, which trainers of SDXL write
+# names of tensors that are flags of ComfyUI, written by trainers of SDXL
 V_PREDICTION_FLAG, ZERO_TERMINAL_SNR_FLAG, EDM_FLAGS = "v_pred", "ztsnr", ("edm_mean", "edm_vpred.sigma_max")
 _MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
 _FOREIGN = {  # beginnings of names in files of other kinds
@@ -47,7 +47,7 @@ _FOREIGN = {  # beginnings of names in files of other kinds
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """Where a file keeps a text encoder."""
+    """The place of a text encoder in a file."""
 
     prefix: str
     places: Places
@@ -72,10 +72,10 @@ _TEXTS: dict[str, dict[str, _Text]] = {
 
 
 class SingleFile:
-    """A checkpoint with UNet, VAE and text encoders; a pipeline as pretrained.Pipeline describes it."""
+    """A checkpoint with UNet, VAE and text encoders; implements pretrained.Pipeline."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header. Raises ModelError saying what else the file is."""
+        """Read the header. Raises ModelError that says what the file is instead."""
         self.path = path
         self._header = read_header(path)
         self.family = _family_of(self._header)
@@ -111,7 +111,7 @@ class SingleFile:
         )
 
     def tokenizer(self, name: str) -> CLIPTokenizer:
-        """Return CLIP's tokenizer, from the merges that ship with this package."""
+        """Return CLIP's tokenizer, from the merges in this package."""
         settings = read_json(self.tokenizer_files(name)[1])
         vocabulary, merges = clip_vocabulary()
         return CLIPTokenizer(
@@ -125,15 +125,17 @@ class SingleFile:
         return [_shipped("clip") / "merges.txt.gz", _shipped(self.family) / name / "tokenizer_config.json"]
 
     def scheduler_config(self, prediction_type: str | None) -> Config:
-        """Return the family's scheduler configuration, with what the file says of its prediction.
+        """Return the family's scheduler configuration, with the prediction type that the file states.
 
-        prediction_type: as the run states it. Raises ModelError if neither says what SD2.1's UNet predicts, or
-        where the file says that it is no DDPM.
+        prediction_type: the run's. Raises ModelError if neither states what SD2.1's UNet predicts, or if the file was
+        not trained with DDPM's noising.
         """
         config = read_json(_shipped(self.family) / "scheduler" / "scheduler_config.json")
         names, metadata = self._header.shapes, self._header.metadata
         if any(flag in names for flag in EDM_FLAGS):
-            raise ModelError(f"{self.path}: was trained by EDM's noising; only models trained by DDPM's fit")
+            raise ModelError(
+                f"{self.path}: was trained with EDM's noising; only models trained with DDPM's can be used"
+            )
         if ZERO_TERMINAL_SNR_FLAG in names:
             config["rescale_betas_zero_snr"] = True
         if V_PREDICTION_FLAG in names:
@@ -143,14 +145,14 @@ class SingleFile:
             return {**config, "prediction_type": stated}
         if self.family == "sd21" and prediction_type is None:
             raise ModelError(
-                f"{self.path}: does not say what its UNet predicts, and both are usual for SD2.1; give "
-                "model.prediction_type v_prediction (SD2.1 of 768 pixels) or epsilon (SD2.1-base, of 512)"
+                f"{self.path}: does not state what its UNet predicts, and SD2.1 has two kinds; set "
+                "model.prediction_type to v_prediction (SD2.1 of 768 pixels) or epsilon (SD2.1-base, of 512)"
             )
         return config
 
     @cached_property
     def _unet_config(self) -> Config:
-        """The family's UNet where the shapes are its, else what they tell."""
+        """The configuration of the family's UNet if the shapes agree, else the one that the shapes give."""
         usual = read_json(_shipped(self.family) / "unet" / "config.json")
         shapes = self._header.under(UNET_PREFIX)
         expected = known_shapes(usual)
@@ -168,7 +170,7 @@ class SingleFile:
         if unknown:
             raise ModelError(
                 f"{self.path}: its UNet has {len(unknown)} tensors that no UNet of {self.family} has, such as "
-                f"{unknown[0]}; give a diffusers folder, whose configuration says how it is built"
+                f"{unknown[0]}; give a diffusers folder, which has its configuration"
             )
 
     def _derived(self, derive: Callable[[Shapes, Config], Config], name: str, *, prefix: str) -> Config:
@@ -183,8 +185,8 @@ def _family_of(header: Header) -> str:
     names = header.shapes
     if any("lora" in name for name in names):
         raise ModelError(
-            f"{header.path}: a LoRA, which is no model; give the model that it goes over, or write a folder with both: "
-            "load_lora_weights, fuse_lora and save_pretrained of diffusers"
+            f"{header.path}: a LoRA, not a model; give its base model, or write a folder with both by diffusers' "
+            "load_lora_weights, fuse_lora and save_pretrained"
         )
     for beginning, what in _FOREIGN.items():
         if any(name.startswith(beginning) for name in names):
@@ -201,12 +203,13 @@ def _family_of(header: Header) -> str:
             "file as model.denoiser_init"
         )
     raise ModelError(
-        f"{header.path}: no checkpoint of {', '.join(FAMILIES)}; its first tensor is {min(names, default='absent')!r}"
+        f"{header.path}: not a checkpoint of {', '.join(FAMILIES)}; its first tensor is "
+        f"{min(names, default='absent')!r}"
     )
 
 
 def unet_places(config: Mapping[str, Any], *, prefix: str) -> Places:
-    """Return where a file with that prefix keeps the parameters of a UNet."""
+    """Return the places of a UNet's parameters in a file with that prefix."""
 
     def places(names: Iterable[str]) -> Mapping[str, Stored]:
         found = ldm_names(names, config)
@@ -216,7 +219,7 @@ def unet_places(config: Mapping[str, Any], *, prefix: str) -> Places:
 
 
 def prefixed(places: Places, prefix: str) -> Places:
-    """Return the same places in a file whose names of this part begin with a prefix."""
+    """Return the same places in a file in which this part's names begin with a prefix."""
 
     def found(names: Iterable[str]) -> Mapping[str, Stored]:
         return {name: place.under(prefix) for name, place in places(names).items()}
@@ -225,9 +228,9 @@ def prefixed(places: Places, prefix: str) -> Places:
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[Any]]:
-    """Return tokens and merges of CLIP's tokenizer: bytes, bytes that end a word, then one token for each merge.
+    """Return tokens and merges of CLIP's tokenizer: bytes, bytes that end a word, then one token per merge.
 
-    Source: openai/CLIP, simple_tokenizer.py, whose merges ship with this package.
+    Source: openai/CLIP, simple_tokenizer.py, whose merges are in this package.
     """
     text = gzip.decompress((_shipped("clip") / "merges.txt.gz").read_bytes()).decode()
     merges = [tuple(line.split()) for line in text.splitlines()[1:]]
@@ -238,7 +241,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[Any]]:
 
 
 def _byte_characters() -> list[int]:
-    """Return a visible character's code for each byte, in CLIP's order: visible bytes as they are, then the others."""
+    """Return a visible character's code for each byte, in CLIP's order: visible bytes first, then the others."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [*visible, *range(256, 512 - len(visible))]
 

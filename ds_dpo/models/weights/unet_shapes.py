@@ -1,7 +1,7 @@
 """Names and shapes of the UNets of Stable Diffusion 1, 2 and XL, without the 5 seconds that importing diffusers takes.
 
-Only configurations whose every setting is known here are answered; any other is diffusers' to build. A test compares
-with diffusers. Source: diffusers 0.42.1, models/unets/unet_2d_condition.py and what it is made of.
+Only configurations with known settings get an answer; diffusers builds any other. A test compares with diffusers.
+Source: diffusers 0.42.1, models/unets/unet_2d_condition.py and what it is made of.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ATTENTION_OF = {  # block type -> whether its layers have attention
     "UpBlock2D": False,
     "CrossAttnUpBlock2D": True,
 }
-FREE = {  # without influence on any weight's shape
+FREE = {  # settings that do not change any weight's shape
     "_class_name",
     "_diffusers_version",
     "_name_or_path",
@@ -34,7 +34,7 @@ FREE = {  # without influence on any weight's shape
     "sample_size",
     "upcast_attention",
 }
-FIXED: dict[str, tuple[Any, ...]] = {  # with the values that are meant below
+FIXED: dict[str, tuple[Any, ...]] = {  # settings with the values that are known here
     "act_fn": ("silu",),
     "addition_embed_type": (None, "text_time"),
     "attention_type": ("default",),
@@ -78,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def known_shapes(config: Mapping[str, Any]) -> dict[str, Shape] | None:
-    """Names and shapes of the parameters, or None for a configuration that is not known here in every setting."""
+    """Return names and shapes of the parameters, or None if a setting of the configuration is not known here."""
     is_known = all(
         key in FREE or key in DEFAULTS or value in FIXED.get(key, ()) for key, value in config.items()
     ) and config.get("addition_embed_type") in (None, "text_time")
@@ -89,7 +89,7 @@ def known_shapes(config: Mapping[str, Any]) -> dict[str, Shape] | None:
 
 
 def _fits(settings: Mapping[str, Any]) -> bool:
-    """Return whether lists are of one length, widths whole numbers, and heads divide them."""
+    """Return whether lists have one length, widths are whole numbers, and heads divide them."""
     channels = settings["block_out_channels"]
     number = len(channels)
     heads = settings["attention_head_dim"]  # a misnomer of diffusers
@@ -144,7 +144,7 @@ def _unet(settings: Mapping[str, Any]) -> Named:
 
 
 def _up_widths(channels: Sequence[int], place: int, num_layers: int) -> list[int]:
-    """Input widths of an upward block's layers: what comes from below or the layer before, and what skipped over."""
+    """Return input widths of an upward block's layers: from below or the previous layer, plus the skip connection."""
     own, below = channels[place], channels[min(place + 1, len(channels) - 1)]
     skipped = [own] * (num_layers - 1) + [channels[max(place - 1, 0)]]
     return [(below if layer == 0 else own) + skipped[layer] for layer in range(num_layers)]
@@ -185,7 +185,7 @@ def _transformer(name: str, width: int, depth: int, settings: Mapping[str, Any])
             yield from _linear(f"{block}.{attention}.to_out.0", width, width)
         for norm in ("norm1", "norm2", "norm3"):
             yield from _norm(f"{block}.{norm}", width)
-        # gated: twice four times the width
+        # gated: two times four times the width
         yield from _linear(f"{block}.ff.net.0.proj", width, 8 * width)
         yield from _linear(f"{block}.ff.net.2", 4 * width, width)
 

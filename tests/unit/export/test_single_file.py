@@ -95,7 +95,7 @@ def test_another_unet_in_the_base_file_is_refused(tmp_path, dtype):
     with pytest.raises(ModelError, match=r"no tensor under 'model.diffusion_model.'"):
         write_single_file(tmp_path / "out", weights, TINY_SDXL, dtype=dtype, metadata={}, base=read_base_file(path))
     path.write_bytes(b"no header")
-    with pytest.raises(ModelError, match=r"base.safetensors: not readable as safetensors"):
+    with pytest.raises(ModelError, match=r"base.safetensors: cannot be read as safetensors"):
         read_base_file(path)
     assert not (tmp_path / "out").exists()
 

@@ -49,27 +49,27 @@ def test_the_unet_holds_the_files_values_in_the_dtype(sdxl: ModelConfig, dtype: 
 
 
 def test_a_family_that_is_not_the_models_is_an_error(sdxl: ModelConfig, sd15: ModelConfig) -> None:
-    with pytest.raises(ModelError, match=r"family sd15, but .*text_time.* is sdxl.s; model.family sdxl would fit"):
+    with pytest.raises(ModelError, match=r"family sd15, but .*text_time.* is of family sdxl; set model.family to sdxl"):
         load_denoiser(sdxl.model_copy(update={"family": "sd15"}), dtype=torch.float32)
-    with pytest.raises(ModelError, match=r"family sdxl, but .*None.* is sd15.s; model.family sd15 would fit"):
+    with pytest.raises(ModelError, match=r"family sdxl, but .*None.* is of family sd15; set model.family to sd15"):
         load_denoiser(sd15.model_copy(update={"family": "sdxl"}), dtype=torch.float32)
 
 
 def test_a_family_that_is_not_known_is_an_error(sdxl_copy: ModelConfig) -> None:
     rewrite_config(sdxl_copy, "unet", addition_embed_type="image")
-    with pytest.raises(ModelError, match=r"addition_embed_type image.* is of none of sdxl, sdxl_refiner"):
+    with pytest.raises(ModelError, match=r"addition_embed_type image.* is none of sdxl, sdxl_refiner"):
         load_denoiser(sdxl_copy, dtype=torch.float32)
 
 
 def test_an_inpainting_unet_is_an_error(sdxl_copy: ModelConfig) -> None:
     rewrite_config(sdxl_copy, "unet", in_channels=9)
-    with pytest.raises(ModelError, match="takes 9 channels and gives 4; only text-to-image"):
+    with pytest.raises(ModelError, match="has 9 input and 4 output channels; only text-to-image"):
         load_denoiser(sdxl_copy, dtype=torch.float32)
 
 
 def test_weights_of_other_shapes_are_a_model_error(sdxl_copy: ModelConfig) -> None:
     rewrite_config(sdxl_copy, "unet", block_out_channels=[48, 48])
-    with pytest.raises(ModelError, match="unet: not loadable as UNet2DConditionModel"):
+    with pytest.raises(ModelError, match="unet: cannot be loaded as UNet2DConditionModel"):
         load_denoiser(sdxl_copy, dtype=torch.float32)
 
 
@@ -210,7 +210,7 @@ def test_flow_matching_is_refused(sdxl_copy: ModelConfig) -> None:
 
 def test_a_prediction_type_without_a_target_is_refused(sdxl_copy: ModelConfig) -> None:
     rewrite_config(sdxl_copy, "scheduler", prediction_type="sample")
-    with pytest.raises(ModelError, match="prediction_type sample; one of epsilon, v_prediction would fit"):
+    with pytest.raises(ModelError, match="prediction_type sample; only epsilon, v_prediction can be trained"):
         read_noise_schedule(sdxl_copy)
 
 
@@ -219,7 +219,7 @@ def test_a_prediction_type_that_is_given_is_taken_and_said(sdxl: ModelConfig, pr
     model = sdxl.model_copy(update={"prediction_type": prediction_type})
     assert read_noise_schedule(model).prediction_type == prediction_type
     assert drawing_scheduler(model).config["prediction_type"] == prediction_type
-    over = "" if prediction_type == "epsilon" else ", over epsilon of its scheduler config"
+    over = "" if prediction_type == "epsilon" else ", instead of epsilon in its scheduler config"
     assert describe_model(model).endswith(f", sdxl, which predicts {prediction_type} (model.prediction_type{over})")
     assert describe_model(sdxl).endswith(", sdxl, which predicts epsilon (its scheduler config)")
 

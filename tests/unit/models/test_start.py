@@ -67,7 +67,7 @@ def test_a_vae_in_one_file_under_diffusers_names_must_have_the_pipelines_shapes(
 
 def test_a_file_that_is_no_vae_is_an_error(sdxl: ModelConfig, tmp_path: Path) -> None:
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(ModelError, match=r"model.vae .*a.safetensors: no VAE; its first tensor is 'conv_in.weight'"):
+    with pytest.raises(ModelError, match=r"model.vae .*a.safetensors: not a VAE; its first tensor is 'conv_in.weight'"):
         load_vae(sdxl.model_copy(update={"vae": str(tmp_path / "a.safetensors")}))
 
 
@@ -129,8 +129,8 @@ def test_weights_from_elsewhere_are_taken_in_place_of_any_file(sdxl: ModelConfig
     ("change", "message"),
     [
         ({"conv_in.bias": None}, r"denoiser_init .*lacks 1 tensors of this model, such as conv_in.bias"),
-        ({"conv_in.bias": torch.zeros(3)}, r"has conv_in.bias of shape \(3,\), where this model has \(48,\)"),
-        ({"more": torch.zeros(1)}, r"has 1 that are none of this model's, such as more"),
+        ({"conv_in.bias": torch.zeros(3)}, r"has conv_in.bias of shape \(3,\), but this model has \(48,\)"),
+        ({"more": torch.zeros(1)}, r"has 1 tensors that do not belong to this model, such as more"),
     ],
 )
 def test_a_unet_that_is_not_the_pipelines_is_an_error(
@@ -144,8 +144,8 @@ def test_a_unet_that_is_not_the_pipelines_is_an_error(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["lora_unet_a.lora_up.weight"], "a LoRA, which is no UNet; fuse it"),
-        (["encoder.conv_in.weight"], "no UNet; its first tensor is 'encoder.conv_in.weight'"),
+        (["lora_unet_a.lora_up.weight"], "a LoRA, not a UNet; fuse it"),
+        (["encoder.conv_in.weight"], "not a UNet; its first tensor is 'encoder.conv_in.weight'"),
     ],
 )
 def test_a_file_that_is_no_unet_is_an_error(sdxl: ModelConfig, tmp_path: Path, names: list[str], message: str) -> None:
@@ -156,7 +156,7 @@ def test_a_file_that_is_no_unet_is_an_error(sdxl: ModelConfig, tmp_path: Path, n
 
 def test_a_folder_without_a_unet_is_an_error(sdxl: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"model.denoiser_init .* neither config.json nor unet/config.json, so no UNet"
+        ModelError, match=r"model.denoiser_init .* is not a UNet, since it has neither config.json nor unet/config.json"
     ):
         file_weights(sdxl.model_copy(update={"denoiser_init": str(tmp_path)}))
 

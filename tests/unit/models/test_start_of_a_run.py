@@ -61,7 +61,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_and_a_run_without_any_is_
     assert pin_start(run_config(earlier)).model.denoiser_init == str(checkpoints / "step_00000007")
     (checkpoints / "step_00000007" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
     with pytest.raises(
-        CheckpointError, match=r"model.denoiser_init .*run: a run without a whole checkpoint; .*never comp"
+        CheckpointError, match=r"model.denoiser_init .*run: the run has no valid checkpoint; .*never comp"
     ):
         pin_start(run_config(earlier))
 

@@ -56,5 +56,5 @@ def test_zero_terminal_snr_is_the_options_or_the_models_own_and_images_are_drawn
 
 
 def test_images_of_epsilon_prediction_cannot_begin_without_signal(sdxl: ModelConfig) -> None:
-    with pytest.raises(ConfigError, match=r"v_prediction .* or cadence\.sample_every_steps none"):
+    with pytest.raises(ConfigError, match=r"v_prediction .* or cadence\.sample_every_steps to none"):
         training_sampler(sdxl, ZERO_SNR)

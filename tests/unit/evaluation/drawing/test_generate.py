@@ -271,7 +271,7 @@ def test_models_that_cannot_be_drawn_are_refused_before_the_first_is(lora, chang
         str(lora_file): r"a LoRA, not a model; .*--model BASE --lora",
         str(tmp_path / "other.safetensors"): r"other.safetensors: no UNet.*'weight'",
         str(tmp_path / "model.ckpt"): r"model.ckpt: only .safetensors files are read, because others can run code",
-        str(tmp_path / "torn.safetensors"): r"torn.safetensors: not readable as safetensors",
+        str(tmp_path / "torn.safetensors"): r"torn.safetensors: cannot be read as safetensors",
         str(tmp_path / "absent.safetensors"): r"absent.safetensors: no such file",
         str(tmp_path / "absent"): r"absent: no such folder",
         str(tmp_path / "run"): r"run: holds checkpoints; .*scripts/consolidate.py",

@@ -110,7 +110,7 @@ def test_part_writes_pefts_settings_and_refuses_another_base(sdxl, tmp_path):
     AdapterPart(unet, seed=0, rank=0).restore(part.state(), tmp_path)
     with torch.no_grad():
         unet.conv_out.bias += 1e-3
-    with pytest.raises(CheckpointError, match=r"trained on other weights than model.pretrained holds now"):
+    with pytest.raises(CheckpointError, match=r"trained on other weights than model.pretrained now holds"):
         AdapterPart(unet, seed=0, rank=0).restore(part.state(), tmp_path)
 
 

@@ -65,7 +65,7 @@ def test_sdpa_as_asked_tries_nothing(unet: UNet2DConditionModel, install_xformer
         pytest.fail("xformers was called")
 
     install_xformers(refuse)
-    assert choose(unet, "sdpa") == AttentionChoice(name="sdpa", sentence="attention: sdpa (as asked)")
+    assert choose(unet, "sdpa") == AttentionChoice(name="sdpa", sentence="attention: sdpa (as configured)")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -89,7 +89,7 @@ def test_auto_takes_xformers_that_works(
 def test_auto_falls_back_where_xformers_is_absent(unet: UNet2DConditionModel) -> None:
     choice = choose(unet, "auto")
     assert choice.name == "sdpa"
-    assert choice.sentence == "attention: sdpa (xformers not usable: it is not installed)"
+    assert choice.sentence == "attention: sdpa (xformers does not work: it is not installed)"
 
 
 def no_operator(*arguments: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def test_auto_falls_back_in_one_line_where_a_call_fails(
     install_xformers(attend)
     choice = choose(unet, "auto")
     assert choice.name == "sdpa"
-    assert f"attention: sdpa (xformers not usable: {reason}" in choice.sentence
+    assert f"attention: sdpa (xformers does not work: {reason}" in choice.sentence
     assert "\n" not in choice.sentence
 
 
@@ -142,7 +142,7 @@ def test_xformers_asked_for_and_not_usable_is_an_error(
     unet: UNet2DConditionModel, install_xformers: Callable[[Attend], None]
 ) -> None:
     install_xformers(no_operator)
-    with pytest.raises(ModelError, match=r"model.attention xformers is not usable on cpu in torch.float32: .*auto or"):
+    with pytest.raises(ModelError, match=r"model.attention xformers does not work on cpu in torch.float32: .*auto or"):
         choose(unet, "xformers")
 
 

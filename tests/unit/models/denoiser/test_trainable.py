@@ -50,7 +50,7 @@ def test_description_counts_elements():
         ),
         ([], ["conv_out.*"], r"model.freeze conv_out.\* matches no parameter.*conv_in.weight"),
         (["attn1"], [], r"model.train attn1 matches no .*attn1.weight and attn1.bias"),
-        (["attn1.*"], ["attn*"], r"model.freeze attn\* leaves nothing to train of what model.train attn1"),
+        (["attn1.*"], ["attn*"], r"model.freeze attn\* leaves nothing to train of the parameters in model.train attn1"),
         ([], ["*"], r"model.freeze \* leaves nothing to train"),
     ],
 )

@@ -128,16 +128,16 @@ def test_a_pickle_alone_is_refused(sdxl_copy: ModelConfig) -> None:
 def test_a_torn_weight_file_is_named(sdxl_copy: ModelConfig) -> None:
     path = unet_folder(sdxl_copy) / f"{UNET_STEM}.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"diffusion_pytorch_model.safetensors: not readable as safetensors"):
+    with pytest.raises(ModelError, match=r"diffusion_pytorch_model.safetensors: cannot be read as safetensors"):
         FileWeights(find_weights(path.parent, UNET_STEM, variant=None))
 
 
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"a": "../../elsewhere.safetensors"}, "does not name files beside it"),
-        ({"a": 3}, "does not name files beside it"),
-        ({}, "does not name files beside it"),
+        ({"a": "../../elsewhere.safetensors"}, "must name files in the same folder"),
+        ({"a": 3}, "must name files in the same folder"),
+        ({}, "must name files in the same folder"),
         ({"a": "shard-00001-of-00002.safetensors"}, "shard-00001-of-00002.safetensors: missing, but"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub(name: str, monkeypatch
 
 def test_a_file_or_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:
     (tmp_path / "sdxl.yaml").touch()
-    with pytest.raises(ModelError, match=r"sdxl.yaml is no model file; only .safetensors .*from_single_file"):
+    with pytest.raises(ModelError, match=r"sdxl.yaml is not a model file; only .safetensors .*from_single_file"):
         locate_pipeline(ModelConfig(pretrained=str(tmp_path / "sdxl.yaml")))
     with pytest.raises(ModelError, match=r"no model_index.json"):
         locate_pipeline(ModelConfig(pretrained=str(tmp_path)))
@@ -170,7 +170,9 @@ def test_an_unreachable_hub_is_one_clear_message(monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("name resolution")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(ModelError, match=r"'owner/name' is no folder here, .* revision 'main' .*\(ConnectionError\)"):
+    with pytest.raises(
+        ModelError, match=r"'owner/name' is not a folder here, .* revision 'main' .*\(ConnectionError\)"
+    ):
         locate_pipeline(ModelConfig(pretrained="owner/name", revision="main"))
 
 

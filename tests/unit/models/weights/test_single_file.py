@@ -205,7 +205,9 @@ def test_the_prediction_type_is_the_runs_else_the_files_else_the_familys(
 
 def test_what_an_sd21_file_predicts_must_be_said(tmp_path: Path) -> None:
     save_file(headless("sd21"), tmp_path / "a.safetensors")
-    with pytest.raises(ModelError, match=r"does not say what its UNet predicts.*model.prediction_type v_prediction"):
+    with pytest.raises(
+        ModelError, match=r"does not state what its UNet predicts.*model.prediction_type to v_prediction"
+    ):
         read_noise_schedule(of_file(tmp_path / "a.safetensors", "sd21"))
 
 
@@ -215,7 +217,7 @@ def test_files_of_zero_terminal_snr_and_of_edm_are_known_by_their_flags(tmp_path
         save_file({**usual, **{flag: FLAG for flag in flags}}, tmp_path / f"{name}.safetensors")
     assert read_noise_schedule(of_file(tmp_path / "ddpm.safetensors")).alphas_cumprod[-1] > 0.004
     assert read_noise_schedule(of_file(tmp_path / "ztsnr.safetensors")).alphas_cumprod[-1] < 1e-6
-    with pytest.raises(ModelError, match="trained by EDM's noising"):
+    with pytest.raises(ModelError, match="trained with EDM's noising"):
         read_noise_schedule(of_file(tmp_path / "edm.safetensors"))
 
 
@@ -232,15 +234,15 @@ def headless(family: str) -> dict[str, torch.Tensor]:
 def test_a_file_of_another_family_is_named(tmp_path: Path, family: str) -> None:
     save_file(headless(family), tmp_path / "a.safetensors")
     other = "sd15" if family == "sdxl" else "sdxl"
-    with pytest.raises(ModelError, match=rf"family {other}, but .* of {family}; model.family {family} would fit"):
+    with pytest.raises(ModelError, match=rf"family {other}, but .* of {family}; set model.family to {family}"):
         open_pipeline(of_file(tmp_path / "a.safetensors", other))
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["lora_unet_down_blocks_0.lora_up.weight"], "a LoRA, which is no model"),
-        (["unet.down_blocks.0.to_q.lora_A.weight"], "a LoRA, which is no model"),
+        (["lora_unet_down_blocks_0.lora_up.weight"], "a LoRA, not a model"),
+        (["unet.down_blocks.0.to_q.lora_A.weight"], "a LoRA, not a model"),
         (
             ["model.diffusion_model.input_blocks.0.0.weight"],
             "a UNet without text encoder or VAE; .*model.denoiser_init",
@@ -267,7 +269,7 @@ def test_a_pickle_is_refused_with_how_to_convert_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("variant", "fp16"), ("revision", "main")])
 def test_options_that_one_file_would_ignore_are_errors(sdxl_file: Path, field: str, value: str) -> None:
-    with pytest.raises(ModelError, match=f"model.{field} {value} has no meaning for one file"):
+    with pytest.raises(ModelError, match=f"model.{field} {value} has no effect on one file"):
         open_pipeline(of_file(sdxl_file, **{field: value}))
 
 
