@@ -14,8 +14,8 @@ def align_weights(module: nn.Module) -> None:
     """Move each parameter and buffer that begins at an odd address to new memory; its values stay.
 
     Weights mapped from a safetensors file begin wherever its header ends, 24 or 40 bytes past a multiple of 64. Some
-    processors (AMD EPYC) then round matrix products differently, by 1e-7, than with an aligned copy of the weights, so that
-    a reference would not predict exactly what its policy does.
+    processors (AMD EPYC) then round matrix products differently, by 1e-7, than with an aligned copy of the weights, so
+    that a reference would not predict exactly what its policy does.
     """
     for tensor in chain(module.parameters(), module.buffers()):
         if not is_aligned(tensor):
