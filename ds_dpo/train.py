@@ -24,7 +24,7 @@ from ds_dpo.supervision.rank import Supervision
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train as the command line says, or print what it amounts to. Raises DsDpoError with a message for the user."""
+    """Train as the command line says, or print the resolved configuration. Raises DsDpoError for the user."""
     quiet_libraries()
     loaded = _load(sys.argv[1:] if argv is None else argv)
     if loaded.dry_run:
@@ -42,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             is_done = train(loaded.config, resolved, place, supervision)
         supervision.record_end(is_done=is_done)
-        barrier()  # so that the end is known to the launcher before the first rank leaves
+        barrier()  # the launcher must know the end before the first rank exits
 
 
 def _load(argv: Sequence[str]) -> LoadedConfig:
-    """Read the configuration; what is wrong with it is said once a host, as its files may be another's."""
+    """Read the configuration. An error is printed once per host, because hosts may have different files."""
     try:
         return load_config(argv)
     except ConfigError as error:
@@ -56,7 +56,7 @@ def _load(argv: Sequence[str]) -> LoadedConfig:
 
 
 def print_resolved(loaded: LoadedConfig) -> None:
-    """Print both configurations, complete, and what they amount to; nothing is loaded or written."""
+    """Print both complete configurations, and what they mean in words; nothing is loaded or written."""
     import json
 
     world_size = loaded.world_size or read_environment(os.environ).world_size

@@ -1,1 +1,1 @@
-"""Ranks: which one this is, collectives, and doing a thing on one rank so that all of them learn how it ended."""
+"""Ranks: which one this is, collectives, and work on one rank whose result or error reaches all ranks."""

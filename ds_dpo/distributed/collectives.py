@@ -1,4 +1,4 @@
-"""How ranks wait for one another, add up numbers and share small objects."""
+"""Collectives: ranks wait for each other, add numbers and share small objects."""
 
 from __future__ import annotations
 

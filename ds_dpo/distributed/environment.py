@@ -1,4 +1,4 @@
-"""Which rank this process is, as its launcher's environment variables say; imports no torch."""
+"""Which rank this process is, from its launcher's environment variables; imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RankEnvironment:
 
 
 def read_environment(environ: Mapping[str, str]) -> RankEnvironment:
-    """Read this rank's place from what `deepspeed` or torchrun set, else srun, else take it for the only rank.
+    """Read this rank's place from the variables of `deepspeed` or torchrun, else srun; else it is the only rank.
 
     Raises ConfigError if only some of the variables are set.
     """
@@ -44,7 +44,7 @@ def read_environment(environ: Mapping[str, str]) -> RankEnvironment:
 
 
 def rank_in(environ: Mapping[str, str]) -> int:
-    """Return the rank alone, at once: 0 where there is none, or not yet. Raises ConfigError if it is no number."""
+    """Return the rank alone, 0 if it is not set. Raises ConfigError if it is not a number."""
     return _number(environ, "SLURM_PROCID" if _is_only_slurm_task(environ) else "RANK", default=0)
 
 
@@ -84,7 +84,7 @@ def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
 def _from_slurm_step(environ: Mapping[str, str]) -> RankEnvironment:
     world_size = _number(environ, "SLURM_STEP_NUM_TASKS")
     tasks_of_nodes = _tasks_of_nodes(environ.get("SLURM_STEP_TASKS_PER_NODE") or str(world_size))
-    # every task of a job must arrive at the same port, and two jobs on a node at different ones
+    # all tasks of a job need the same port, and two jobs on a node need different ones
     own_port = 20000 + _number(environ, "SLURM_JOB_ID", default=0) % 20000
     master_addr = environ.get("MASTER_ADDR") or _first_slurm_host(environ.get("SLURM_STEP_NODELIST", "127.0.0.1"))
     return RankEnvironment(
@@ -103,7 +103,7 @@ def _tasks_of_nodes(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={text!r} cannot be read; such as 8(x2),4 would fit")
+            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={text!r} cannot be read; it must be like 8(x2),4")
         numbers += [int(match[1])] * int(match[2] or 1)
     return numbers
 
@@ -113,7 +113,7 @@ def _number(environ: Mapping[str, str], name: str, *, default: int | None = None
     if value == "" and default is not None:
         return default
     if not value.isdecimal():
-        raise ConfigError(f"the environment has {name}={value!r}; a whole number would fit")
+        raise ConfigError(f"the environment has {name}={value!r}, which must be a whole number")
     return int(value)
 
 
@@ -138,7 +138,7 @@ def _free_port() -> int:
 
 
 def export_environment(place: RankEnvironment) -> None:
-    """Set the variables that torch.distributed and DeepSpeed read, whoever started this process."""
+    """Set the variables that torch.distributed and DeepSpeed read."""
     os.environ.update(
         RANK=str(place.rank),
         WORLD_SIZE=str(place.world_size),

@@ -1,4 +1,4 @@
-"""Do a thing on some ranks, and let all ranks know how it ended."""
+"""Do work on some ranks, and raise its error or return its result on all ranks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Error = TypeVar("Error", bound=DsDpoError)
 
 @contextmanager
 def raised_everywhere() -> Iterator[None]:
-    """Raise what the body raises on any rank on every rank, so that none waits in a later collective.
+    """Raise an error of the body on every rank, so that no rank waits in a later collective.
 
-    Every rank enters it; the body of a rank without a part is empty, and no body holds a collective. A rank that failed
-    raises its own error, the others raise the first failed rank's. Only that rank and rank 0 print theirs. Costs one
+    Every rank must enter; a rank without work has an empty body, and no body contains a collective. A rank that failed
+    raises its own error, the others raise that of the first failed rank. Only that rank and rank 0 print it. Costs one
     collective.
     """
     error: Exception | None = None
@@ -45,7 +45,7 @@ def _raise_on_each(error: Exception | None) -> None:
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """Return on every rank what an action returns on rank 0; what it raises there is raised everywhere.
+    """Return on every rank what an action returns on rank 0; an error there is raised on every rank.
 
     Costs two collectives.
     """
@@ -57,17 +57,17 @@ def on_main(action: Callable[[], T]) -> T:
 
 
 def said_once(error: Error) -> Error:
-    """Mark an error that every rank raises, so that rank 0 alone prints it. No collective."""
+    """Mark an error that every rank raises, so that only rank 0 prints it. No collective."""
     error.is_said_elsewhere = not is_main()
     return error
 
 
 @contextmanager
 def node_turns(place: RankEnvironment, *, ranks_at_once: int = 1) -> Iterator[None]:
-    """Let a node's ranks pass through the body in turns, its first rank alone and first.
+    """Let a node's ranks enter the body in turns; its first rank goes first and alone.
 
-    The first rank's turn downloads; the others find files in the cache; and at most `ranks_at_once` ranks hold a
-    full fp32 copy of a model in host memory. Every rank must enter; one rank's failure is raised on all.
+    The first rank downloads and the others find files in the cache. At most `ranks_at_once` ranks hold a full fp32 copy
+    of a model in host memory. Every rank must enter; an error of one rank is raised on all.
     """
     num_turns = 1 + -(-(place.local_world_size - 1) // ranks_at_once)
     own_turn = 0 if place.local_rank == 0 else 1 + (place.local_rank - 1) // ranks_at_once

@@ -1,1 +1,1 @@
-"""The toy world: drawing, reward, pre-training, pairs."""
+"""The miniature, a toy world: its drawings, reward, pre-training and pairs."""

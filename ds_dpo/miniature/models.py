@@ -22,7 +22,7 @@ TIME_EMBEDDING = 8
 
 @dataclass(frozen=True)
 class TextParts:
-    """Both tokenizers and text encoders, as SDXL has them: the second one also gives the pooled embedding."""
+    """Both tokenizers and text encoders, as in SDXL: the second one also gives the pooled embedding."""
 
     tokenizer: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
@@ -33,21 +33,21 @@ class TextParts:
         return self.encoder, self.encoder_2
 
     def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text states (N, 16, 96) and pooled embeddings (N, 48), as StableDiffusionXLPipeline.encode_prompt."""
+        """Return text states (N, 16, 96) and pooled embeddings (N, 48), as StableDiffusionXLPipeline.encode_prompt."""
         first = self.encoder(token_ids(self.tokenizer, prompts), output_hidden_states=True)
         second = self.encoder_2(token_ids(self.tokenizer_2, prompts), output_hidden_states=True)
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Token ids (N, 16), padded and cut as the pipeline does it."""
+    """Return token ids (N, 16), padded and cut as the pipeline does."""
     return tokenizer(
         prompts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
 
 
 def byte_pair_tables(words: list[str]) -> tuple[dict[str, int], list[str]]:
-    """Vocabulary and merges of a byte-pair tokenizer that reads each of the words as one token."""
+    """Return vocabulary and merges of a byte-pair tokenizer that reads each word as one token."""
     letters = ["!", *string.ascii_lowercase]
     tokens = dict.fromkeys([*letters, *(letter + "</w>" for letter in letters)])
     merges: dict[str, None] = {}
@@ -62,7 +62,7 @@ def byte_pair_tables(words: list[str]) -> tuple[dict[str, int], list[str]]:
 
 
 def make_tokenizer(*, pad_token: str) -> CLIPTokenizer:
-    """A real CLIP tokenizer over the words of the captions (117 tokens)."""
+    """Return a real CLIP tokenizer for the words of the captions (117 tokens)."""
     vocabulary, merges = byte_pair_tables(sorted({word for prompt in PROMPTS for word in prompt.split()}))
     with tempfile.TemporaryDirectory() as folder:
         vocabulary_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
@@ -74,7 +74,7 @@ def make_tokenizer(*, pad_token: str) -> CLIPTokenizer:
 
 
 def make_text_parts() -> TextParts:
-    """Untrained text encoders; embeddings wider than CLIP's 0.02, or so small a pooled vector hardly sees the words."""
+    """Return untrained text encoders. Their embeddings are wider than CLIP's 0.02, which so small a vector needs."""
     tokenizer, tokenizer_2 = make_tokenizer(pad_token="<|endoftext|>"), make_tokenizer(pad_token="!")
     encoder = CLIPTextModel(_text_config(tokenizer, hidden_act="quick_gelu"))
     encoder_2 = CLIPTextModelWithProjection(_text_config(tokenizer_2, hidden_act="gelu"))
@@ -103,7 +103,7 @@ def _text_config(tokenizer: CLIPTokenizer, *, hidden_act: str) -> CLIPTextConfig
 
 
 def make_vae() -> AutoencoderKL:
-    """An untrained VAE: 32 x 32 pixels to 4 x 8 x 8 latents."""
+    """Return an untrained VAE: 32 x 32 pixels to 4 x 8 x 8 latents."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -119,7 +119,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """An untrained UNet with SDXL's `text_time` conditioning, 2.3 M parameters."""
+    """Return an untrained UNet with SDXL's `text_time` conditioning, 2.3 M parameters."""
     return UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 4,
         in_channels=LATENT_CHANNELS,
@@ -140,7 +140,7 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def make_scheduler() -> DDPMScheduler:
-    """SDXL's noise schedule."""
+    """Return SDXL's noise schedule."""
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -153,7 +153,7 @@ def make_scheduler() -> DDPMScheduler:
 
 
 def time_ids(count: int) -> torch.Tensor:
-    """SDXL's size conditioning of an uncropped image: (count, 6)."""
+    """Return SDXL's size conditioning of an uncropped image, (count, 6)."""
     return torch.tensor([[IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]], dtype=torch.float32).expand(count, -1)
 
 

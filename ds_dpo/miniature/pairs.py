@@ -1,4 +1,4 @@
-"""Preference pairs sampled from the miniature's base itself, in Pick-a-Pic v2's columns and file layout."""
+"""Sample preference pairs from the miniature's base model, in Pick-a-Pic v2's columns and file layout."""
 
 import hashlib
 import io
@@ -22,13 +22,13 @@ from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import TEST_PROMPTS, TRAIN_PROMPTS
 from ds_dpo.process.say import Say
 
-CANDIDATES = 8  # images sampled for each pair: the best is compared with the worst
+CANDIDATES = 8  # images sampled per pair; the best and the worst make the pair
 PROMPTS_AT_ONCE = 24
 TIE_EVERY = 12  # every 12th row is a tie, 8 %; Pick-a-Pic v2 has 11 %
 MODEL_NAME = "ds_dpo/miniature"
 JPEG_QUALITY = 92
 
-# split: (prompts, rows of each prompt, sampling seed); as in Pick-a-Pic, the *_unique splits have one row per prompt
+# split: (prompts, rows per prompt, sampling seed); as in Pick-a-Pic, the *_unique splits have one row per prompt
 SPLITS = {
     "train": (TRAIN_PROMPTS, 46, 1000),
     "validation_unique": (TRAIN_PROMPTS, 1, 200_000),
@@ -87,7 +87,7 @@ def _rows(
         part = prompts[start : start + PROMPTS_AT_ONCE]
         repeated = [prompt for prompt in part for _ in range(CANDIDATES)]
         files = [encode_jpeg(image) for image in sample_base(repeated, seed + start)]
-        # judged as the trainer will see them: after JPEG
+        # scored after JPEG, as the trainer sees them
         rewards = measure(torch.stack([decode_jpeg(file) for file in files]), repeated).reward
         candidates = rewards.view(len(part), CANDIDATES)
         for offset, (prompt, of_prompt) in enumerate(zip(part, candidates, strict=True)):
@@ -97,7 +97,7 @@ def _rows(
 
 
 def _row(prompt: str, files: list[bytes], rewards: list[float], *, ranking_id: int, tie: bool) -> dict[str, Any]:
-    """One Pick-a-Pic row: the best against the worst image, or for a tie the two of nearest reward."""
+    """Return a Pick-a-Pic row: the best and the worst image, or for a tie the two with the nearest rewards."""
     ranked = sorted(range(len(files)), key=lambda index: rewards[index])
     if tie:
         worse, better = min(pairwise(ranked), key=lambda pair: rewards[pair[1]] - rewards[pair[0]])
@@ -131,7 +131,7 @@ def _row(prompt: str, files: list[bytes], rewards: list[float], *, ranking_id: i
 
 
 def encode_jpeg(image: Tensor) -> bytes:
-    """JPEG file of an image (3, S, S) in 0..1."""
+    """Return the JPEG file of an image (3, S, S) in 0..1."""
     pixels = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
@@ -139,5 +139,5 @@ def encode_jpeg(image: Tensor) -> bytes:
 
 
 def decode_jpeg(file: bytes) -> Tensor:
-    """Pixels (3, S, S) in 0..1 of a JPEG file."""
+    """Return the pixels (3, S, S) in 0..1 of a JPEG file."""
     return torch.from_numpy(np.array(Image.open(io.BytesIO(file)).convert("RGB"))).permute(2, 0, 1).float() / 255

@@ -1,4 +1,4 @@
-"""Pre-training of the miniature's VAE and UNet on drawings, each resumable from its own state file."""
+"""Pre-train the miniature's VAE and UNet on drawings; each resumes from its own state file."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import BACKGROUNDS, COLOURS, PROMPTS, SHAPES, caption_indices, draw
 from ds_dpo.process.say import Say
 
-POSTERIOR_DEVIATION = 0.05  # of a latent before scaling; what the decoder learns to bear
+POSTERIOR_DEVIATION = 0.05  # of a latent before scaling; the decoder is trained for it
 VAE_STEPS, VAE_BATCH, VAE_LEARNING_RATE = 4000, 16, 4e-3
 UNET_STEPS, UNET_BATCH, UNET_LEARNING_RATE = 9000, 32, 1.5e-3
 TEXT_STEPS = 150
@@ -72,7 +72,7 @@ class Training:
         torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
 
     def use_average(self) -> Callable[[], None]:
-        """Put the averaged weights into the modules; returns what puts the trained ones back."""
+        """Put the averaged weights into the modules; returns a function that restores the trained ones."""
         trained = [parameter.detach().clone() for parameter in self.parameters]
         _copy_into(self.parameters, self.average)
         return lambda: _copy_into(self.parameters, trained)
@@ -85,7 +85,7 @@ def _copy_into(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
 
 
 def drawing_set(count: int, *, seed: int) -> tuple[list[str], Tensor]:
-    """Random prompts and their drawings (count, 3, 32, 32) in 0..1."""
+    """Return random prompts and their drawings (count, 3, 32, 32) in 0..1."""
     generator = torch.Generator().manual_seed(seed)
     prompts = [PROMPTS[index] for index in torch.randint(len(PROMPTS), (count,), generator=generator).tolist()]
     return prompts, draw(prompts, generator=generator, right_colour_share=RIGHT_COLOUR_SHARE)
@@ -127,7 +127,7 @@ def pretrain_vae(folder: Path, *, say: Say) -> AutoencoderKL:
 
 @torch.no_grad()
 def _fix_posterior(vae: AutoencoderKL) -> None:
-    """Make the posterior as narrow as the decoder was trained for: its log-variance had no loss to learn from."""
+    """Set the posterior to the width that the decoder was trained for: no loss has trained its log-variance."""
     log_variance = slice(vae.config.latent_channels, None)
     vae.quant_conv.weight[log_variance] = 0
     vae.quant_conv.bias[log_variance] = 2 * math.log(POSTERIOR_DEVIATION)
@@ -187,7 +187,7 @@ def _latent_set(vae: AutoencoderKL) -> tuple[list[str], Tensor]:
 
 
 def _warm_up_text(text: TextParts) -> float:
-    """Teach both encoders to tell the captions apart, in seconds; the UNet alone takes thousands of steps to do it."""
+    """Teach both encoders to distinguish the captions, in seconds; the UNet alone needs thousands of steps for it."""
     states, pooled = text.encode(list(PROMPTS))
     sizes = (len(COLOURS), len(SHAPES), len(BACKGROUNDS))
     state_heads = nn.ModuleList(nn.Linear(states.shape[-1], size) for size in sizes)
@@ -210,7 +210,7 @@ def _warm_up_text(text: TextParts) -> float:
 
 @torch.no_grad()
 def sample(text: TextParts, unet: UNet2DConditionModel, vae: AutoencoderKL, prompts: list[str], *, seed: int) -> Tensor:
-    """Images (N, 3, 32, 32) in 0..1: 20 DDIM steps, guidance 1."""
+    """Return images (N, 3, 32, 32) in 0..1: 20 DDIM steps, guidance 1."""
     scheduler = DDIMScheduler.from_config(make_scheduler().config, timestep_spacing="trailing", set_alpha_to_one=False)
     scheduler.set_timesteps(20)
     generator = torch.Generator().manual_seed(seed)
@@ -223,7 +223,7 @@ def sample(text: TextParts, unet: UNet2DConditionModel, vae: AutoencoderKL, prom
 
 
 def describe_quality(text: TextParts, unet: UNet2DConditionModel, vae: AutoencoderKL, *, per_prompt: int = 2) -> str:
-    """One line of what the base can do, over all prompts."""
+    """Return a line on the quality of the base, over all prompts."""
     prompts = [prompt for prompt in PROMPTS for _ in range(per_prompt)]
     was_training = unet.training
     images = torch.cat(

@@ -1,7 +1,7 @@
 """The miniature's ground-truth reward, measured from pixels and caption alone: no model, no loss.
 
 reward = [colour is the caption's] + vividness / 2 + centredness / 2, from 0 to 2; 0 for an image that is not one clean
-object. Background and shape are no part of it: they are free to show side effects of training.
+object. Background and shape do not count, so that they can show side effects of training.
 """
 
 import math

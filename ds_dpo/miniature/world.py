@@ -1,8 +1,8 @@
 """The miniature's world: one coloured shape on a plain background, drawn at 32 x 32 pixels from a caption of words.
 
-A caption names colour, shape and background. What it does not name (size, place, how vivid the colour is) varies, and
-the colour is the caption's only in a given share of the drawings: so a model that learns this world has something
-left to be preferred for.
+A caption names colour, shape and background. Everything else (size, place, vividness of the colour) varies, and only a
+given share of the drawings has the caption's colour: so a model that learns this world can still be improved by
+preferences.
 """
 
 import math
@@ -48,7 +48,7 @@ CAPTION_OF_PROMPT = {str(caption): caption for caption in CAPTIONS}
 
 
 def _is_test(caption: Caption) -> bool:
-    """One background of each (colour, shape) is kept for tests, so every word occurs in training."""
+    """Return whether a caption is for tests: one background per (colour, shape), so that training has every word."""
     return (caption.colour + caption.shape) % len(BACKGROUNDS) == caption.background
 
 
@@ -58,10 +58,10 @@ TEST_PROMPTS = tuple(prompt for prompt, caption in CAPTION_OF_PROMPT.items() if 
 
 
 def caption_indices(prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour, shape and background index of each prompt, (N,) each; ValueError for a prompt of another world."""
+    """Return colour, shape and background index of each prompt, (N,) each. Raises ValueError for other prompts."""
     unknown = next((prompt for prompt in prompts if prompt not in CAPTION_OF_PROMPT), None)
     if unknown is not None:
-        raise ValueError(f"{unknown!r} is not a prompt of the miniature; one that is: {PROMPTS[0]!r}")
+        raise ValueError(f"{unknown!r} is not a prompt of the miniature, such as {PROMPTS[0]!r}")
     captions = [CAPTION_OF_PROMPT[prompt] for prompt in prompts]
     rows = torch.tensor([(c.colour, c.shape, c.background) for c in captions]).reshape(-1, 3)
     return rows[:, 0], rows[:, 1], rows[:, 2]
@@ -87,12 +87,12 @@ def _cross(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     return torch.minimum(*bars)
 
 
-# Signed distances (negative inside), one per name of SHAPES, all of area pi * radius^2.
+# Signed distances (negative inside), one per name in SHAPES; all shapes have area pi * radius^2.
 DISTANCES = (_circle, _square, _triangle, _cross)
 
 
 def shape_coverage(shape: int, centre_x: Tensor, centre_y: Tensor, radius: Tensor, size: int = IMAGE_SIZE) -> Tensor:
-    """How much of each pixel the shape covers: (N, size, size) in 0..1, from centres and radii (N,) in pixels."""
+    """Return the share of each pixel that the shape covers, (N, size, size), from centres and radii (N,) in pixels."""
     pixels = torch.arange(size) + 0.5
     y, x = torch.meshgrid(pixels, pixels, indexing="ij")
     distance = DISTANCES[shape](x - centre_x[:, None, None], y - centre_y[:, None, None], radius[:, None, None])
@@ -102,8 +102,8 @@ def shape_coverage(shape: int, centre_x: Tensor, centre_y: Tensor, radius: Tenso
 def draw(prompts: Sequence[str], *, generator: torch.Generator, right_colour_share: float) -> Tensor:
     """Draw an image for each prompt: (N, 3, 32, 32) in 0..1.
 
-    The colour is the caption's with probability `right_colour_share`, else one of the five others; offset from
-    the centre up to 0.2 of the width, vividness 0.45 to 1, radius 0.15 to 0.24 of the width.
+    The colour is the caption's with probability `right_colour_share`, else one of the five others. The offset from the
+    centre is up to 0.2 of the width, the vividness 0.45 to 1, the radius 0.15 to 0.24 of the width.
     """
     count = len(prompts)
     colour, shape, background = caption_indices(prompts)

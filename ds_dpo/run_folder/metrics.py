@@ -51,7 +51,7 @@ METRICS: dict[str, str] = {
 
 
 class StepSums:
-    """Adds up per-pair quantities over a step's micro-batches, on the device, until one reduction reads them."""
+    """Adds per-pair quantities over a step's micro-batches on the device; one reduction then reads them."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -80,9 +80,9 @@ class StepSums:
 
 
 def cut_metrics(path: Path, *, last_step: int, aside: Path | None = None) -> None:
-    """Leave out the lines after a step, and a torn last one, so that a resumed run has each step once.
+    """Remove the lines after a step, and a torn last line, so that a resumed run has each step once.
 
-    aside: a file that later lines are added to; None: they are dropped.
+    aside: a file to which removed lines are appended; None: they are dropped.
     """
     if not path.exists():
         return
@@ -104,14 +104,14 @@ def _step_of(line: str) -> int | None:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return None  # a line that a kill tore in two
+        return None  # the line was torn by a kill
 
 
 class MetricsWriter:
-    """metrics.jsonl and TensorBoard of a run; for rank 0 alone."""
+    """metrics.jsonl and TensorBoard of a run; for rank 0 only."""
 
     def __init__(self, folder: Path, *, last_step: int) -> None:
-        """Go on after last_step, 0 for a new run; later lines and events of an earlier start are left out."""
+        """Continue after last_step, 0 for a new run; later lines and events of an earlier start are removed."""
         self._folder, self._path = folder, folder / "metrics.jsonl"
         cut_metrics(self._path, last_step=last_step)
         self._open(last_step)
@@ -124,17 +124,17 @@ class MetricsWriter:
         return SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge_step)
 
     def _to_events(self, write: Callable[[SummaryWriter], object]) -> None:
-        """Write to TensorBoard; one that the disk refused is dead, and another is opened with the next checkpoint."""
+        """Write to TensorBoard. A writer that the disk refused cannot be used; the next checkpoint opens another."""
         if self._events is None:
             return
         try:
             write(self._events)
         except OSError as error:
             self._events = None
-            warn(f"TensorBoard misses steps until the next checkpoint: {error}")
+            warn(f"TensorBoard lacks the steps until the next checkpoint: {error}")
 
     def rewind(self, last_step: int) -> None:
-        """Go on after an earlier step; the lines after it move to metrics.rolled_back.jsonl."""
+        """Continue after an earlier step; later lines move to metrics.rolled_back.jsonl."""
         self.close()
         cut_metrics(self._path, last_step=last_step, aside=self._path.with_suffix(".rolled_back.jsonl"))
         self._open(last_step)
@@ -148,16 +148,16 @@ class MetricsWriter:
         self.write_scalars(scalars, step=int(metrics["step"]))
 
     def write_scalars(self, scalars: Mapping[str, float], *, step: int) -> None:
-        """Write numbers to TensorBoard alone, by tag."""
+        """Write numbers by tag to TensorBoard only."""
         for tag, value in scalars.items():
             self._to_events(partial(SummaryWriter.add_scalar, tag=tag, scalar_value=value, global_step=step))
 
     def write_images(self, name: str, images: Tensor, *, step: int) -> None:
-        """Write pictures (N, 3, X, Y) in 0..1 to TensorBoard, side by side."""
+        """Write images (N, 3, X, Y) in 0..1 to TensorBoard, side by side."""
         self._to_events(lambda events: events.add_images(name, images, step))
 
     def flush(self) -> None:
-        """Put all that was written on the disk, so that a checkpoint is never ahead of its metrics.
+        """Flush everything to the disk, so that a checkpoint is never newer than its metrics.
 
         Raises OSError if the disk refuses lines of metrics.jsonl.
         """
