@@ -1,4 +1,4 @@
-"""What occurs more than once among pairs, from 16-byte digests of their prompts and images alone."""
+"""Find repetitions among pairs, from 16-byte digests of their prompts and images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """Repetitions among pairs, which are named by their place in the arrays that were given.
+    """Repetitions among pairs. A pair is named by its place in the given arrays.
 
-    pairs_of_one_image: the two images of the pair are the same file. pairs_per_image: for each distinct image.
-    repeated_pairs: those whose prompt, images and winner an earlier pair has. contradictions: (N, 2), the first places
-    at which one and the other image won, for each question (a prompt and two images) where both did.
-    contradicting_pairs: number of all pairs of such questions, ties left out.
+    pairs_of_one_image: pairs whose two images are the same file. pairs_per_image: for each distinct image.
+    repeated_pairs: pairs with the prompt, images and winner of an earlier pair. contradictions: (N, 2), for each
+    question (a prompt and two images) that both images won: the first place where one won, and where the other did.
+    contradicting_pairs: number of all pairs of such questions, without ties.
     """
 
     pairs_of_one_image: Places
@@ -31,13 +31,13 @@ class Duplicates:
 
 
 def find_duplicates(*, prompts: Digests, chosen: Digests, rejected: Digests, winners: NDArray[np.int8]) -> Duplicates:
-    """Compare all pairs with one another, by sorting. winners: 1 the chosen image, -1 the rejected one, 0 neither."""
+    """Compare all pairs with each other, by sorting. winners: 1 the chosen image, -1 the rejected one, 0 neither."""
     num_pairs = len(chosen)
     image_ids = np.unique(np.concatenate([chosen, rejected]), return_inverse=True)[1].astype(np.int64)
     first, second = image_ids[:num_pairs], image_ids[num_pairs:]
     is_one_image = first == second
     questions = _question_ids(prompts, first, second)
-    # an image that meets itself has no winner to contradict
+    # an image that is compared with itself has no winner to contradict
     directions = np.where(is_one_image, 0, np.where(first < second, winners, -winners))
     contradictions, contradicting_pairs = _contradictions(questions, directions)
     answers = questions * 3 + directions
@@ -51,10 +51,10 @@ def find_duplicates(*, prompts: Digests, chosen: Digests, rejected: Digests, win
 
 
 def _question_ids(prompts: Digests, first: Places, second: Places) -> Places:
-    """Return a number for each pair, the same for those with the same prompt and the same two images in any order."""
+    """Return a number for each pair; pairs with the same prompt and the same two images, in any order, share it."""
     prompt_ids = np.unique(prompts, return_inverse=True)[1].astype(np.int64)
     lower, upper = np.minimum(first, second), np.maximum(first, second)
-    # products of two counts of what was read: below 2**63 for 10**9 pairs
+    # products of two counts: below 2**63 for 10**9 pairs
     both = np.unique(lower * (2 * len(first)) + upper, return_inverse=True)[1].astype(np.int64)
     return np.unique(both * len(first) + prompt_ids, return_inverse=True)[1].astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""What statistics say of a pair's images, after decoding them as training does."""
+"""Facts about a pair's images, after decoding them as training does."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ds_dpo.data.source import PairRecord, RawImage
 from ds_dpo.data.statistics.duplicates import DIGEST_BYTES
 from ds_dpo.errors import DataError
 
-NO_FILE = "no file"  # an image that its dataset hands over decoded
+NO_FILE = "no file"  # for an image that its dataset returns decoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """digest: of the file's bytes. size: (height, width) in pixels, upright. format, mode: before it becomes RGB.
+    """Facts about one image.
 
-    scale: by which training resizes it; above 1 it is enlarged.
+    digest: of the file's bytes. size: (height, width) in pixels, upright. format, mode: before conversion to RGB.
+    scale: factor by which training resizes the image; it is enlarged above 1.
     """
 
     digest: bytes
@@ -34,7 +35,7 @@ PairFacts = tuple[ImageFacts, ImageFacts] | str
 
 
 def facts_of_pair(record: PairRecord, *, training_size: tuple[int, int]) -> PairFacts:
-    """Return what the chosen and the rejected image are, or why training could not use one of them."""
+    """Return facts about the chosen and the rejected image, or the reason why training could not use one of them."""
     facts = []
     for side, raw in (("chosen", record.chosen), ("rejected", record.rejected)):
         try:
@@ -45,7 +46,7 @@ def facts_of_pair(record: PairRecord, *, training_size: tuple[int, int]) -> Pair
 
 
 def facts_of_image(raw: RawImage | None, *, training_size: tuple[int, int]) -> ImageFacts:
-    """Decode an image whole and tell what it is. Raises DataError if training could not use it."""
+    """Decode an image completely and return facts about it. Raises DataError if training could not use it."""
     if isinstance(raw, Image.Image):
         kind, mode = NO_FILE, raw.mode
         content = f"{raw.mode} {raw.width} {raw.height} ".encode() + raw.tobytes()
@@ -57,12 +58,13 @@ def facts_of_image(raw: RawImage | None, *, training_size: tuple[int, int]) -> I
             kind, mode = stored.format or "?", stored.mode
     scale = max(training_size[0] / upright.height, training_size[1] / upright.width)
     if scale * upright.height * scale * upright.width > MAX_PIXELS / 2:
-        cut_image(upright, size=training_size, is_flipped=False, crop_fractions=None)  # refuses what is too long
+        # refuses an image that is too long
+        cut_image(upright, size=training_size, is_flipped=False, crop_fractions=None)
     return ImageFacts(
         digest=digest_of(content), size=(upright.height, upright.width), format=kind, mode=mode, scale=scale
     )
 
 
 def digest_of(content: bytes) -> bytes:
-    """Return 16 bytes that two contents share only where they are equal. Source: RFC 7693 (BLAKE2b)."""
+    """Return 16 bytes that in practice only equal contents share. Source: RFC 7693 (BLAKE2b)."""
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

@@ -1,7 +1,7 @@
-"""What there is in a set of pairs: prompts, labels, weights, images, repetitions, and what cannot be read.
+"""Statistics of a set of pairs: prompts, labels, weights, images, repetitions, and pairs that cannot be read.
 
-One pass along the files. Beside counts of distinct values it keeps about 75 bytes a pair: digests of 16 bytes of its
-prompt and of each image, and where it lies.
+They take one pass along the files. In addition to counts of distinct values, about 75 bytes are kept for each pair: its
+place, and 16-byte digests of its prompt and of each image.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ PAIRS_DECODED_AHEAD = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStatistics:
-    """distinct: as the rows have them. characters: their length, over pairs. over_75_words: pairs; a word is at least
-    one token, so CLIP cuts at least these.
+    """Of prompts. distinct: compared exactly as in the rows. characters: length of the prompt, over pairs.
+
+    over_75_words: number of pairs. A word is at least one token, so CLIP cuts at least these prompts.
     """
 
     distinct: int
@@ -43,7 +44,7 @@ class PromptStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelStatistics:
-    """Of pairs. first_image_won, second_image_won: by the row's label; None where the format has no such label."""
+    """Of pairs. first_image_won, second_image_won: from the rows' labels; None if the format has no such label."""
 
     first_image_won: int | None
     second_image_won: int | None
@@ -56,7 +57,7 @@ class LabelStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeCount:
-    """How often one size occurs; height, width in pixels."""
+    """How often a size occurs. height, width: in pixels."""
 
     height: int
     width: int
@@ -65,8 +66,8 @@ class SizeCount:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStatistics:
-    """Of the images of pairs that can be used. sizes: the most frequent ones, upright. enlarged: smaller than what
-    training cuts from them. aspect_ratio: width over height.
+    """Of the images of usable pairs. sizes: the most frequent ones, upright. enlarged: number of images smaller than
+    their training size. aspect_ratio: width over height.
     """
 
     images: int
@@ -82,10 +83,10 @@ class ImageStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatStatistics:
-    """Of pairs whose images were read and can be used; examples are uids.
+    """Of usable pairs whose images were read; the examples are uids.
 
-    contradictions: questions, each a prompt and two images, that one image wins in some pairs and the other in others;
-    contradicting_pairs: how many pairs those are.
+    contradictions: number of questions (a prompt and two images) that one image wins in some pairs and the other image
+    in other pairs. contradicting_pairs: number of pairs of these questions.
     """
 
     pairs_of_one_image: int
@@ -101,10 +102,11 @@ class RepeatStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class DataStatistics:
-    """counts: the source's own. buckets: training sizes and their pairs. images, repeats: None where none was read.
+    """All statistics of a set of pairs.
 
-    prompts_read: pairs whose row could be read; prompts and labels are of these. pairs_looked_into: those whose images
-    were to be read, bad ones among them. bad_pairs: each that training would replace.
+    counts: the source's own. buckets: training sizes with their numbers of pairs. images, repeats: None if no image was
+    read. prompts_read: number of pairs with a readable row, which prompts and labels describe. pairs_looked_into:
+    number of pairs whose images were to be read, including bad ones. bad_pairs: those that training would replace.
     """
 
     description: str
@@ -122,9 +124,9 @@ class DataStatistics:
 
 
 def choose_some(num_pairs: int, wanted: int | None, *, seed: int, name: str) -> NDArray[np.int64]:
-    """Return the indices of so many random pairs, sorted; all of them where wanted is None or more than there are.
+    """Return the sorted indices of `wanted` random pairs; all if wanted is None or larger than num_pairs.
 
-    name: what they are for; another name chooses others.
+    name: their purpose; another name chooses other pairs.
     """
     if wanted is None or wanted >= num_pairs:
         return np.arange(num_pairs)
@@ -140,23 +142,24 @@ def take_statistics(
     on_pair: Callable[[int, PairRecord | BadRow], None] = lambda index, pair: None,
     watch: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> DataStatistics:
-    """Read every pair once, in file order, and say what there is.
+    """Read every pair once, in file order, and return the statistics.
 
-    looked_into: indices of the pairs whose images are decoded. threads: that decode. on_pair: is given each pair as it
-    passes. watch: looks on as indices go by, as tqdm does.
+    looked_into: indices of the pairs whose images are decoded. threads: number of threads that decode. on_pair: called
+    with each pair when it is read. watch: wraps the iteration over indices, like tqdm.
     """
     tally = Tally()
     is_looked_into = np.zeros(len(source), bool)
     is_looked_into[looked_into] = True
     bucket_ends, shapes = list(accumulate(source.bucket_sizes)), source.bucket_shapes
-    # rows are read here, one after another, as a reader of files is not made for threads; they only decode
+    # rows are read here, one after another, because file readers are not made for threads; the threads only decode
     decoding: deque[Callable[[], None]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for index in watch(map(int, source.file_order())):
             try:
                 record = source.read(index)
             except BadRowError as error:
-                decoding.append(partial(tally.bad_pairs.append, error.bad_row))  # in its turn: they stay in file order
+                # queued, so that bad pairs stay in file order
+                decoding.append(partial(tally.bad_pairs.append, error.bad_row))
                 on_pair(index, error.bad_row)
             else:
                 on_pair(index, record)

@@ -1,4 +1,4 @@
-"""Counts that grow with the distinct values of the data, and digests that grow by bytes a pair."""
+"""Running counts of pairs: memory grows with distinct values, and by some bytes of digests for each pair."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from ds_dpo.data.statistics.duplicates import DIGEST_TYPE
 from ds_dpo.data.statistics.image_facts import ImageFacts, digest_of
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
-CLIP_TOKENS = 75  # that CLIP reads of a prompt, beside its start and end
+CLIP_TOKENS = 75  # read of a prompt by CLIP, without the start and end tokens
 SIDE_OF_LABEL = {1.0: "first", 0.0: "second"}
 
 Quantiles = dict[str, float]
 
 
 class DigestList:
-    """Digests behind one another, without Python objects."""
+    """A list of digests, stored as bytes without Python objects."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def append(self, digest: bytes) -> None:
-        """Add one."""
+        """Add a digest."""
         self._bytes += digest
 
     def __len__(self) -> int:
         return len(self._bytes) // DIGEST_TYPE.itemsize
 
     def array(self) -> NDArray[np.bytes_]:
-        """Return all of them; no more may be added while it lives."""
+        """Return all digests as an array; none can be added while the array exists."""
         return np.frombuffer(self._bytes, DIGEST_TYPE)
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What was counted of pairs so far; what stands below `chosen` is of those whose images were decoded, and good."""
+    """Counts of the pairs so far. Fields from `chosen` on count only pairs whose images were decoded and are usable."""
 
     prompts: DigestList = field(default_factory=DigestList)
     characters: Counter[int] = field(default_factory=Counter)
@@ -56,9 +56,9 @@ class Tally:
 
     chosen: DigestList = field(default_factory=DigestList)
     rejected: DigestList = field(default_factory=DigestList)
-    places: bytearray = field(default_factory=bytearray)  # of the pair among all prompts, int64
-    winners: bytearray = field(default_factory=bytearray)  # as winner_of, int8
-    indices: bytearray = field(default_factory=bytearray)  # of the pair in its source, int64
+    places: bytearray = field(default_factory=bytearray)  # place of the pair among all prompts, int64
+    winners: bytearray = field(default_factory=bytearray)  # from winner_of, int8
+    indices: bytearray = field(default_factory=bytearray)  # index of the pair in its source, int64
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Tally:
     enlarged_images: int = 0
 
     def add_pair(self, record: PairRecord) -> int:
-        """Count what a row says without its images; return its place among all prompts."""
+        """Count a row without its images, and return its place among all prompts."""
         self.prompts.append(digest_of(record.prompt.encode("utf-8", "surrogatepass")))
         self.characters[len(record.prompt)] += 1
         self.empty_prompts += not record.prompt.strip()
@@ -78,7 +78,7 @@ class Tally:
         return len(self.prompts) - 1
 
     def add_images(self, place: int, index: int, record: PairRecord, chosen: ImageFacts, rejected: ImageFacts) -> None:
-        """Count a pair's images. place: that add_pair returned. index: of the pair in its source."""
+        """Count a pair's images. place: the value that add_pair returned. index: of the pair in its source."""
         self.places += np.int64(place).tobytes()
         self.chosen.append(chosen.digest)
         self.rejected.append(rejected.digest)
@@ -93,12 +93,15 @@ class Tally:
 
 
 def winner_of(record: PairRecord) -> int:
-    """Return 1 where the chosen image is the better one, 0 in a tie, -1 where the target says that it lost."""
+    """Return 1 if the chosen image is the better one, 0 for a tie, and -1 if the target says that it lost."""
     return (record.target_probability > 0.5) - (record.target_probability < 0.5)
 
 
 def quantiles(counts: Mapping[Any, int]) -> Quantiles:
-    """Return, for each share of QUANTILES, the smallest value that so large a share does not exceed; {} for none."""
+    """Return, for each share in QUANTILES, the smallest value that this share of the values does not exceed.
+
+    Returns {} if there are no values.
+    """
     values = sorted(counts)
     ends = list(accumulate(counts[value] for value in values))
     found = {}
@@ -115,5 +118,5 @@ def quantiles_of(numbers: NDArray[np.int64]) -> Quantiles:
 
 
 def _rounded(number: float) -> float:
-    """Return three digits of a number, so that continuous ones have few values."""
+    """Round a number to three digits, so that continuous numbers have few distinct values."""
     return float(f"{number:.3g}")

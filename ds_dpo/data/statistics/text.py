@@ -1,4 +1,4 @@
-"""DataStatistics as lines for people."""
+"""DataStatistics as text for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_SIZES_SHOWN, NUM_BAD_SHOWN, NUM_EXAMPLES_SHOWN = 10, 20, 3
 
 
 def statistics_text(statistics: DataStatistics, data: DataConfig) -> str:
-    """Return all of it, one heading with its lines after another."""
+    """Return all statistics as headings with lines."""
     blocks = {
         "pairs": _pairs(statistics),
         "prompts": _prompts(statistics),
@@ -31,7 +31,7 @@ def _pairs(statistics: DataStatistics) -> Iterator[str]:
         candidates, ties = counts.get("candidates", counts["rows"]), counts.get("ties", 0)
         yield _line("rows", f"{counts['rows']:,}")
         if "candidates" in counts:
-            yield _line("pairs that they name", f"{candidates:,}")
+            yield _line("pairs in these rows", f"{candidates:,}")
         yield _line("decided", _share(candidates - ties, candidates))
         yield _line("ties", _share(ties, candidates))
     for name, count in counts.items():
@@ -44,11 +44,11 @@ def _pairs(statistics: DataStatistics) -> Iterator[str]:
 def _prompts(statistics: DataStatistics) -> Iterator[str]:
     prompts = statistics.prompts
     yield _line("distinct", f"{prompts.distinct:,}")
-    yield _line("pairs of a prompt", _quantiles(prompts.pairs_per_prompt))
-    yield _line("characters, over pairs", _quantiles(prompts.characters))
-    yield _line("pairs with an empty one", f"{prompts.empty:,}")
+    yield _line("pairs per prompt", _quantiles(prompts.pairs_per_prompt))
+    yield _line("characters, over all pairs", _quantiles(prompts.characters))
+    yield _line("pairs with an empty prompt", f"{prompts.empty:,}")
     yield _line(
-        "pairs with more than 75 words", f"{prompts.over_75_words:,} (CLIP cuts these, and maybe more: 75 tokens)"
+        "pairs with more than 75 words", f"{prompts.over_75_words:,} (CLIP cuts these, and perhaps more, to 75 tokens)"
     )
 
 
@@ -72,14 +72,16 @@ def _labels(statistics: DataStatistics) -> Iterator[str]:
 def _images(statistics: DataStatistics, data: DataConfig) -> Iterator[str]:
     images = statistics.images
     if images is None:
-        yield _line("images", "none was read")
+        yield _line("images", "no image was read")
     else:
         yield _line("images", f"{images.images:,}, of which {images.distinct:,} are distinct files")
         yield _line("formats", _shares(images.formats))
         yield _line("modes", _shares(images.modes))
         yield _line("width / height", _quantiles(images.aspect_ratio))
-        yield _line("enlarged by training", f"{_share(images.enlarged, images.images)}, smaller than what it cuts")
-        yield _line("pairs of two sizes", f"{images.pairs_of_two_sizes:,}")
+        yield _line(
+            "enlarged by training", f"{_share(images.enlarged, images.images)} are smaller than the training size"
+        )
+        yield _line("pairs with two image sizes", f"{images.pairs_of_two_sizes:,}")
         yield from _sizes(images)
     title = "pairs by bucket, height x width" if data.aspect_buckets else "training size, height x width"
     yield from _table(title, statistics.buckets, statistics.pairs)
@@ -96,20 +98,20 @@ def _sizes(images: ImageStatistics) -> Iterator[str]:
 def _repeats(statistics: DataStatistics) -> Iterator[str]:
     repeats = statistics.repeats
     if repeats is None:
-        yield _line("images", "none was read")
+        yield _line("images", "no image was read")
         return
     if statistics.pairs_looked_into < statistics.pairs:
         yield _line("", f"among the {statistics.pairs_looked_into:,} pairs whose images were read; there may be more")
     yield _line("images in several pairs", f"{repeats.images_in_several_pairs:,}")
-    yield _line("most pairs of one image", f"{repeats.most_pairs_of_an_image:,}")
+    yield _line("most pairs with the same image", f"{repeats.most_pairs_of_an_image:,}")
     yield _line("both images are the same file", f"{repeats.pairs_of_one_image:,} pairs")
     yield from _examples(repeats.pairs_of_one_image_examples)
-    yield _line("the same as an earlier pair", f"{repeats.repeated_pairs:,} pairs")
+    yield _line("repeats an earlier pair", f"{repeats.repeated_pairs:,} pairs")
     yield from _examples(repeats.repeated_pairs_examples)
     yield _line(
         "contradictions",
-        f"{repeats.contradictions:,}, in {repeats.contradicting_pairs:,} pairs (one prompt and the same two images, "
-        "and each of them won)",
+        f"{repeats.contradictions:,}, in {repeats.contradicting_pairs:,} pairs (same prompt and images, but "
+        "another winner)",
     )
     yield from _examples([f"{one} / {other}" for one, other in repeats.contradictions_examples])
 
@@ -125,7 +127,7 @@ def _bad_pairs(statistics: DataStatistics, data: DataConfig) -> Iterator[str]:
     if not bad:
         return
     if len(bad) <= data.max_bad_rows:
-        yield f"  a run replaces each by another pair: at most {data.max_bad_rows:,} times (data.max_bad_rows)"
+        yield f"  a run replaces each by another pair, at most {data.max_bad_rows:,} times (data.max_bad_rows)"
     else:
         yield f"  a run would stop within an epoch: data.max_bad_rows is {data.max_bad_rows:,}"
 

@@ -1,7 +1,7 @@
-"""Every random draw of a pair, keyed by the pair: a function of (seed, pair id, visit) and of nothing else.
+"""All random draws of a pair: they depend on (seed, pair id, visit) and on nothing else.
 
-Each draw has a generator of its own: turning flips or a noise offset on moves no other draw. All but the two options of
-noise are drawn whatever the options.
+Each draw has its own generator, so turning on flips or a noise offset changes no other draw. Everything except the two
+noise options is drawn whether or not an option uses it.
 Legend: C,H,W latent.
 """
 
@@ -19,12 +19,12 @@ from ds_dpo.diffusion.noising import Noising
 
 @dataclass(frozen=True, kw_only=True)
 class PairDraws:
-    """What chance decides about one visit of a pair.
+    """The random draws of one visit of a pair.
 
-    timestep: of the run's distribution. noise: (C, H, W) fp32, what the UNet should predict or what its target is made
-    of: standard normal, and the offset. input_noise: (C, H, W), what it is shown, where that is another.
+    timestep: from the run's distribution. noise: (C, H, W) fp32, from which the target is made: standard normal plus
+    the offset. input_noise: (C, H, W), the noise in the denoiser's input; None if it is the same.
     chosen_posterior_noise, rejected_posterior_noise: (C, H, W) standard normal. chosen_flip, rejected_flip, crop_top,
-    crop_left, prompt_dropout: uniform in [0, 1), before any option is applied to them.
+    crop_left, prompt_dropout: uniform in [0, 1), before an option is applied to them.
     """
 
     timestep: int
@@ -44,13 +44,13 @@ def draw_pair(
 ) -> PairDraws:
     """Draw everything for one visit of a pair, on the CPU. seed, pair_id: signed 64-bit. latent_shape: C, H, W.
 
-    Source of offset and perturbation: examples/text_to_image/train_text_to_image.py of huggingface/diffusers;
-    arXiv:2301.11706.
+    Source of noise offset and input perturbation: examples/text_to_image/train_text_to_image.py of
+    huggingface/diffusers; arXiv:2301.11706.
     """
 
     def generator(name: str) -> np.random.Generator:
-        # numpy's Philox: torch's CPU generator keeps 32 bits of its seed, which pairs of a large dataset would come to
-        # share, and its normal draws depend on the processor's vector unit
+        # numpy's Philox, because torch's CPU generator keeps only 32 bits of its seed, so pairs of a large dataset
+        # would share draws, and because torch's normal draws depend on the processor's vector unit
         return np.random.Generator(np.random.Philox(key=keyed_hash(name, seed, pair_id, visit, bits=128)))
 
     def normal(name: str, shape: tuple[int, int, int] = latent_shape) -> Tensor:

@@ -1,6 +1,6 @@
 """The stream of a rank's micro-batches: the same pairs in the same steps for any number of ranks, workers or restarts.
 
-Legend: S samples, what a reader makes of pairs.
+Legend: S is the type of samples that a reader returns.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from ds_dpo.process.say import Say
 
 S = TypeVar("S")
 
-# where every second row were bad, one position in 10**6 would need more
+# even if every second row were bad, only one position in 10**6 would need more
 MAX_REPLACEMENTS = 20
 
 
 class PairReader(Protocol[S]):
-    """What the stream reads: pairs by index, as samples S, a dataclass of tensors that may hold other things too.
+    """The input of the stream: pairs by index, as samples S, a dataclass of tensors and other values.
 
-    Reading is a function of its arguments alone, as workers share nothing.
+    Reading must depend on its arguments alone, because workers share nothing.
     """
 
     @property
     def bucket_sizes(self) -> Sequence[int]:
-        """Number of pairs in each bucket; bucket k has the indices from sum(bucket_sizes[:k]) on."""
+        """Number of pairs in each bucket; the indices of bucket k begin at sum(bucket_sizes[:k])."""
 
     def read(self, index: int, visit: int) -> S:
-        """Return one pair with the draws of a visit. Raises BadRowError if it cannot be used, and others may."""
+        """Return one pair with the draws of a visit. Raises BadRowError if this pair cannot be used."""
 
     def join(self, parts: list[S]) -> S:
-        """Put pairs of one bucket behind one another."""
+        """Concatenate pairs of one bucket."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded(Generic[S]):
-    """What a worker hands over. error: a DataError's message; torch would put a traceback around the error itself."""
+    """The result of a worker. error: the message of a DataError; torch would wrap the error itself in a traceback."""
 
     samples: S | None
     bad_rows: list[BadRow]
     error: str | None
 
     def pin_memory(self) -> _Loaded[S]:
-        """Return the same in page-locked memory; called by DataLoader."""
+        """Return a copy in page-locked memory; DataLoader calls it."""
         samples: Any = self.samples
         if samples is None:
             return self
@@ -68,9 +68,9 @@ class _Loaded(Generic[S]):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPair(Generic[S]):
-    """What was read at a position. sample: of the pair `index`; None where it cannot be read and nothing stands in.
+    """What was read at a position. sample: of the pair `index`; None if it is unreadable and was not replaced.
 
-    bad: index and reason of each pair that was tried before it and cannot be read.
+    bad: index and reason of each unreadable pair that was tried before.
     """
 
     sample: S | None
@@ -80,9 +80,9 @@ class ReadPair(Generic[S]):
 
 
 def read_position(pairs: PairReader[S], order: PairOrder, position: int) -> ReadPair[S]:
-    """Return the pair at a position, or the first of its stand-ins that can be read; `sample` is never None.
+    """Return the pair at a position, or its first readable replacement; `sample` is never None.
 
-    Raises DataError if none of them can.
+    Raises DataError if none of them can be read.
     """
     index, visit = order.place(position)
     bad: list[tuple[int, BadRow]] = []
@@ -96,7 +96,7 @@ def read_position(pairs: PairReader[S], order: PairOrder, position: int) -> Read
 
 
 class UnreadablePositionError(DataError):
-    """A position of which neither the pair nor its stand-ins can be read. bad_rows: all of them."""
+    """Neither the pair at a position nor any replacement can be read. bad_rows: all of them."""
 
     def __init__(self, position: int, bad_rows: list[BadRow]) -> None:
         super().__init__(
@@ -108,7 +108,7 @@ class UnreadablePositionError(DataError):
 
 @dataclass(frozen=True, kw_only=True)
 class _MicroBatches(Dataset[_Loaded[S]]):
-    """Micro-batches by their positions; a function of its fields and the positions alone, so workers share nothing."""
+    """Micro-batches by positions. They depend on the fields and the positions alone, so workers share nothing."""
 
     pairs: PairReader[S]
     order: PairOrder
@@ -131,10 +131,10 @@ class _MicroBatches(Dataset[_Loaded[S]]):
 
 @dataclass(frozen=True, kw_only=True)
 class _RankPositions:
-    """A rank's micro-batches as ranges of positions, without end.
+    """A rank's micro-batches as ranges of positions, endless.
 
-    A step holds the positions [pairs_seen + step * pairs_per_step, + pairs_per_step): each rank a slice of them, each
-    micro-batch a slice of that.
+    A step holds the positions [pairs_seen + step * pairs_per_step, + pairs_per_step). Each rank takes a slice of them,
+    and each micro-batch a slice of that.
     """
 
     pairs_per_step: int
@@ -152,7 +152,7 @@ class _RankPositions:
 
 
 class PairStream(Generic[S]):
-    """A rank's micro-batches without end; `bad_rows` tells what was replaced so far."""
+    """A rank's endless micro-batches; `bad_rows` lists the rows replaced so far."""
 
     def __init__(
         self,
@@ -162,38 +162,39 @@ class PairStream(Generic[S]):
         data: DataConfig,
         say: Say,
     ) -> None:
-        """Join micro-batches with this rank's positions. say: takes one line for each bad row."""
+        """positions: this rank's. say: called with a line for each bad row."""
         self._max_bad_rows = data.max_bad_rows
         self._say = say
         self._bad_rows: list[BadRow] = []
-        # batch_size None: an item is a whole micro-batch already
+        # batch_size None, because an item is a whole micro-batch already
         self._loader: DataLoader[_Loaded[S]] = DataLoader(
             micro_batches,
             sampler=positions,
             batch_size=None,
             num_workers=data.workers,
             prefetch_factor=data.prefetch if data.workers else None,
-            persistent_workers=data.workers > 0,  # there is one endless pass; but so torch ends them in order at exit
-            # fork, not spawn: workers share the opened dataset, and do not import the training program once each. It
-            # is safe as they use neither the GPU nor torch's threads; see _start_worker.
+            # not for later passes (there is only one), but so that torch ends workers in order at exit
+            persistent_workers=data.workers > 0,
+            # fork, not spawn: workers share the opened dataset and need not import the training program. This is safe,
+            # because they use neither the GPU nor torch's threads; see _start_worker.
             multiprocessing_context="fork" if data.workers else None,
             worker_init_fn=_start_worker,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
-            # else DataLoader would take its own seed, unused here, from the global generator
+            # otherwise DataLoader would draw a seed, unused here, from the global generator
             generator=torch.Generator(),
         )
 
     @property
     def bad_rows(self) -> list[BadRow]:
-        """Every replacement among the micro-batches given out so far; a row met again in a later epoch counts again."""
+        """All bad rows of the micro-batches yielded so far; a row counts again in each epoch."""
         return list(self._bad_rows)
 
     def __iter__(self) -> Iterator[S]:
         """Yield micro-batches from pairs_seen on.
 
-        Raises DataError once this rank's bad rows are more than data.max_bad_rows, where a position has no readable
-        pair, and where a worker died.
+        Raises DataError if this rank has more bad rows than data.max_bad_rows, if a position has no readable pair, or
+        if a worker died.
         """
         with _signals_held_back(), _deaths_explained(), _child_handler_kept():
             loaded = iter(self._loader)
@@ -227,10 +228,10 @@ def open_stream(
     pairs_seen: int,
     say: Say,
 ) -> PairStream[S]:
-    """Return this rank's micro-batches from pairs_seen on, at once for any pairs_seen.
+    """Return this rank's micro-batches from pairs_seen on; the start takes no longer for a larger pairs_seen.
 
-    say: takes one line for each bad row. The steps hold the same pairs with the same draws in the same order for any
-    world_size, micro_batch_pairs and data.workers.
+    say: called with a line for each bad row. The steps hold the same pairs with the same draws in the same order for
+    any world_size, micro_batch_pairs and data.workers.
     """
     assert pairs_per_step % (world_size * micro_batch_pairs) == 0, "the resolver refuses other batches"
     assert pairs_seen % pairs_per_step == 0, "a run keeps its pairs_per_step, and saves between steps"
@@ -247,9 +248,10 @@ def open_stream(
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Hold signals back; processes started inside do so for good, and this one gets what came once it leaves.
+    """Block signals: permanently in processes started inside; this process gets them when it leaves the block.
 
-    SLURM and Ctrl-C signal every process of a job: the trainer decides when to stop, and needs its workers until then.
+    SLURM and Ctrl-C signal every process of a job, but the trainer decides when to stop and needs its workers until
+    then.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
     try:
@@ -260,10 +262,10 @@ def _signals_held_back() -> Iterator[None]:
 
 @contextmanager
 def _child_handler_kept() -> Iterator[None]:
-    """Take back the handler of SIGCHLD that DataLoader installs when it starts its workers.
+    """Remove the handler of SIGCHLD that DataLoader installs when it starts its workers.
 
-    It would raise a worker's death wherever this process happens to be, such as in the middle of a collective. Without
-    it the death is found by DataLoader's own look at its workers, every 5 s that it waits for a batch: inside next().
+    It would raise an error for a dead worker at any point of this process, for example in the middle of a collective.
+    Without it, DataLoader still checks its workers inside next(), every 5 s while it waits for a batch.
     """
     before = signal.getsignal(signal.SIGCHLD)
     try:
@@ -281,19 +283,19 @@ def _deaths_explained() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"a loader process ended by itself ({error}); most often memory or shared memory (/dev/shm) ran out: "
-            "lower data.workers, or give more"
+            f"a loader process died ({error}); usually memory or shared memory (/dev/shm) was exhausted: lower "
+            "data.workers, or provide more memory"
         ) from error
 
 
 def _start_worker(worker: int) -> None:
-    # OpenMP's threads do not survive a fork, and waiting for them would never end
+    # threads of OpenMP do not survive a fork, and waiting for them would never end
     torch.set_num_threads(1)
     threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_when_told(trainer: int) -> None:
-    """End this worker on SIGTERM from its trainer, which sends it at exit; from others it is meant for the trainer."""
+    """End this worker on SIGTERM from its trainer, which sends it at exit; a SIGTERM from others is for the trainer."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)

@@ -1,7 +1,7 @@
-"""The order of pairs as a formula: which pair stands at a position of the run, with nothing stored and nothing to skip.
+"""The order of pairs as a formula: it gives the pair at any position of the run, stores nothing and skips nothing.
 
-A position counts pairs since the start of the run; a step takes the next `pairs_per_step` of them. Epochs follow one
-another without a gap, so a batch may begin in one and end in the next, and nothing is dropped.
+A position counts pairs since the start of the run; a step takes the next `pairs_per_step` of them. There is no gap
+between epochs, so a batch may begin in one epoch and end in the next, and no pair is dropped.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ from itertools import accumulate
 
 from ds_dpo.data.keyed_hash import keyed_hash
 
-# 4 rounds make a Feistel network look random; twice as many, as the halves of a small dataset have few bits
+# 4 rounds make a Feistel network look random; we use 8, because the halves of a small dataset have few bits
 FEISTEL_ROUNDS = 8
 
 
 class PairOrder:
-    """The order over buckets of pairs: all pairs of a step are of one bucket.
+    """The order of pairs in buckets: all pairs of a step belong to the same bucket.
 
-    Each bucket has an endless stream of its own, epoch after epoch, cut into batches of pairs_per_step: so what does
-    not fill a batch waits for the next epoch, and a bucket smaller than a batch is met when enough of its visits have
-    come together. After e epochs of the whole, a bucket of n pairs has had floor(e * n / pairs_per_step) batches. The
-    steps of an epoch are in a pseudo-random order. With a single bucket that is place_of, whatever the step.
+    Each bucket has its own endless stream, epoch after epoch, cut into batches of pairs_per_step. Pairs that do not
+    fill a batch wait for the next epoch, and a bucket smaller than a batch gets a step when enough of its visits have
+    come together. After e epochs of the whole dataset, a bucket of n pairs has had floor(e * n / pairs_per_step)
+    batches. The steps of an epoch are in a pseudo-random order. With a single bucket, the order is that of place_of.
     """
 
     def __init__(self, bucket_sizes: Sequence[int], *, pairs_per_step: int, seed: int) -> None:
-        """Keep the table of buckets; bucket k has the indices from sum(bucket_sizes[:k]) on, and none is empty."""
+        """bucket_sizes: at least 1 each; the indices of bucket k begin at sum(bucket_sizes[:k])."""
         self._sizes = tuple(bucket_sizes)
         self._starts = (0, *accumulate(self._sizes))
         self._pairs_per_step = pairs_per_step
         self._seed = seed
 
     def place(self, position: int) -> tuple[int, int]:
-        """Return (index, visit): the pair at a position, and how often its bucket was gone through before, from 0."""
+        """Return (index, visit): the pair at a position, and how many epochs of its bucket came before, from 0."""
         bucket, batch = self._batch_of(position // self._pairs_per_step)
         own_position = batch * self._pairs_per_step + position % self._pairs_per_step
         index, visit = place_of(own_position, num_pairs=self._sizes[bucket], seed=self._seed, bucket=bucket)
         return self._starts[bucket] + index, visit
 
     def replacement(self, position: int, attempt: int) -> int:
-        """Return the pair, of the same bucket, that stands in where attempt - 1 others before it cannot be read."""
+        """Return the pair of the same bucket that replaces an unreadable one, after attempt - 1 unreadable others."""
         bucket, _ = self._batch_of(position // self._pairs_per_step)
         index = replacement_index(position, attempt, num_pairs=self._sizes[bucket], seed=self._seed)
         return self._starts[bucket] + index
 
     def visits_begun(self, num_steps: int) -> list[int]:
-        """Return of how many visits, for each bucket, the first num_steps steps take at least one pair.
+        """Return for each bucket the number of visits from which the first num_steps steps take at least one pair.
 
-        With several buckets the steps of the last epoch are looked at one by one.
+        With several buckets, the steps of the last epoch are examined one by one.
         """
         if len(self._sizes) == 1:
             batches = [num_steps]
@@ -61,7 +61,7 @@ class PairOrder:
         return [-(-num // size) for num, size in zip(pairs, self._sizes, strict=True)]
 
     def _batch_of(self, step: int) -> tuple[int, int]:
-        """Return the bucket of a step, and which of that bucket's batches it takes."""
+        """Return the bucket of a step, and the number of the batch that it takes from this bucket."""
         if len(self._sizes) == 1:
             return 0, step
         epoch = self._epoch_of(step)
@@ -76,8 +76,8 @@ class PairOrder:
 
     def _epoch_of(self, step: int) -> int:
         """Return the epoch with sum(batches_before(epoch)) <= step < sum(batches_before(epoch + 1))."""
-        # rounding down takes less than one batch from each bucket, so the sum is at most epoch * pairs / pairs_per_step
-        # and less than the number of buckets below it
+        # rounding down removes less than one batch per bucket, so the sum is at most epoch * pairs / pairs_per_step,
+        # and above that minus the number of buckets
         pairs, buckets = self._starts[-1], len(self._sizes)
         first = step * self._pairs_per_step // pairs
         last = (step + buckets) * self._pairs_per_step // pairs
@@ -86,9 +86,9 @@ class PairOrder:
 
 
 def place_of(position: int, *, num_pairs: int, seed: int, bucket: int = 0) -> tuple[int, int]:
-    """Return (index, visit): the pair in [0, num_pairs) at a position, and the epoch, from 0, in which it stands there.
+    """Return (index, visit): the pair in [0, num_pairs) at a position, and the position's epoch, from 0.
 
-    Each epoch is a pseudo-random permutation of its own, computed for this one position.
+    Each epoch has its own pseudo-random permutation, which is computed for this position only.
     """
     visit, turn = divmod(position, num_pairs)
     name = f"order of bucket {bucket}" if bucket else "order"
@@ -96,15 +96,15 @@ def place_of(position: int, *, num_pairs: int, seed: int, bucket: int = 0) -> tu
 
 
 def replacement_index(position: int, attempt: int, *, num_pairs: int, seed: int) -> int:
-    """Return the pair that stands in at a position whose pair, and attempt - 1 stand-ins, cannot be read."""
+    """Return the pair that replaces the pair at a position if it, and attempt - 1 replacements, cannot be read."""
     return keyed_hash("replacement", seed, position, attempt) % num_pairs
 
 
 def _permuted(value: int, *, num_values: int, name: str, seed: int, epoch: int) -> int:
     """Return the place of a value under a pseudo-random permutation of [0, num_values).
 
-    A Feistel network over the next power of 4, walked until it falls inside. Source: Black and Rogaway, "Ciphers with
-    Arbitrary Finite Domains", 2002 (cycle-walking).
+    Uses a Feistel network over the next power of 4, applied until the result is in range. Source: Black and Rogaway,
+    "Ciphers with Arbitrary Finite Domains", 2002 (cycle-walking).
     """
     half_bits = ((num_values - 1).bit_length() + 1) // 2
     mask = (1 << half_bits) - 1
@@ -113,6 +113,7 @@ def _permuted(value: int, *, num_values: int, name: str, seed: int, epoch: int) 
         for round_number in range(FEISTEL_ROUNDS):
             left, right = right, left ^ (keyed_hash(name, seed, epoch, round_number, right) & mask)
         value = left << half_bits | right
-        # fewer than 4 turns on average, as 4**half_bits < 4 * num_values; ends, as a permutation's cycle comes back
+        # fewer than 4 turns on average, as 4**half_bits < 4 * num_values. It ends, because a permutation's cycle
+        # returns.
         if value < num_values:
             return value

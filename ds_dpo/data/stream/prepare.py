@@ -1,4 +1,4 @@
-"""Pairs of a dataset, and their draws, into the tensors that a step takes.
+"""Turn pairs of a dataset and their random draws into the tensors of a step.
 
 Legend: B pairs; C,H,W latent; X,Y pixels. Sizes are (height, width) in pixels.
 """
@@ -26,7 +26,7 @@ S = TypeVar("S")
 
 
 class OnlinePairs:
-    """The pairs of a source, their images decoded when they are read; a loader.PairReader of PairSamples."""
+    """A loader.PairReader of PairSamples: the pairs of a source, decoded when they are read."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class OnlinePairs:
         latent_shape: Callable[[tuple[int, int]], tuple[int, int, int]],
         noising: Noising,
     ) -> None:
-        """Join a source with what its pairs' draws depend on. latent_shape: (C, H, W) for an image's size."""
+        """data, seed, noising: what draws depend on. latent_shape: returns (C, H, W) for the size of an image."""
         self.bucket_sizes: Sequence[int] = source.bucket_sizes
         self._bucket_ends = list(accumulate(source.bucket_sizes))
         self._shapes = list(source.bucket_shapes)
@@ -61,12 +61,12 @@ class OnlinePairs:
         return prepare_pair(record, draws, data=self._data, size=self._shapes[bucket])
 
     def join(self, parts: list[PairSamples]) -> PairSamples:
-        """Put samples of one bucket behind one another."""
+        """Concatenate samples of one bucket."""
         return join_samples(parts)
 
 
 def prepare_pair(record: PairRecord, draws: PairDraws, *, data: DataConfig, size: tuple[int, int]) -> PairSamples:
-    """Return a pair, its images cut to the size, with B = 1. Raises BadRowError if one of them cannot be used."""
+    """Return a pair with its images cut to the size, B = 1. Raises BadRowError if one of them cannot be used."""
     rejected_flip = draws.rejected_flip if data.flip == "independent" else draws.chosen_flip
     crop_fractions = (draws.crop_top, draws.crop_left) if data.crop == "random" else None
 
@@ -99,17 +99,17 @@ def prepare_pair(record: PairRecord, draws: PairDraws, *, data: DataConfig, size
 def time_ids(
     original_size: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], *, data: DataConfig
 ) -> Tensor:
-    """Return what SDXL is told of sizes: original height, width, crop top, left, target height, width; (6,) fp32.
+    """Return SDXL's size conditioning: original height, width, crop top, left, target height, width; (6,) fp32.
 
-    original_size, corner: of a CutImage. size: of the training image. Source: arXiv:2307.01952, section 2.2; fixed as
-    in the authors' train.py, true as in diffusers' SDXL scripts.
+    original_size, corner: of a CutImage. size: of the training image. Source: arXiv:2307.01952, section 2.2;
+    data.size_conditioning fixed is that of the authors' train.py, true that of diffusers' SDXL scripts.
     """
     told = (*size, 0, 0, *size) if data.size_conditioning == "fixed" else (*original_size, *corner, *size)
     return torch.tensor(told, dtype=torch.float32)
 
 
 def join_samples(parts: list[S]) -> S:
-    """Put samples, a dataclass of tensors and lists, behind one another into one, in their order; None stays None."""
+    """Concatenate samples, dataclasses of tensors and lists, in their order; None stays None."""
     joined: dict[str, Any] = {}
     for field in fields(parts[0]):  # type: ignore[arg-type]
         values = [getattr(part, field.name) for part in parts]

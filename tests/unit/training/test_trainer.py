@@ -285,7 +285,9 @@ def test_images_are_drawn_at_the_start_when_due_and_at_the_end(begun: int, drawn
 
 def test_too_many_bad_rows_end_the_run_and_are_named() -> None:
     run = Run(steps=5, bad_rows=2, max_bad_rows=3)
-    message = r"^4 rows cannot be read, and data.max_bad_rows allows 3; mend them or raise it:(\n  row \d){4}$"
+    message = (
+        r"^4 rows cannot be read, but data.max_bad_rows allows 3; repair them, or raise the limit:(\n  row \d){4}$"
+    )
     with pytest.raises(DataError, match=message):
         run.trainer.run()
     assert run.progress.step == 2

@@ -110,7 +110,7 @@ def test_pairs_not_looked_into_have_prompts_and_no_images(tmp_path):
     source, data = opened(tmp_path)
     none = statistics_of(source, looked_into=np.array([], np.int64))
     assert (none.images, none.repeats, none.prompts.distinct, len(none.bad_pairs)) == (None, None, 4, 1)
-    assert "none was read" in statistics_text(none, data)
+    assert "no image was read" in statistics_text(none, data)
     some = statistics_of(source, looked_into=np.array([0, 4]))
     assert (some.images.images, some.repeats.contradictions, some.pairs_looked_into) == (4, 0, 2)
     assert "there may be more" in statistics_text(some, data)

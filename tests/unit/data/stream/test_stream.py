@@ -318,7 +318,7 @@ def test_bad_rows_are_counted_and_named_in_this_process(workers):
 def test_more_bad_rows_than_allowed_is_an_error_that_lists_them(workers):
     stream = stream_of(WITH_BAD, workers=workers, micro=4, max_bad_rows=0)
     head, a_row = (
-        r"\d rows cannot be read, and data.max_bad_rows allows 0; mend them or raise it:",
+        r"\d rows cannot be read, but data.max_bad_rows allows 0; repair them, or raise the limit:",
         r"row \d: (no caption|rejected image: .*)",
     )
     message = rf"^{head}(\n  {a_row})+$"
@@ -395,8 +395,8 @@ def test_a_worker_that_died_is_an_error_of_next_and_of_no_other_line():
     lines = run_program(DEAD_WORKER).splitlines()
     assert lines[0] == "still training"
     assert re.fullmatch(
-        r"a loader process ended by itself \(DataLoader worker \(pid.*\) exited unexpectedly\); most often memory or "
-        r"shared memory \(/dev/shm\) ran out: lower data.workers, or give more",
+        r"a loader process died \(DataLoader worker \(pid.*\) exited unexpectedly\); usually memory or shared memory "
+        r"\(/dev/shm\) was exhausted: lower data.workers, or provide more memory",
         lines[1],
     )
     assert len(lines) == 2
