@@ -1,9 +1,11 @@
-"""Encode the images and prompts of a run's pairs once, or compute the errors of its reference, for training to read.
+"""Encode the pairs of a run, or compute the errors of its reference, once before training, for training to read.
 
-Takes the run's own options (ds_dpo/train.py --help) beside those below. Each distinct image and each distinct prompt is
-encoded once, on any number of ranks; the same command again goes on where it was killed. Then train with
---data.cache FOLDER and the same options. With --reference, the frozen reference's two errors of each pair in each visit
-are computed instead: train with --reference.residency cached --reference.cache FOLDER, and no reference is in memory.
+Takes the options of the run (see ds_dpo/train.py --help) in addition to those below. Runs on any number of ranks. If it
+is killed, the same command continues it.
+
+By default it encodes each distinct image and prompt of the run's pairs. Train from them with --data.cache FOLDER and
+the same options. With --reference it computes the two errors of the frozen reference for each pair in each epoch
+instead. Train with --reference.residency cached --reference.cache FOLDER; then no reference is in memory.
 
     deepspeed --num_gpus 8 scripts/cache.py --config sdxl_pickapic --out caches/pickapic
     python scripts/cache.py --config miniature --out runs/cache --dtype fp32
@@ -35,54 +37,55 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="default: data.cache, else beside output_dir, with _cache added; with --reference: reference.cache, else "
-        "with _reference added",
+        help="folder of the cache; default: data.cache if it is set, else output_dir with _cache added to its name "
+        "(with --reference: reference.cache, else output_dir with _reference added)",
     )
-    parser.add_argument("--reference", action="store_true", help="compute the reference's errors; encode nothing")
+    parser.add_argument("--reference", action="store_true", help="compute errors of the reference, and encode nothing")
     parser.add_argument(
         "--visits",
         type=_positive,
         metavar="N",
-        help="with --reference: all pairs in so many visits (epochs); default: those that max_train_steps steps meet",
+        help="with --reference: compute all pairs of N epochs; default: only the pairs that max_train_steps steps read",
     )
     parser.add_argument(
         "--store",
         choices=["moments", "mean"],
-        help="of each image: mean and log-variance, so that each visit draws its own latent, or the mean alone, half "
-        "the size; default: moments",
+        help="what to store of each image: moments (mean and log-variance, so that each epoch draws its own latent), "
+        "or the mean alone, at half the size; default: moments",
     )
     parser.add_argument(
         "--dtype",
         choices=list(TORCH_NAMES),
-        help="of what is stored of images; fp16 rounds a value by at most 1/2048 of itself, bf16 by 1/256, fp32 is "
-        "exact and twice the size; text is stored as it is encoded; default: fp16",
+        help="precision of stored images: fp16 rounds a value by at most 1/2048 of itself, bf16 by 1/256; fp32 is "
+        "exact and twice as large; text is stored in the run's precision; default: fp16",
     )
     parser.add_argument(
         "--flips",
         action="store_true",
-        help="store each image mirrored too, twice the size; always done where data.flip is not off, which needs it",
+        help="also store each image mirrored, at twice the size; always done if data.flip is not off",
     )
     parser.add_argument(
         "--shard_pairs",
         type=_positive,
         default=1024,
         metavar="N",
-        help="pairs of a shard, with --reference in one visit; a kill loses at most one of each rank; default: 1024",
+        help="pairs in a shard; a kill loses at most one unfinished shard of each rank; default: 1024",
     )
     parser.add_argument(
         "--batch",
         type=_positive,
         metavar="N",
-        help="images that pass the VAE at once, default: 1 of 1024 x 1024 pixels; with --reference: pairs that pass "
-        "the UNet at once, default: 4 of 1024 x 1024 pixels",
+        help="images in one pass of the VAE (default: 1 of 1024 x 1024 pixels); with --reference: pairs in one pass of "
+        "the UNet (default: 4 of 1024 x 1024 pixels)",
     )
-    parser.add_argument("--verify", action="store_true", help="look through a finished cache; writes nothing")
+    parser.add_argument("--verify", action="store_true", help="check a finished cache, and write nothing")
     parser.add_argument(
         "--verify_images",
         type=int,
         default=4,
         metavar="N",
-        help="pairs that --verify encodes, or computes, again and compares, 0 encoded need no dataset; default: 4",
+        help="number of pairs that --verify encodes or computes again to compare them; with 0, checking encoded pairs "
+        "needs no dataset; default: 4",
     )
     own, of_run = parser.parse_known_args(argv)
     _require_options_of_the_kind(own)
@@ -90,20 +93,19 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
 
 
 def _require_options_of_the_kind(own: argparse.Namespace) -> None:
-    """Raise ConfigError for an option that what is made would ignore."""
+    """Raise ConfigError for an option that has no effect on the kind of cache asked for."""
     ignored = ("store", "dtype", "flips") if own.reference else ("visits",)
     given = [f"--{name}" for name in ignored if getattr(own, name)]
     if given and own.reference:
-        raise ConfigError(f"{given[0]} says how images are stored, and --reference stores errors alone; leave it out")
+        raise ConfigError(f"{given[0]} is for encoded images, but --reference stores only errors; leave it out")
     if given:
-        raise ConfigError(f"{given[0]} says of how many visits --reference computes errors; encoding has none")
+        raise ConfigError(f"{given[0]} needs --reference: it is the number of epochs whose errors are computed")
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}; 1 or more would fit")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; a whole number of 1 or more would fit")
+    return int(text)
 
 
 def default_folder(config: RunConfig, *, reference: bool) -> Path:
@@ -122,14 +124,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     loaded = load_config(of_run)
     if loaded.dry_run:
-        raise ConfigError("option --dry_run is ds_dpo/train.py's; scripts/cache.py has none")
+        raise ConfigError("--dry_run is an option of ds_dpo/train.py; scripts/cache.py does not have it")
     config = loaded.config
     from ds_dpo.engine.settings_file import deepspeed_config_path, precision_of_file, read_deepspeed_file
 
     precision = precision_of_file(read_deepspeed_file(deepspeed_config_path(config.deepspeed_config)))
     out = own.out or default_folder(config, reference=own.reference)
     verify = own.verify_images if own.verify else None
-    # with torch and DeepSpeed it takes ten seconds to import what follows; a mistyped option is told at once
+    # imported late: torch and DeepSpeed take ten seconds, and a mistyped option is reported at once
     if own.reference:
         from ds_dpo.reference.cache import program as reference_program
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Look at preference pairs before training on them: counts, labels, sizes, repetitions, bad images, a page of pairs.
+"""Describe preference pairs before you train on them: counts, labels, sizes, repetitions, bad images, a page of pairs.
 
     python scripts/data_stats.py --config sdxl_pickapic --out stats
     python scripts/data_stats.py --dataset /data/my_pairs --images all --fail_on bad contradictions
 
-It takes --config and all options of ds_dpo/train.py, whose --help lists them: those of data make it see what training
-would see, after the same filters, and --seed chooses which pairs are looked at. Needs neither a model nor a GPU.
+Takes --config and all options of ds_dpo/train.py (see its --help). With the same data options it sees the same pairs as
+training, after the same filters. --seed chooses the random pairs. Needs neither a model nor a GPU.
 
-Every row is read, with its images; --data.max_rows N is for a quick look. Beside counts of distinct values it keeps
-about 75 bytes a pair, 16 of them for each image, and several times that while it compares them at the end.
+Reads every row with its images; use --data.max_rows N for a quick look. Memory: counts of distinct values, about 75
+bytes for each pair, and several times that while pairs are compared at the end.
 
-Prints the numbers, and writes OUT/data_stats.json, OUT/sheet.html and OUT/sheet.png.
+Prints the statistics. With --out DIR, also writes DIR/data_stats.json, DIR/sheet.html and DIR/sheet.png.
 """
 
 import argparse
@@ -33,36 +33,39 @@ def count_or_word(text: str) -> int | None:
         return words[text]
     if text.isdecimal():
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is none of: all, none, a number of pairs")
+    raise argparse.ArgumentTypeError(f"{text!r}; all, none or a number of pairs would fit")
 
 
 def pairs_of_sheet(text: str) -> int:
     if text.isdecimal() and int(text) <= 1000:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is no number of pairs from 0 to 1000")
+    raise argparse.ArgumentTypeError(f"{text!r}; a number of pairs from 0 to 1000 would fit")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="gets data_stats.json, sheet.html, sheet.png")
     parser.add_argument(
-        "--sample", type=pairs_of_sheet, default=24, metavar="N", help="pairs on the sheet; default: 24"
+        "--out", type=Path, metavar="DIR", help="folder for data_stats.json, sheet.html and sheet.png; off if unset"
+    )
+    parser.add_argument(
+        "--sample", type=pairs_of_sheet, default=24, metavar="N", help="number of pairs on the sheet; default: 24"
     )
     parser.add_argument(
         "--images",
         type=count_or_word,
         default=10_000,
         metavar="{all,none,N}",
-        help="pairs, at random, whose images are decoded: sizes, repetitions, bad ones; default: 10000",
+        help="number of random pairs whose images are decoded, to find sizes, repetitions and bad images; "
+        "default: 10000",
     )
     parser.add_argument(
         "--fail_on",
         nargs="+",
         choices=("bad", "contradictions"),
         default=[],
-        help=f"exit status {EXIT_STATUS_OF_FINDING} where there are some",
+        help=f"exit with status {EXIT_STATUS_OF_FINDING} if there are any of these",
     )
     return parser.parse_known_args()
 
@@ -76,7 +79,7 @@ def main() -> None:
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise ConfigError(f"--out {arguments.out} is a file; a folder would fit")
     quiet_libraries()
-    with quiet_output():  # libraries announce what they lack as they are imported
+    with quiet_output():  # libraries print what they lack when they are imported
         from tqdm import tqdm
 
         from ds_dpo.data.reading.open_source import open_source
@@ -122,8 +125,8 @@ def write_files(folder, statistics, text, pairs, config) -> None:
     notes = [
         f"All {len(pairs):,} pairs."
         if len(pairs) == statistics.pairs
-        else f"{len(pairs)} of {statistics.pairs:,} pairs, drawn at random (seed {config.seed}): not picked.",
-        "Left and right as in the dataset where it says so, else the winner is left. Sizes are height x width.",
+        else f"{len(pairs)} of {statistics.pairs:,} pairs, drawn at random (seed {config.seed}), not selected.",
+        "Left and right are as in the dataset if it says so, else the winner is on the left. Sizes are height x width.",
     ]
     sheet = [sheet_pair(pair) for pair in pairs]
     numbers = dataclasses.asdict(statistics) | {"data": config.data.model_dump(mode="json"), "seed": config.seed}
