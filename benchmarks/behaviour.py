@@ -4,7 +4,7 @@
 
 same_behaviour.py runs this for two checkouts and compares the folders. Every program of CHECKOUT runs in OUT as a child
 process, with CHECKOUT first on PYTHONPATH and paths relative to OUT, so that a path that a file states is the same for
-both. --given: the record of the older checkout, whose run folders and caches this one goes on from; default: its own.
+both. --given: the record of the older checkout, whose run folders and caches this one resumes; default: its own.
 A part that is done is not done again. About 5 minutes on two cores.
 """
 
@@ -34,7 +34,7 @@ objective: {{type: kto, beta: 300}}
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A checkout, the folder of its record, and the record that it goes on from."""
+    """A checkout, the folder of its record, and the record that it resumes from."""
 
     checkout: Path
     out: Path
@@ -167,9 +167,9 @@ def free_port() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkout", type=Path, metavar="CHECKOUT")
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--given", type=Path, metavar="FOLDER", help="record of the older checkout (default: OUT)")
+    parser.add_argument("checkout", type=Path, metavar="CHECKOUT", help="Checkout to record.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="Folder of its record.")
+    parser.add_argument("--given", type=Path, metavar="FOLDER", help="Record of the older checkout (default: OUT).")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     record(Side(checkout=arguments.checkout.resolve(), out=out, given=(arguments.given or out).resolve()))

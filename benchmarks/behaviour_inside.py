@@ -50,7 +50,7 @@ def write_trainings() -> None:
 
 
 def write_orders() -> None:
-    """The first places of several sets, with what stands in for an unreadable pair, as one JSON file."""
+    """The first places of several sets, with the substitutes of unreadable pairs, as one JSON file."""
     pair_order = found("PairOrder")
     kept = {}
     for sizes in ([1], [3016], [7, 100, 33], [851293]):

@@ -10,7 +10,7 @@ join, in the run's own shuffled order. The page cache is warm: the shards were r
 The last line is a JSON object. pairs_per_second: without drawing noise, which is collated all the same.
 pairs_per_second_with_noise: as a loader process delivers them. cpu_ms_per_pair: the processor's time of the former,
 which others on the machine do not change. memory_growth_mb: the most by which resident memory, after reading 2048 pairs
-of an index, exceeds that of the smallest, each in a process of its own.
+of an index, exceeds that of the smallest, each in its own process.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _values(random: np.random.Generator, count: int) -> bytes:
 
 
 def write_index(folder: Path, shards: Path, files: dict[str, FileEntry], *, num_pairs: int) -> None:
-    """Write an index of so many pairs, each with two images and a prompt of its own rows, over the same shards."""
+    """Write an index of num_pairs pairs, each with its own rows of two images and a prompt, over the same shards."""
     folder.mkdir()
     for kind in ("images", "prompts"):
         (folder / kind).symlink_to(shards / kind)
@@ -148,7 +148,7 @@ def write_index(folder: Path, shards: Path, files: dict[str, FileEntry], *, num_
 
 
 def _places(shards: Path, kind: str, column: str, of_shard: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return offsets and shard numbers of so many rows, the shards' own again and again."""
+    """Return offsets and shard numbers of count rows, which repeat those of the shards."""
     offsets = np.concatenate([value_offsets(shards / kind / f"{shard}.arrow", column) for shard in range(NUM_SHARDS)])
     rows = np.arange(count) % len(offsets)
     return offsets[rows], rows // of_shard
@@ -191,7 +191,7 @@ def without_drawing() -> Any:
 
 
 def resident_mb_after_reading(folder: Path) -> float:
-    """Return resident memory, file pages included, of a process of its own that has read some pairs."""
+    """Return resident memory, file pages included, of a process that has read some pairs."""
     here, there = multiprocessing.get_context("spawn").Pipe()
     reader = multiprocessing.get_context("spawn").Process(target=_read_and_tell, args=(folder, there))
     reader.start()
@@ -211,9 +211,12 @@ def _read_and_tell(folder: Path, told: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--folder", type=Path, default=Path("/tmp/ds_dpo_cache_read"), help="0.7 GB; removed at the end"
+        "--folder",
+        type=Path,
+        default=Path("/tmp/ds_dpo_cache_read"),
+        help="Folder for 0.7 GB, which is removed at the end.",
     )
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement of speed")
+    parser.add_argument("--seconds", type=float, default=10, help="Seconds of each measurement of speed.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True)

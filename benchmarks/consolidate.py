@@ -4,7 +4,7 @@ Usage: python benchmarks/consolidate.py [--stages 3 2] [--ranks 8] [--rounds 3] 
        python benchmarks/consolidate.py --growth --scale 0.5      how the time grows with bytes and ranks, ours alone
 
 For each stage a checkpoint of SDXL's UNet with seeded values is written in DeepSpeed's format (see zero_files.py for
-what it leaves out), each converter runs in turn in a process of its own with the input in the page cache, once more
+what it leaves out), each converter runs in turn in its own process with the input in the page cache, once more
 with the output synced to the disk, and the checkpoint is removed. Needs 26 GB of disk, and of memory what DeepSpeed's
 takes: 16 GB. The last line is one JSON object, ours over theirs: the worst stage's median ratios.
 """
@@ -259,14 +259,14 @@ def summarise(stages: Iterable[Mapping[str, Any]], options: argparse.Namespace) 
 def parse_arguments() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", type=int, nargs="+", choices=(2, 3), default=[3, 2])
-    parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3, help="of each converter, beside the synced one")
-    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS for both; default: not set, as users have it")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the UNet's widths")
-    parser.add_argument("--folder", type=Path, help="where checkpoints and outputs go; default: a temporary folder")
-    parser.add_argument("--no_module", action="store_true", help="leave out ZeRO 2's 16-bit copy of the weights")
-    parser.add_argument("--growth", action="store_true", help="time by bytes and ranks instead, ours alone")
+    parser.add_argument("--stages", type=int, nargs="+", choices=(2, 3), default=[3, 2], help="ZeRO stages.")
+    parser.add_argument("--ranks", type=int, default=8, help="Number of ranks that saved.")
+    parser.add_argument("--rounds", type=int, default=3, help="Rounds of each converter, besides the synced one.")
+    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS for both (default: not set, as for users).")
+    parser.add_argument("--scale", type=float, default=1.0, help="Factor of the UNet's widths.")
+    parser.add_argument("--folder", type=Path, help="Folder for checkpoints and outputs (default: a temporary folder).")
+    parser.add_argument("--no_module", action="store_true", help="Leave out ZeRO 2's 16-bit copy of the weights.")
+    parser.add_argument("--growth", action="store_true", help="Measure only our converter, by bytes and ranks.")
     return parser.parse_args()
 
 

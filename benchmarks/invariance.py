@@ -196,7 +196,7 @@ def commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(FACTORS), choices=list(FACTORS), metavar="FACTORS")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "invariance", help="folder for the runs")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "invariance", help="Folder for the runs.")
     arguments = parser.parse_args()
     folder = arguments.runs.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ class Run:
         return f"{self.setting.objective}{options}_rate={self.setting.learning_rate:g}_{self.steps}_seed={self.seed}"
 
 
-# ---- one run, in a process of its own ----
+# ---- one run, in its own process ----
 
 
 def perform(run: Run, folder: Path) -> None:
@@ -245,9 +245,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="OBJECTIVE")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--search", action="store_true", help=f"every candidate, with seed {SEARCH_SEED}")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side; default: 2")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "objectives", help="folder for the runs")
+    parser.add_argument("--search", action="store_true", help=f"Run every candidate with seed {SEARCH_SEED}.")
+    parser.add_argument("--jobs", type=int, default=2, help="Number of runs at the same time (default: 2).")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "objectives", help="Folder for the runs.")
     arguments = parser.parse_args()
     runs = searched(arguments.only) if arguments.search else reported(arguments.only, arguments.seeds)
     perform_all(runs, arguments.runs.resolve(), jobs=arguments.jobs)

@@ -89,8 +89,8 @@ def draws_per_second(num_pairs: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=10**9, help="pairs of the dataset")
-    parser.add_argument("--seed", type=int, default=0, help="of the step to resume at and the sizes of the buckets")
+    parser.add_argument("--pairs", type=int, default=10**9, help="Number of pairs in the dataset.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the step to resume at and of the buckets' sizes.")
     args = parser.parse_args()
 
     draw = random.Random(args.seed)

@@ -46,10 +46,10 @@ MICRO_BATCHES = (1, 2, 8, 32)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=256, help="pairs of the miniature")
-    parser.add_argument("--rows", type=int, help="open and read a made-up table of N pair visits instead")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--config", nargs="*", default=[], help="further options of the run, after --config miniature")
+    parser.add_argument("--pairs", type=int, default=256, help="Number of pairs of the miniature.")
+    parser.add_argument("--rows", type=int, help="Open and read a made-up table of N pair visits instead.")
+    parser.add_argument("--device", default="cpu", help="Device, such as cpu or cuda.")
+    parser.add_argument("--config", nargs="*", default=[], help="Further options of the run, after --config miniature.")
     asked = parser.parse_args()
     if asked.rows:
         measure_reading(asked.rows)

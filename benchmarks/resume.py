@@ -112,8 +112,8 @@ def anonymous_mb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=0.3, help="of SDXL's widths")
-    parser.add_argument("--folder", type=Path, help="where the checkpoint is written and removed again")
+    parser.add_argument("--scale", type=float, default=0.3, help="Factor of SDXL's widths.")
+    parser.add_argument("--folder", type=Path, help="Folder in which the checkpoint is written and removed again.")
     options = parser.parse_args()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -159,10 +159,18 @@ def record(checkout: Path, out: Path, given: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", required=True, metavar="COMMIT", help="a commit, or the folder of a checkout")
-    parser.add_argument("--after", type=Path, default=HERE.parent, metavar="FOLDER", help="default: this checkout")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the earlier record here, and use it again")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep the later record here")
+    parser.add_argument("--before", required=True, metavar="COMMIT", help="Commit, or folder of a checkout.")
+    parser.add_argument(
+        "--after",
+        type=Path,
+        default=HERE.parent,
+        metavar="FOLDER",
+        help="Folder of the later checkout (default: this one).",
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="Folder to keep the earlier record in, and to use it again."
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="Folder to keep the later record in.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)

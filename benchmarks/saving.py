@@ -5,8 +5,8 @@
 Trains linear layers with the project's engine (one rank, ZeRO-2, bf16 with fp32 master weights, AdamW: 14 bytes a
 parameter in a checkpoint), in rounds of a few steps without saving, a save in the foreground, and one in the background
 with steps meanwhile. A stall is the time in which no step goes on: for the background, that of noting, copying and
-completing. The first save in the background also gets the memory for the copies; it is told apart. The disk counts:
-give a folder on the one that you mean. The last line is one JSON object.
+completing. The first save in the background also gets the memory for the copies; it is reported separately. Times
+depend on the disk: give a folder on the disk to measure. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Layers(nn.Module):
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=int, default=150_000_000)
-    parser.add_argument("--rounds", type=int, default=5, help="saves of each kind, 2 or more")
-    parser.add_argument("--folder", type=Path, help="where to write; none: a temporary folder, removed afterwards")
+    parser.add_argument("--parameters", type=int, default=150_000_000, help="Number of parameters.")
+    parser.add_argument("--rounds", type=int, default=5, help="Saves of each kind, 2 or more.")
+    parser.add_argument("--folder", type=Path, help="Folder to write (a temporary one if unset).")
     arguments = parser.parse_args()
     quiet_libraries()
     silence_deepspeed()

@@ -36,8 +36,8 @@ PAIRS_OF_A_PROMPT = 14  # as in Pick-a-Pic v2: 851,293 pairs of 58,960 prompts
 def main() -> None:
     """Measure, or be one measured process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where to write; none: a temporary folder, removed afterwards")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 1_000_000])
+    parser.add_argument("--folder", type=Path, help="Folder to write (a temporary one if unset).")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 1_000_000], help="Numbers of rows.")
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.start is not None:

@@ -45,7 +45,7 @@ SDXL: dict[str, Any] = {
 
 
 def unet_config(scale: float) -> dict[str, Any]:
-    """SDXL's UNet with so many times its channels, rounded to what its normalisation can divide."""
+    """Return SDXL's UNet with its channels times scale, rounded to what its normalisation can divide."""
     groups = SDXL["norm_num_groups"]
     channels = [max(1, round(width * scale / groups)) * groups for width in SDXL["block_out_channels"]]
     # as many heads as divide the channels: they do not change the number of weights

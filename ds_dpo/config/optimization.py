@@ -139,8 +139,8 @@ class ScheduleConfig(Section):
     )
     end_rate: float = identity_field("Learning rate at the end of the polynomial decay.", default=1e-7, ge=0)
     step_rules: str | None = identity_field(
-        "Rules of piecewise_constant: FACTOR:STEP,...,FACTOR. For example, 1:10,0.1:20,0.01 is the peak rate up to "
-        "step 10, a tenth of it up to step 20, then a hundredth of it.",
+        "Rules, for piecewise_constant only: FACTOR:STEP,...,FACTOR. For example, 1:10,0.1:20,0.01 is the peak rate "
+        "up to step 10, a tenth of it up to step 20, then a hundredth of it.",
         default=None,
     )
 

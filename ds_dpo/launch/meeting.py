@@ -78,7 +78,7 @@ def usual_seconds(place: RankEnvironment, environ: Mapping[str, str]) -> float:
 def _open_store(place: RankEnvironment, *, seconds: float, is_agents: bool) -> TCPStore:
     """Open the store that torch.distributed will use as well. is_agents: torchrun's agent is its server.
 
-    It is opened on a thread, because a client waits for ever at a port that accepts a connection and never answers.
+    It is opened on a thread, because a client waits forever at a port that accepts a connection and never answers.
     """
     where = f"{place.master_addr}:{place.master_port}"
     is_server = place.rank == 0 and not is_agents

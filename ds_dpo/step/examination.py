@@ -1,4 +1,4 @@
-"""One micro-batch forward and backward on a plain module, and what of it is not finite."""
+"""Do one micro-batch forward and backward on a plain module, and find what is not finite."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ds_dpo.step.preference_step import PreferenceStep
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What came of a micro-batch of B pairs.
+    """The result of a micro-batch of B pairs.
 
     quantities: B numbers by metric name. bad_parameters: those whose gradient is not finite, in the module's order.
-    bad_module: the first whose output is not finite though its input is; operation: of autograd, the first whose
-    gradient is NaN. Both None if there is none, or none was looked for.
+    bad_module: the first module with finite input and an output that is not finite. operation: autograd's first
+    operation whose gradient is NaN. Both are None if there is none, or without detect_anomaly.
     """
 
     quantities: dict[str, list[float]]
@@ -34,14 +34,14 @@ class Examination:
 
 
 class GradientSums:
-    """Sums gradients over micro-batches in fp32, parameter by parameter, for the norm of the whole step's."""
+    """Sums gradients over micro-batches in fp32, parameter by parameter, for the norm of the whole step's gradient."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._num_micro_batches = 0
 
     def add(self, policy: nn.Module) -> None:
-        """Add the gradients that the policy holds."""
+        """Add the policy's gradients."""
         self._num_micro_batches += 1
         for name, parameter in policy.named_parameters():
             if parameter.grad is not None:
@@ -49,7 +49,7 @@ class GradientSums:
                 self._sums[name] = self._sums[name] + gradient if name in self._sums else gradient.clone()
 
     def norm(self, *, factor: float) -> float:
-        """Return the 2-norm of the mean over micro-batches, whose losses were multiplied by factor."""
+        """Return the 2-norm of the mean gradient over micro-batches, whose losses were multiplied by factor."""
         squares = [gradient.double().square().sum() for gradient in self._sums.values()]
         return float(torch.stack(squares).sum().sqrt()) / (factor * self._num_micro_batches)
 
@@ -63,10 +63,10 @@ def examine(
     sums: GradientSums,
     detect_anomaly: bool,
 ) -> Examination:
-    """Do a micro-batch as a run does, and look at everything.
+    """Do a micro-batch as a run does, and examine all of it.
 
-    factor: what the loss is multiplied by before the backward pass, as fp16 and accumulation do. sums: is given the
-    gradients. detect_anomaly: name the module and the operation too, which takes several times as long.
+    factor: multiplies the loss before the backward pass, as fp16 and accumulation do. sums: gets the gradients.
+    detect_anomaly: also name the module and the operation, which takes several times as long.
     """
     policy.zero_grad(set_to_none=True)
     found: list[str] = []
@@ -80,7 +80,7 @@ def examine(
             if not detect_anomaly or "returned nan values" not in str(error):
                 raise
             operation = str(error)
-    if operation is not None:  # that ended the pass: once more for all gradients
+    if operation is not None:  # the anomaly ended the pass: repeat it for all gradients
         policy.zero_grad(set_to_none=True)
         (step(batch).loss * factor).backward()
     sums.add(policy)

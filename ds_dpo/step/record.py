@@ -1,4 +1,4 @@
-"""The record of one optimizer step: what is needed to do it again on one process, as a JSON file in the run folder."""
+"""The record of one optimizer step: a JSON file in the run folder from which one process can repeat the step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 from ds_dpo.errors import DataError
 
 FORMAT = 1
-# metrics that are also what an objective was told of the steps before
+# metrics that are also an objective's statistics of earlier steps
 OPTIONS_OF_STATISTICS = ("beta", "baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedPair:
-    """A pair of the step. position: among all pairs of the run. visit: with pair id and seed it gives every draw."""
+    """A pair of the step. position: among all pairs of the run. visit: with pair id and seed it fixes every draw."""
 
     rank: int
     position: int
@@ -32,11 +32,11 @@ class RecordedPair:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """A step, and the run that it is of.
+    """A step, and facts about its run.
 
-    steps_in_a_row: that could not be applied, this one included. loss_scale: that it used; None without fp16. options:
-    what the objective was told of the steps before, by name. pairs_seen: before the step. checkpoint: name of the
-    folder with the weights that it began with. pairs: of all ranks, in order of their positions.
+    steps_in_a_row: number of skipped steps in a row, this one included. loss_scale: the step's, None without fp16.
+    options: the objective's statistics of earlier steps, by name. pairs_seen: before the step. checkpoint: name of the
+    folder with the weights that the step began with. pairs: those of all ranks, in order of their positions.
     """
 
     step: int
@@ -57,7 +57,7 @@ class StepRecord:
 
 
 def write_record(record: StepRecord, path: Path) -> None:
-    """Write a record, whole or not at all. Raises OSError."""
+    """Write a record, completely or not at all. Raises OSError."""
     document = {"format": FORMAT, **dataclasses.asdict(record)}
     document["loss"] = _plain(record.loss)
     document["pairs"] = [{**dataclasses.asdict(pair), "loss": _plain(pair.loss)} for pair in record.pairs]
@@ -71,7 +71,7 @@ def write_record(record: StepRecord, path: Path) -> None:
 
 
 def read_record(path: Path) -> StepRecord:
-    """Read what write_record wrote. Raises DataError naming the file."""
+    """Read a record. Raises DataError that names the file."""
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if document.pop("format") != FORMAT:
@@ -85,5 +85,5 @@ def read_record(path: Path) -> StepRecord:
 
 
 def _plain(value: float) -> float | str:
-    """JSON has no numbers that are not finite: nan, inf and -inf stand there as text."""
+    """Return a value for JSON, which has no numbers that are not finite: nan, inf and -inf become text."""
     return value if math.isfinite(value) else str(value)

@@ -18,7 +18,7 @@ class StopRequest:
     """Remembers a request. The trainer reduces it over ranks once a step, so that all ranks stop at the same step.
 
     There is no collective inside a signal handler, because the other ranks would not be in it. A second signal ends the
-    rank at once, even if the main thread waits in a collective for ever and runs no Python handler; that is why a
+    rank at once, even if the main thread waits in an endless collective and runs no Python handler; that is why a
     thread handles both signals.
     """
 

@@ -53,7 +53,7 @@ def load_models(
 ) -> Models:
     """Load policy, reference and encoders, a node's ranks in turns; every rank calls it.
 
-    Raises ModelError or ConfigError on all ranks together where a model cannot be had or does not fit.
+    Raises ModelError or ConfigError on all ranks if a model is not available or does not fit.
     """
     model, dtype = config.model, torch_dtype(resolved.precision)
     earlier = checkpoint_start(model)

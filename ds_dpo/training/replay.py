@@ -278,7 +278,7 @@ def _first_scale(settings: Mapping[str, Any]) -> float | None:
 def _newest_before(folder: RunFolder, number: int) -> Path | None:
     """Return the newest checkpoint whose weights a step may have begun with; None for the first one.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is none.
     """
     for path in checkpoint_folders(folder.checkpoints):
         saved = step_of(path)

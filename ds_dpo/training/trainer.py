@@ -214,7 +214,7 @@ class Trainer:
         raise said_once(error)
 
     def _roll_back(self, watchdog: Watchdog, verdict: Verdict) -> bool:
-        """Go back to the newest checkpoint of the verdict's good step or before; returns False where there is none.
+        """Go back to the newest checkpoint of the verdict's good step or before; returns False if there is none.
 
         pairs_seen goes on, so that the pairs that led astray are not met again at once.
         """

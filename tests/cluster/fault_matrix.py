@@ -41,16 +41,18 @@ SMALL_DISK_MIB = 200
 def main() -> None:
     """Play what is asked for; the exit status tells whether all of it has passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS), help="groups; none: no case")
-    parser.add_argument("--cases", nargs="+", help="of these, cases whose name has one of these words in it")
     parser.add_argument(
-        "--setups", nargs="+", default=list(SETUPS), choices=list(SETUPS), help="of these, those of runs"
+        "--only", nargs="*", default=list(GROUPS), choices=list(GROUPS), help="Groups of cases (no case if empty)."
     )
-    parser.add_argument("--again", action="store_true", help="play what has passed with this commit, too")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "fault_matrix", help="folder of runs and logs")
-    parser.add_argument("--results", type=Path, help="file of results; none: results.jsonl in --work")
-    parser.add_argument("--page", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
-    parser.add_argument("--list", action="store_true", help="print the cases and leave")
+    parser.add_argument("--cases", nargs="+", help="Only cases whose name has one of these words.")
+    parser.add_argument(
+        "--setups", nargs="+", default=list(SETUPS), choices=list(SETUPS), help="Only cases of these runs."
+    )
+    parser.add_argument("--again", action="store_true", help="Also repeat cases that have passed with this commit.")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "fault_matrix", help="Folder of runs and logs.")
+    parser.add_argument("--results", type=Path, help="File of results (results.jsonl in --work if unset).")
+    parser.add_argument("--page", action="store_true", help=f"Write {PAGE.relative_to(ROOT)}.")
+    parser.add_argument("--list", action="store_true", help="Print the cases and exit.")
     arguments = parser.parse_args()
     every = cases()
     asked = [case for case in every.values() if case.group in arguments.only and case.setup in arguments.setups]

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Steps:
-    """Wait until so many more steps have ended, and then for a share of one more."""
+    """Wait until `more` more steps have ended, and then for a share of another one."""
 
     more: int
     share: float = 0.0

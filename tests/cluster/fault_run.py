@@ -27,7 +27,7 @@ def valid_steps(checkpoints: Path) -> list[int]:
 
 
 def newest_valid(checkpoints: Path) -> int | None:
-    """Return the step that must be gone on from; None where there is none."""
+    """Return the step that must be resumed from; None if there is none."""
     return next(iter(valid_steps(checkpoints)), None)
 
 

@@ -54,7 +54,7 @@ def test_each_damage_costs_what_the_table_says(checkpoints, name):
 
 @pytest.mark.parametrize("name", [name for name, costs in DAMAGES.items() if costs is not None])
 def test_a_damage_is_done_to_what_is_valid(checkpoints, name):
-    """An earlier case's damage may still lie there under its name."""
+    """An earlier case's damage may still be there under its name."""
     shutil.copytree(checkpoints / "step_00000009", checkpoints / "step_00000012")
     (checkpoints / "step_00000012" / "mp_rank_00_model_states.pt").write_bytes(b"cut")
     fault_run.DAMAGE[name](checkpoints)

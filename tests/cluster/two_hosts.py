@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, folder=None):
         self._is_own = folder is None
-        # sockets lie in it, and their paths must be short
+        # it holds sockets, whose paths must be short
         self.folder = Path(tempfile.mkdtemp(prefix="bench_")) if folder is None else Path(folder)
         self._at_rest = {}
 

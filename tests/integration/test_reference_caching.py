@@ -118,7 +118,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_trained(out, re
     for said in ("seed: the cache has 0, this run 1", 'data.flip: the cache has "off", this run "shared"'):
         assert said in refused["stale"]
     assert refused["altered"].startswith("PreflightError")
-    assert "reference.cache differ from those of the policy by up to 0.02 of themselves" in refused["altered"]
+    assert "reference.cache differ from those of the policy by a share of up to 0.02" in refused["altered"]
     assert refused["pairs"].startswith("DataError")
     for name in ("longer", "stale", "altered_run", "pairs"):
         assert not (out / name).exists()

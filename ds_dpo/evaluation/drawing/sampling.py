@@ -1,4 +1,4 @@
-"""Draw images with diffusers' own pipelines; each image has noise of its own seed.
+"""Draw images with diffusers' own pipelines; each image has its own seed of the noise.
 
 N images, C latent channels, X = Y = resolution in pixels.
 """

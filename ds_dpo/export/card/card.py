@@ -1,4 +1,4 @@
-"""The model card of an export: where the weights come from, how to use them, and nothing of the machine they lay on."""
+"""The model card of an export: where the weights come from, how to use them, but no path of the machine."""
 
 from __future__ import annotations
 

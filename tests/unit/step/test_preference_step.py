@@ -254,7 +254,7 @@ def test_a_fresh_policy_must_be_near_the_kept_errors_of_its_start() -> None:
     assert step.reads_reference_errors
     assert require_near_start(step, with_kept_errors([0.09, 1.0], [0.81, 3.24]), precision="fp32") < 1e-5
     off = with_kept_errors([0.09, 1.0], [0.81, 3.0])  # the last error, 3.24, is 0.08 of 3.0 away
-    with pytest.raises(PreflightError, match=r"by up to 0\.08 of themselves"):
+    with pytest.raises(PreflightError, match=r"by a share of up to 0\.08"):
         require_near_start(step, off, precision="fp32")
     assert require_near_start(step, off, precision="bf16") == pytest.approx(0.08, abs=1e-5)
     with pytest.raises(PreflightError, match="by up to inf"):
