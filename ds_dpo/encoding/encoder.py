@@ -58,7 +58,7 @@ class OnlineEncoder:
 
 
 class CachedEncoder:
-    """Draws latents from the moments that a cache holds, beside the text states. Needs no model."""
+    """Draws latents from the moments in a cache, which also holds the text states. Needs no model."""
 
     def __init__(
         self,

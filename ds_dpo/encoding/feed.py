@@ -152,7 +152,7 @@ def _open_online(config: RunConfig, data: DataConfig, *, seed: int, noising: Noi
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The frozen models beside the UNet."""
+    """The frozen models other than the UNet."""
 
     vae: AutoencoderKL
     text: TextEncoder

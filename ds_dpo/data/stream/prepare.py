@@ -104,8 +104,8 @@ def time_ids(
     original_size, corner: of a CutImage. size: of the training image. Source: arXiv:2307.01952, section 2.2;
     data.size_conditioning fixed is that of the authors' train.py, true that of diffusers' SDXL scripts.
     """
-    told = (*size, 0, 0, *size) if data.size_conditioning == "fixed" else (*original_size, *corner, *size)
-    return torch.tensor(told, dtype=torch.float32)
+    values = (*size, 0, 0, *size) if data.size_conditioning == "fixed" else (*original_size, *corner, *size)
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def join_samples(parts: list[S]) -> S:
