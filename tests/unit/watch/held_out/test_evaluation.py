@@ -278,7 +278,7 @@ def test_pairs_are_chosen_by_the_seed_and_an_unreadable_one_is_left_out_and_name
     assert said == ["held-out pair left out: row 4: torn"]
     assert read(4).pair_ids == found.pair_ids[:4]
     with pytest.raises(
-        DataError, match=r"^1 held-out pairs cannot be read, and data\.max_bad_rows allows 0; mend .*:\n  row 4"
+        DataError, match=r"^1 held-out pairs cannot be read, but data\.max_bad_rows allows 0; repair .*:\n  row 4"
     ):
         read(99, max_bad_rows=0)
 
