@@ -37,55 +37,55 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="folder of the cache; default: data.cache if it is set, else output_dir with _cache added to its name "
-        "(with --reference: reference.cache, else output_dir with _reference added)",
+        help="Folder of the cache (default: data.cache, else output_dir with _cache added to its name; with --reference: "
+        "reference.cache, else output_dir with _reference added).",
     )
-    parser.add_argument("--reference", action="store_true", help="compute errors of the reference, and encode nothing")
+    parser.add_argument("--reference", action="store_true", help="Compute errors of the reference, and encode nothing.")
     parser.add_argument(
         "--visits",
         type=_positive,
         metavar="N",
-        help="with --reference: compute all pairs of N epochs; default: only the pairs that max_train_steps steps read",
+        help="With --reference: compute all pairs of N epochs (default: only the pairs in max_train_steps steps).",
     )
     parser.add_argument(
         "--store",
         choices=["moments", "mean"],
-        help="what to store of each image: moments (mean and log-variance, so that each epoch draws its own latent), "
-        "or the mean alone, at half the size; default: moments",
+        help="What to store of each image: moments (mean and log-variance, so that each epoch draws its own latent), "
+        "or the mean alone, at half the size (default: moments).",
     )
     parser.add_argument(
         "--dtype",
         choices=list(TORCH_NAMES),
-        help="precision of stored images: fp16 rounds a value by at most 1/2048 of itself, bf16 by 1/256; fp32 is "
-        "exact and twice as large; text is stored in the run's precision; default: fp16",
+        help="Precision of stored images: fp16 rounds a value by at most 1/2048 of itself, bf16 by 1/256; fp32 is "
+        "exact and twice as large; text is stored in the run's precision (default: fp16).",
     )
     parser.add_argument(
         "--flips",
         action="store_true",
-        help="also store each image mirrored, at twice the size; always done if data.flip is not off",
+        help="Also store each image mirrored, at twice the size; always done if data.flip is not off.",
     )
     parser.add_argument(
         "--shard_pairs",
         type=_positive,
         default=1024,
         metavar="N",
-        help="pairs in a shard; a kill loses at most one unfinished shard of each rank; default: 1024",
+        help="Pairs in a shard; a kill loses at most one unfinished shard of each rank (default: 1024).",
     )
     parser.add_argument(
         "--batch",
         type=_positive,
         metavar="N",
-        help="images in one pass of the VAE (default: 1 of 1024 x 1024 pixels); with --reference: pairs in one pass of "
-        "the UNet (default: 4 of 1024 x 1024 pixels)",
+        help="Images in one pass of the VAE (default: 1 of 1024 x 1024 pixels); with --reference: pairs in one pass of "
+        "the UNet (default: 4 of 1024 x 1024 pixels).",
     )
-    parser.add_argument("--verify", action="store_true", help="check a finished cache, and write nothing")
+    parser.add_argument("--verify", action="store_true", help="Check a finished cache, and write nothing.")
     parser.add_argument(
         "--verify_images",
         type=int,
         default=4,
         metavar="N",
-        help="number of pairs that --verify encodes or computes again to compare them; with 0, checking encoded pairs "
-        "needs no dataset; default: 4",
+        help="Number of pairs that --verify encodes or computes again to compare them; with 0, checking encoded pairs "
+        "needs no dataset (default: 4).",
     )
     own, of_run = parser.parse_known_args(argv)
     _require_options_of_the_kind(own)

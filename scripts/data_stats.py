@@ -33,13 +33,13 @@ def count_or_word(text: str) -> int | None:
         return words[text]
     if text.isdecimal():
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}; all, none or a number of pairs would fit")
+    raise argparse.ArgumentTypeError(f"{text!r}; must be all, none or a number of pairs")
 
 
 def pairs_of_sheet(text: str) -> int:
     if text.isdecimal() and int(text) <= 1000:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}; a number of pairs from 0 to 1000 would fit")
+    raise argparse.ArgumentTypeError(f"{text!r}; must be a number of pairs from 0 to 1000")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -47,25 +47,25 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for data_stats.json, sheet.html and sheet.png; off if unset"
+        "--out", type=Path, metavar="DIR", help="Folder for data_stats.json, sheet.html and sheet.png (off if unset)."
     )
     parser.add_argument(
-        "--sample", type=pairs_of_sheet, default=24, metavar="N", help="number of pairs on the sheet; default: 24"
+        "--sample", type=pairs_of_sheet, default=24, metavar="N", help="Number of pairs on the sheet (default: 24)."
     )
     parser.add_argument(
         "--images",
         type=count_or_word,
         default=10_000,
         metavar="{all,none,N}",
-        help="number of random pairs whose images are decoded, to find sizes, repetitions and bad images; "
-        "default: 10000",
+        help="Number of random pairs whose images are decoded, to find sizes, repetitions and bad images "
+        "(default: 10000).",
     )
     parser.add_argument(
         "--fail_on",
         nargs="+",
         choices=("bad", "contradictions"),
         default=[],
-        help=f"exit with status {EXIT_STATUS_OF_FINDING} if there are any of these",
+        help=f"Exit with status {EXIT_STATUS_OF_FINDING} if there are any of these.",
     )
     return parser.parse_known_args()
 
@@ -77,7 +77,7 @@ def main() -> None:
 
     config = load_config(of_run).config
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
-        raise ConfigError(f"--out {arguments.out} is a file; a folder would fit")
+        raise ConfigError(f"--out {arguments.out} is a file; give a folder")
     quiet_libraries()
     with quiet_output():  # libraries print what they lack when they are imported
         from tqdm import tqdm
