@@ -37,8 +37,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="Folder of the cache (default: data.cache, else output_dir with _cache added to its name; with --reference: "
-        "reference.cache, else output_dir with _reference added).",
+        help="Folder of the cache (default: data.cache, else output_dir with _cache added to its name; with "
+        "--reference: reference.cache, else output_dir with _reference added).",
     )
     parser.add_argument("--reference", action="store_true", help="Compute errors of the reference, and encode nothing.")
     parser.add_argument(
