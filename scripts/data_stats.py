@@ -119,7 +119,7 @@ def main() -> None:
 def write_files(folder, statistics, text, pairs, config) -> None:
     from ds_dpo.evaluation.pages.pair_picture import sheet_picture
     from ds_dpo.evaluation.pages.pair_sheet import sheet_html, sheet_pair
-    from ds_dpo.evaluation.pages.picture import replace_file, save_png
+    from ds_dpo.evaluation.pages.picture import save_file, save_png
 
     title = f"{config.data.dataset}, split {config.data.split}"
     notes = [
@@ -130,9 +130,9 @@ def write_files(folder, statistics, text, pairs, config) -> None:
     ]
     sheet = [sheet_pair(pair) for pair in pairs]
     numbers = dataclasses.asdict(statistics) | {"data": config.data.model_dump(mode="json"), "seed": config.seed}
-    replace_file(folder / "data_stats.json", json.dumps(numbers, indent=1).encode())
+    save_file(folder / "data_stats.json", json.dumps(numbers, indent=1).encode())
     page = sheet_html(sheet, title=title, notes=notes, details=f"{statistics.description}\n\n{text}")
-    replace_file(folder / "sheet.html", page)
+    save_file(folder / "sheet.html", page)
     save_png(sheet_picture(sheet, title=title, notes=notes), folder / "sheet.png")
     print(f"\nwritten: {folder}/data_stats.json, sheet.html, sheet.png")
 

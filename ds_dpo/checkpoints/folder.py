@@ -16,6 +16,7 @@ from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.errors import CheckpointError
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
+from ds_dpo.storage.replace import replace_file
 
 LATEST = "latest"
 PARTIAL_PREFIX = "partial_"
@@ -101,13 +102,7 @@ def _is_complete(folder: Path) -> bool:
 
 def point_latest(folder: Path) -> None:
     """Make `latest` name a checkpoint, durably; call it after the checkpoint's rename."""
-    temporary = folder.with_name(f"{LATEST}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(folder.name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder.with_name(LATEST))
-    manifest.sync_folder(folder.parent)
+    replace_file(folder.with_name(LATEST), folder.name + "\n", sync=True)
 
 
 def rank_of(name: str) -> int:

@@ -17,6 +17,7 @@ from ds_dpo.process.fault_points import reach
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
 from ds_dpo.storage.manifest import Manifest
+from ds_dpo.storage.replace import sync_folder
 
 ROLLED_BACK_SUFFIX = ".rolled_back"
 
@@ -57,7 +58,7 @@ class CheckpointStore:
     def _set_aside(self, names: Sequence[str]) -> None:
         for name in names:
             os.replace(self.folder / name, unused_name(self.folder / f"{name}{ROLLED_BACK_SUFFIX}"))
-        manifest.sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def load_newest(self) -> LoadedCheckpoint | None:
         """Load the newest checkpoint that verifies, saved by any number of ranks and ZeRO stage; None without one.

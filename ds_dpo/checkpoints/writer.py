@@ -34,6 +34,7 @@ from ds_dpo.process.host_memory import available_bytes
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
 from ds_dpo.storage.manifest import UNET_CONFIG_NAME, FileEntry, Manifest
+from ds_dpo.storage.replace import remove_partials
 from ds_dpo.storage.state_files import HostCopies, StateFile, num_bytes
 
 
@@ -243,6 +244,7 @@ class CheckpointWriter:
         for pattern in (f"{PARTIAL_PREFIX}*", f"{DELETED_PREFIX}*", f"step_*{REPLACED_SUFFIX}*"):
             for leftover in self._folder.glob(pattern):  # the leftovers of a killed save
                 shutil.rmtree(leftover)
+        remove_partials(self._folder)
         first()
         self._require_free(size, f"it needs {gib(size)} GiB")
         partial.mkdir()

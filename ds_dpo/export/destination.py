@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.errors import CheckpointError
+from ds_dpo.storage.replace import partial_path, replacing
 
 RECORD_NAME = "export.json"
 RECORD_KEY = "ds_dpo.export"  # in a safetensors file's metadata
@@ -25,7 +26,7 @@ def new_folder(out: Path, *, needed_bytes: int, record: Mapping[str, Any]) -> It
     Raises CheckpointError if out holds anything else, or if the disk is too small or cannot be written.
     """
     check_replaceable(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    temporary = partial_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         check_space(out.parent, needed_bytes=needed_bytes)
@@ -47,16 +48,13 @@ def new_file(out: Path, *, needed_bytes: int) -> Iterator[Path]:
     Raises CheckpointError if out is anything else, or if the disk is too small or cannot be written.
     """
     check_replaceable(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         check_space(out.parent, needed_bytes=needed_bytes)
-        yield temporary
-        temporary.replace(out)
+        with replacing(out, sync=False) as temporary:
+            yield temporary
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_replaceable(out: Path) -> None:

@@ -5,12 +5,12 @@ DeepSpeed puts each line of it on ssh's command line, which every user of either
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ds_dpo.errors import ConfigError
+from ds_dpo.storage.replace import replace_file
 
 NAMES = ("PATH", "LD_LIBRARY_PATH", "DS_ACCELERATOR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 PREFIXES = ("HF_", "NCCL_", "GLOO_", "TORCH_", "OMP_", "TRANSFORMERS_", "DS_DPO_", "CUDA_", "KMP_")
@@ -64,9 +64,5 @@ def read_usual_file(folders: tuple[Path, ...]) -> dict[str, str]:
 def write_environment_file(path: Path, entries: Mapping[str, str]) -> None:
     """Write entries as `deepspeed` reads them from DS_ENV_FILE; only this user can read the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.writelines(f"{name}={value}\n" for name, value in entries.items())
-    os.replace(temporary, path)
+    content = "".join(f"{name}={value}\n" for name, value in entries.items())
+    replace_file(path, content, sync=False, mode=0o600)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.errors import ConfigError, DataError
-from ds_dpo.making.record import differences, replace_file
+from ds_dpo.making.record import differences
 from ds_dpo.run_folder.folder import flatten
+from ds_dpo.storage.replace import remove_partials, replace_file
 
 LOCK_NAME = ".lock"
 WORK_NAME = "work"
@@ -39,12 +40,11 @@ def begin(out: Path, plan: Mapping[str, Any], *, subfolders: Sequence[str], is_e
     else:
         _require_empty(out)
         work.mkdir(exist_ok=True)
-        replace_file(plan_file, json.dumps(plan, indent=1).encode())
+        replace_file(plan_file, json.dumps(plan, indent=1), sync=True)
         state = "making"
     for folder in (work, *(out / name for name in subfolders)):
         folder.mkdir(exist_ok=True)
-    for path in out.rglob(".*.partial"):
-        path.unlink(missing_ok=True)
+    remove_partials(out, recursive=True)
     return state
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ds_dpo.errors import ConfigError, DataError
-from ds_dpo.storage.manifest import FileEntry, sync_folder
+from ds_dpo.storage.manifest import FileEntry
+from ds_dpo.storage.replace import replace_file
 
 SOFTWARE = ("ds_dpo", "torch", "diffusers", "transformers", "pillow")
 
@@ -61,7 +61,7 @@ def read_record_file(path: Path, kind: type[Record], *, format_version: int, sta
 
 def write_record_file(path: Path, record: RecordPart) -> None:
     """Write a record and sync it to the disk: from then on its folder is finished."""
-    replace_file(path, (record.model_dump_json(indent=1) + "\n").encode())
+    replace_file(path, record.model_dump_json(indent=1) + "\n", sync=True)
 
 
 def write_rows(path: Path, rows: NDArray[np.void]) -> FileEntry:
@@ -69,7 +69,7 @@ def write_rows(path: Path, rows: NDArray[np.void]) -> FileEntry:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, rows, version=(1, 0), allow_pickle=False)
     content = buffer.getvalue()
-    replace_file(path, content)
+    replace_file(path, content, sync=True)
     return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -107,14 +107,3 @@ def refuse_if_stale(field: str, folder: Path, changes: Sequence[str], *, why: st
             f"{field} {folder} is stale: {why}:\n  {listed}\n"
             f"make it again with {program} and this configuration, in another folder, or restore the old settings"
         )
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all, and sync it to the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)

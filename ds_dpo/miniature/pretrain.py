@@ -15,6 +15,7 @@ from ds_dpo.miniature.models import TextParts, make_scheduler, make_text_parts, 
 from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import BACKGROUNDS, COLOURS, PROMPTS, SHAPES, caption_indices, draw
 from ds_dpo.process.say import Say
+from ds_dpo.storage.replace import replacing
 
 POSTERIOR_DEVIATION = 0.05  # of a latent before scaling; the decoder is trained for it
 VAE_STEPS, VAE_BATCH, VAE_LEARNING_RATE = 4000, 16, 4e-3
@@ -56,9 +57,8 @@ class Training:
             "generator": self.generator.get_state(),
             "modules": [module.state_dict() for module in self.modules],
         }
-        partial = self.file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.file)
+        with replacing(self.file, sync=False) as temporary:
+            torch.save(state, temporary)
 
     def update(self, loss: Tensor, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from ds_dpo.config.identity import compare_identity, identity
 from ds_dpo.config.load import config_from_yaml, config_to_yaml
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
+from ds_dpo.storage.replace import remove_partials, replace_file
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "safetensors", "xformers", "ds_dpo")
 
@@ -91,12 +91,13 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _replace(self.deepspeed, json.dumps(settings, indent=2) + "\n")
+            remove_partials(self.path)
+            replace_file(self.deepspeed, json.dumps(settings, indent=2) + "\n", sync=True)
             starts = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.exists() else []
             starts.append({**describe_environment(world_size), "data": dict(data)})
-            _replace(self.environment, json.dumps(starts, indent=2) + "\n")
+            replace_file(self.environment, json.dumps(starts, indent=2) + "\n", sync=True)
             # written last: if this file exists, the others do too, even after a kill
-            _replace(self.config, config_to_yaml(config))
+            replace_file(self.config, config_to_yaml(config), sync=True)
         except OSError as error:
             raise ConfigError(f"output_dir {str(self.path)!r} cannot be written: {error.strerror}") from error
 
@@ -150,9 +151,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ds_dpo.distributed.collectives import sum_across_ranks
 from ds_dpo.storage.line_file import LineFile, warn
+from ds_dpo.storage.replace import replace_file
 
 # Every key of metrics.jsonl and every TensorBoard tag, with its meaning. Means are over all pairs of the step, of all
 # ranks, before its update. A key is absent if the objective does not produce it.
@@ -95,9 +95,7 @@ def cut_metrics(path: Path, *, last_step: int, aside: Path | None = None) -> Non
     if aside is not None and later:
         with aside.open("a", encoding="utf-8") as file:
             file.writelines(later)
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, "".join(kept), sync=True)
 
 
 def _step_of(line: str) -> int | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ds_dpo.errors import DataError
+from ds_dpo.storage.replace import replace_file
 
 FORMAT = 1
 # metrics that are also an objective's statistics of earlier steps
@@ -62,12 +62,7 @@ def write_record(record: StepRecord, path: Path) -> None:
     document["loss"] = _plain(record.loss)
     document["pairs"] = [{**dataclasses.asdict(pair), "loss": _plain(pair.loss)} for pair in record.pairs]
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(document, indent=2, allow_nan=False), sync=True)
 
 
 def read_record(path: Path) -> StepRecord:

@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ds_dpo.errors import CheckpointError
+from ds_dpo.storage.replace import remove_partials, replace_file
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -73,26 +73,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     Raises CheckpointError if it cannot be written.
     """
     path = folder / MANIFEST_NAME
-    temporary = folder / f"{MANIFEST_NAME}.tmp"
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(manifest), file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(folder)
+        remove_partials(folder)
+        replace_file(path, json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True), sync=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
     return path
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +14,7 @@ from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
 from ds_dpo.data.reading.rows import ArrowRows
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
+from ds_dpo.storage.replace import replace_file, replacing
 
 FOLDER = "ds_dpo_rows"
 ROWS_OF_A_BATCH = 10_000
@@ -53,19 +52,12 @@ def open_stored(folder: Path, key: str, make: MakeBatches, *, say: Say) -> Arrow
 def _store(make: MakeBatches, place: Path) -> None:
     """Write next to the place and rename; the facts come last, because rows without them are ignored."""
     hasher = hashlib.sha256()
-    temporary = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
     place.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(place, sync=True) as temporary:
         with open(temporary, "wb") as stream:
             _write(make(hasher), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
         facts = {"bytes": temporary.stat().st_size, "content": hasher.hexdigest()[:32]}
-        temporary.rename(place)
-        temporary.write_text(json.dumps(facts))
-        temporary.rename(_facts_file(place))
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(_facts_file(place), json.dumps(facts), sync=False)  # a torn one is made anew
 
 
 def _facts_file(place: Path) -> Path:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_dpo.process.say import Say
+from ds_dpo.storage.replace import partial_path
 
 # row: of the unfiltered dataset. first, second: numbers of the chosen and the rejected image in the row.
 ENTRY = np.dtype([("row", "<i8"), ("first", "<u2"), ("second", "<u2"), ("target", "<f4"), ("weight", "<f4")])
@@ -97,7 +97,7 @@ def _read(place: Path) -> PairIndex | None:
 
 def _write(index: PairIndex, place: Path) -> None:
     """Write next to the place and rename. The first of several processes wins: all of them write the same."""
-    temporary = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
+    temporary = partial_path(place)
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         with open(temporary / ENTRIES_FILE, "wb") as file:

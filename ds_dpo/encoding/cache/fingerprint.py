@@ -19,6 +19,7 @@ from ds_dpo.models.weights.parts import Part
 from ds_dpo.models.weights.pretrained import open_pipeline, open_vae
 from ds_dpo.precision import Precision
 from ds_dpo.storage.manifest import hash_file
+from ds_dpo.storage.replace import replace_file
 
 # fields of data that act when a cached pair is read; all other identity fields of data are compared
 ACT_ON_READING = {"flip", "size_conditioning", "prompt_dropout"}
@@ -95,9 +96,7 @@ def remembered_sha256(path: Path) -> str:
 
 
 def _remember(note: Path, digest: str) -> None:
-    temporary = note.with_name(f"{note.name}.{os.getpid()}.partial")
     # on some clusters the home folder cannot be written: then files are hashed again each time, which takes seconds
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(digest + "\n", encoding="ascii")
-        temporary.replace(note)
+        replace_file(note, digest + "\n", sync=False)

@@ -29,8 +29,9 @@ from ds_dpo.encoding.cache.record import (
 from ds_dpo.encoding.cache.scan import SIDES, Buckets, Distinct, Scan, read_scan
 from ds_dpo.encoding.cache.shard_file import new_shard, read_columns, value_offsets
 from ds_dpo.errors import DataError
-from ds_dpo.making.record import replace_file, software_versions, write_record_file, write_rows
+from ds_dpo.making.record import software_versions, write_record_file, write_rows
 from ds_dpo.storage.manifest import FileEntry, hash_file
+from ds_dpo.storage.replace import replace_file
 
 BAD_PAIR_SCHEMA = pa.schema([("index", pa.int64()), ("uid", pa.string()), ("reason", pa.string())])
 PAIR_COLUMNS = ("index", "pair_id", "uid", "target_probability", "weight", "error")
@@ -174,7 +175,7 @@ def _inside(layout: Layout, path: Path) -> str:
 def note_entry(layout: Layout, path: Path, entry: FileEntry) -> None:
     """Write down a new shard's size and checksum, so that finishing the cache need not read all shards again."""
     content = json.dumps({"size": entry.size, "sha256": entry.sha256})
-    replace_file(_note(layout, path), content.encode())
+    replace_file(_note(layout, path), content, sync=True)
 
 
 def shard_entry(layout: Layout, path: Path) -> FileEntry:

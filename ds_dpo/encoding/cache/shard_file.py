@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ds_dpo.errors import DataError
-from ds_dpo.storage.manifest import FileEntry, sync_folder
+from ds_dpo.storage.manifest import FileEntry
+from ds_dpo.storage.replace import replacing
 
 BATCH_BYTES = 2**24  # of rows that are held in memory before they are written
 BATCH_ROWS = 1024
@@ -100,24 +100,17 @@ def new_shard(path: Path, schema: pa.Schema, *, metadata: Mapping[str, str] | No
 
     metadata: added to the schema, for people and other programs. Raises DataError if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shard = WrittenShard()
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, sync=True) as temporary, temporary.open("wb") as file:
             hashed = _HashedFile(file)
             with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), schema.with_metadata(metadata)) as writer:
                 shard.rows = RowWriter(writer, schema)
                 yield shard
                 shard.rows.flush()
-            file.flush()
-            os.fsync(file.fileno())
             shard.entry = FileEntry(size=file.tell(), sha256=hashed.digest.hexdigest())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

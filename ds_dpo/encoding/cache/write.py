@@ -31,8 +31,8 @@ from ds_dpo.encoding.cache.unit import Encoders, load_encoders, wanted_of_places
 from ds_dpo.errors import DataError
 from ds_dpo.making.make import Finished, Units, share_of
 from ds_dpo.making.progress import Progress
-from ds_dpo.making.record import replace_file
 from ds_dpo.process.say import Say
+from ds_dpo.storage.replace import replace_file
 
 SHARE_OF_ARROW = 0.01  # at most this share of a shard's bytes is not values
 
@@ -176,7 +176,7 @@ class PairCacheMaking:
             note_entry(self.layout, images_path, entry)
 
     def _prepare_encoding(self, scan: Scan, text: StoredText, *, num_bytes: int) -> None:
-        replace_file(self._text_note, text.model_dump_json().encode())
+        replace_file(self._text_note, text.model_dump_json(), sync=True)
         self.say(
             f"{len(scan.images.first)} distinct images, {len(scan.prompts.first)} distinct prompts with ''; "
             f"{num_bytes / 1e9:.2f} GB still have to be written"

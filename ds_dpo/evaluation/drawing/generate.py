@@ -25,7 +25,7 @@ from ds_dpo.evaluation.drawing.named_model import FoundModel, Loading, ModelChoi
 from ds_dpo.evaluation.drawing.prompt_file import Drawing, list_drawings
 from ds_dpo.evaluation.drawing.sampling import draw_images
 from ds_dpo.evaluation.drawing.single_file_model import SUFFIX
-from ds_dpo.evaluation.pages.picture import Group, Row, Tile, image_grid, replace_file, save_png, to_picture
+from ds_dpo.evaluation.pages.picture import Group, Row, Tile, image_grid, save_file, save_png, to_picture
 from ds_dpo.precision import Precision
 from ds_dpo.process.say import Say
 
@@ -96,7 +96,7 @@ def generate(request: Request, *, say: Say = print) -> dict[str, Any]:
     picture = labelled_picture(drawn, drawings, notes=_notes(drawn, request, loading, resolution))
     save_png(picture, request.out / PICTURE_NAME)
     record = _record(drawn, drawings, request, loading, resolution)
-    replace_file(request.out / RECORD_NAME, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    save_file(request.out / RECORD_NAME, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     say(f"images, {PICTURE_NAME} and {RECORD_NAME} in {request.out}")
     return record
 
@@ -247,7 +247,7 @@ def _save_images(out: Path, label: str, drawings: Sequence[Drawing], drawn: Draw
     for place, drawing in enumerate(drawings):
         buffer = io.BytesIO()
         to_picture(drawn.images[place]).save(buffer, "PNG", pnginfo=_png_text(label, drawing, drawn, request))
-        replace_file(out / image_name(label, place, drawing), buffer.getvalue())
+        save_file(out / image_name(label, place, drawing), buffer.getvalue())
 
 
 def image_name(label: str, place: int, drawing: Drawing) -> str:

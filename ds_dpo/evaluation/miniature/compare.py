@@ -20,7 +20,7 @@ from ds_dpo.evaluation.drawing.model_folder import ModelFolder, find_model, load
 from ds_dpo.evaluation.drawing.sampling import draw_images
 from ds_dpo.evaluation.miniature.picture import comparison_picture
 from ds_dpo.evaluation.miniature.report import BASE, SFT, TUNED, Judged, judge, summarize, table
-from ds_dpo.evaluation.pages.picture import replace_file, save_png
+from ds_dpo.evaluation.pages.picture import save_file, save_png
 from ds_dpo.miniature.pairs import SPLITS
 from ds_dpo.miniature.world import IMAGE_SIZE, TEST_PROMPTS
 from ds_dpo.models.sampler import DDIM_SETTINGS
@@ -62,7 +62,7 @@ def evaluate(request: Request, *, say: Say = print) -> dict[str, Any]:
     picture = comparison_picture(judged, summary, seeds=request.seeds)
     save_png(picture, request.out / PICTURE_NAME)
     # written last, so that a summary means that all files exist
-    replace_file(request.out / SUMMARY_NAME, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    save_file(request.out / SUMMARY_NAME, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     say(f"\n{table(summary)}\n")
     if summary["identical_to_base"]:
         say("the tuned model draws exactly the same images as the base: check that --tuned is right")

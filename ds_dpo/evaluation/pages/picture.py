@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ds_dpo.errors import ConfigError
+from ds_dpo.storage.replace import replace_file
 
 Mark = Literal["win", "loss"]
 MARK_COLOURS: dict[Mark | None, str] = {"win": "#15803d", "loss": "#c2410c", None: "#444444"}
@@ -115,19 +115,14 @@ def save_png(page: Image.Image, path: Path) -> None:
     """Write a picture completely or not at all. Raises ConfigError if it cannot be written."""
     buffer = io.BytesIO()
     page.save(buffer, "PNG", optimize=True)
-    replace_file(path, buffer.getvalue())
+    save_file(path, buffer.getvalue())
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in place of another in one step. Raises ConfigError if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def save_file(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, and make its folder. Raises ConfigError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)  # where it was not renamed
+        replace_file(path, content, sync=False)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ds_dpo.config.run import RunConfig
-from ds_dpo.evaluation.pages.picture import replace_file, save_png, to_picture, validation_grid
+from ds_dpo.evaluation.pages.picture import save_file, save_png, to_picture, validation_grid
 from ds_dpo.process.say import Say
 
 REFERENCE_FOLDER, DRAWN_WITH = "reference", "drawn_with.json"
@@ -56,9 +56,8 @@ class ValidationPages:
         folder = self._folder / REFERENCE_FOLDER
         for number, image in enumerate(images):
             save_png(to_picture(image), folder / f"{number:02d}.png")
-        replace_file(
-            folder / DRAWN_WITH, json.dumps(self._drawn_with, indent=1).encode()
-        )  # written last: it shows that all images exist
+        # written last: it shows that all images exist
+        save_file(folder / DRAWN_WITH, json.dumps(self._drawn_with, indent=1).encode())
         self._reference = images
 
     def _read_reference(self, num_images: int) -> Tensor | None:
