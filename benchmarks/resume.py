@@ -36,7 +36,8 @@ def build(*, stage: int, ranks: int, scale: float) -> Any:
     from diffusers import UNet2DConditionModel
 
     from ds_dpo.config.load import load_config
-    from ds_dpo.engine.engine import build_engine, silence_deepspeed
+    from ds_dpo.engine.device import silence_deepspeed
+    from ds_dpo.engine.engine import build_engine
     from ds_dpo.engine.settings import resolve_deepspeed
 
     silence_deepspeed()

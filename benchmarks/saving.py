@@ -28,11 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from ds_dpo.checkpoints.folder import Retention, RunIdentity
+from ds_dpo.checkpoints.folder import Retention
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents
 from ds_dpo.config.load import load_config
 from ds_dpo.distributed.environment import export_environment, read_environment
-from ds_dpo.engine.engine import Engine, build_engine, pick_device, silence_deepspeed, start_communication
+from ds_dpo.engine.device import pick_device, silence_deepspeed, start_communication
+from ds_dpo.engine.engine import Engine, build_engine
 from ds_dpo.engine.settings import resolve_deepspeed
 from ds_dpo.process.quiet import quiet_libraries
 

@@ -17,8 +17,9 @@ if not __package__:
 
 from ds_dpo.config.load import LoadedConfig, config_to_yaml, load_config
 from ds_dpo.distributed.environment import local_rank_in, read_environment
-from ds_dpo.engine.settings import describe, resolve_deepspeed
+from ds_dpo.engine.settings import resolve_deepspeed
 from ds_dpo.errors import ConfigError, run_program
+from ds_dpo.planning.description import describe
 from ds_dpo.process.quiet import quiet_libraries
 from ds_dpo.supervision.rank import Supervision
 

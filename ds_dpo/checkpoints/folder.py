@@ -27,16 +27,6 @@ _RANK_OF_FILE = re.compile(r"(?:zero_pp|ema)_rank_(\d+)[_.]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunIdentity:
-    """What a checkpoint belongs to. fingerprint: hash of the run's identity. The rest says how its shards were cut."""
-
-    world_size: int
-    stage: int
-    precision: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Retention:
     """Which checkpoints stay: the newest ones, all multiples of every_steps, and one that a roll-back may need."""
 

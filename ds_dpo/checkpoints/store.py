@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.checkpoints.folder import LATEST, RunIdentity, rank_of, recover_interrupted, together_on_disk, unused_name
+from ds_dpo.checkpoints.folder import LATEST, rank_of, recover_interrupted, together_on_disk, unused_name
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_main, rank, world_size
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError

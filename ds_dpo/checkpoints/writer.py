@@ -18,13 +18,13 @@ from ds_dpo.checkpoints.folder import (
     PARTIAL_PREFIX,
     REPLACED_SUFFIX,
     Retention,
-    RunIdentity,
     gib,
     point_latest,
     rank_of,
     together_on_disk,
     unused_name,
 )
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.job import WritingJob
 from ds_dpo.distributed.collectives import gather_objects, is_main, rank
 from ds_dpo.engine.engine import Engine

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -275,29 +273,3 @@ def share_weights(module: nn.Module, *, settings: Mapping[str, Any]) -> nn.Modul
     raw.eval()
     engine: nn.Module = raw
     return engine
-
-
-def start_communication(*, timeout: timedelta, device: torch.device) -> None:
-    """Join all ranks in one process group: NCCL on GPUs, gloo on CPUs. The environment has the ranks' numbers."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        # its shared-memory collectives for CPUs need a C++ compiler and minutes to compile; gloo works without them
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    with quiet_output():
-        deepspeed.init_distributed(timeout=timeout, verbose=False)
-
-
-def pick_device(local_rank: int) -> torch.device:
-    """Return this rank's device: its GPU if DeepSpeed's accelerator is CUDA, else the CPU."""
-    from deepspeed.accelerator import get_accelerator
-
-    name = get_accelerator().device_name()
-    return torch.device("cpu") if name == "cpu" else torch.device(name, local_rank)
-
-
-def silence_deepspeed() -> None:
-    """Make DeepSpeed log errors only; the run's own log has what a user needs."""
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Make complete DeepSpeed settings from a file and the run configuration, and describe the run in words."""
+"""Make complete DeepSpeed settings from a file and the run configuration."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings_file import deepspeed_config_path, ignored_options, precision_of_file, read_deepspeed_file
 from ds_dpo.engine.settings_schema import BATCH_KEYS, GATHERING_OPTIONS_AT_ANY_STAGE, GATHERING_OPTIONS_AT_STAGE_3
 from ds_dpo.errors import ConfigError
-from ds_dpo.planning.objective_words import describe_objective
-from ds_dpo.planning.recipes import far_from_recipes
 from ds_dpo.precision import Precision
-
-OPTIMIZER_WORDS = {
-    "adamw": "AdamW",
-    "adamw_8bit": "AdamW with moments in 8 bit",
-    "lion": "Lion",
-    "lion_8bit": "Lion with its mean in 8 bit",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +35,8 @@ def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpee
     """
     if config.expected_world_size not in (None, world_size):
         raise ConfigError(
-            f"expected_world_size is {config.expected_world_size}, but the launch has {_ranks(world_size)}; check the "
-            "launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` ignores a missing hostfile)"
+            f"expected_world_size is {config.expected_world_size}, but the launch has {ranks_text(world_size)}; check "
+            "the launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` ignores a missing hostfile)"
         )
     path = deepspeed_config_path(config.deepspeed_config)
     file = read_deepspeed_file(path)
@@ -114,65 +104,6 @@ def reference_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
-    """Return lines that explain the numbers of a run in words."""
-    batch, optimizer, schedule = config.batch, config.optimizer, config.schedule
-    clipping = f"gradient norm clipped to {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "no clipping"
-    offloads = {"optimizer": resolved.offloads_optimizer, "weights": resolved.offloads_parameters}
-    offloaded = " and ".join(name for name, is_offloaded in offloads.items() if is_offloaded)
-    return [
-        f"pairs per step: {batch.pairs_per_step} = {_ranks(resolved.world_size)} x {batch.micro_batch_pairs} at once x "
-        f"{resolved.accumulation_steps} accumulated",
-        f"learning rate: peak {optimizer.learning_rate:g}, as given (not scaled by batch or ranks); {_shape(config)}",
-        f"optimizer: {OPTIMIZER_WORDS[optimizer.type]}, weight decay {optimizer.weight_decay:g}, {clipping}",
-        *describe_objective(config),
-        *_reference(config),
-        *_noising(config.diffusion),
-        f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "
-        f"{resolved.accumulation_precision}, offloaded to the CPU: {offloaded or 'nothing'} "
-        f"({config.deepspeed_config})",
-        f"pairs of the whole run: {batch.pairs_per_step * config.max_train_steps} in {config.max_train_steps} steps; "
-        f"warm-up {100 * min(1.0, schedule.warmup_steps / config.max_train_steps):.0f} % of them",
-        *far_from_recipes(config),
-    ]
-
-
-_RESIDENCY_WORDS = {
-    "replicated": "a frozen copy on each rank",
-    "zero3": "a frozen copy whose weights are divided among all ranks",
-    "cpu": "a frozen copy in each rank's host memory, moved to the device block by block",
-    "adapter": "the policy without its low-rank layers",
-    "cached": "its errors were computed beforehand",
-}
-
-
-def _reference(config: RunConfig) -> list[str]:
-    """Return a line on what the policy is compared with, and no line if there is no reference."""
-    if config.objective.reference_need == "none":
-        return []
-    every_steps = config.reference.refresh_every_steps
-    follows = f"; takes the policy's weights every {every_steps} steps" if every_steps else ""
-    return [f"reference: {config.reference.residency}, {_RESIDENCY_WORDS[config.reference.residency]}{follows}"]
-
-
-def _noising(diffusion: DiffusionConfig) -> list[str]:
-    """Return a line with the noising options that differ from the authors', and no line if none does."""
-    plain = DiffusionConfig().model_dump()
-    chosen = {name: value for name, value in diffusion.model_dump().items() if value != plain[name]}
-    return ["noising: " + ", ".join(f"{name} {str(value).lower()}" for name, value in chosen.items())] if chosen else []
-
-
-def _shape(config: RunConfig) -> str:
-    schedule = config.schedule
-    if schedule.name in ("constant", "piecewise_constant"):
-        return " ".join(["constant", *(["by", schedule.step_rules] if schedule.step_rules else [])])
-    warmup = f"{schedule.warmup_steps} steps of warm-up, then "
-    if schedule.name == "constant_with_warmup":
-        return warmup + "constant"
-    end = f"{schedule.end_rate:g}" if schedule.name == "polynomial" else "0"
-    return warmup + f"{schedule.name} to {end} at step {schedule.decay_steps or config.max_train_steps}"
-
-
 def accumulation(config: RunConfig, *, world_size: int) -> int:
     """Return the number of micro-batches per rank and step. Raises ConfigError with values that would divide."""
     pairs, micro = config.batch.pairs_per_step, config.batch.micro_batch_pairs
@@ -182,7 +113,7 @@ def accumulation(config: RunConfig, *, world_size: int) -> int:
     below = pairs // at_once * at_once
     nearest = [str(number) for number in (below, below + at_once) if number]
     message = (
-        f"batch.pairs_per_step {pairs} is not a multiple of micro_batch_pairs {micro} x {_ranks(world_size)} "
+        f"batch.pairs_per_step {pairs} is not a multiple of micro_batch_pairs {micro} x {ranks_text(world_size)} "
         f"= {at_once}; the nearest {'values' if below else 'value'} that would fit: {' and '.join(nearest)}"
     )
     if pairs % world_size == 0:
@@ -192,5 +123,6 @@ def accumulation(config: RunConfig, *, world_size: int) -> int:
     raise ConfigError(message)
 
 
-def _ranks(world_size: int) -> str:
+def ranks_text(world_size: int) -> str:
+    """Return the number of ranks for a message: 1 rank, 2 ranks."""
     return "1 rank" if world_size == 1 else f"{world_size} ranks"

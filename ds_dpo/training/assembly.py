@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ds_dpo.checkpoints.folder import RunIdentity
-from ds_dpo.config.identity import fingerprint, identity
+from ds_dpo.checkpoints.identity import identity_of
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.distributed.environment import RankEnvironment
@@ -45,15 +44,6 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
     _write_start(built)
     opened.log.open(opened.folder.log, last_step=restored.progress.step, max_train_steps=opened.config.max_train_steps)
     return _run(restored, sampler, supervision)
-
-
-def identity_of(config: RunConfig, resolved: ResolvedDeepSpeed) -> RunIdentity:
-    return RunIdentity(
-        world_size=resolved.world_size,
-        stage=resolved.stage,
-        precision=resolved.precision,
-        fingerprint=fingerprint(identity(config, resolved.precision)),
-    )
 
 
 def _is_asked_to_stop(opened: OpenedRun, supervision: Supervision) -> bool:

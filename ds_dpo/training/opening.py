@@ -12,9 +12,10 @@ from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import RankEnvironment, export_environment
 from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import PairFeed, open_feed
-from ds_dpo.engine.engine import pick_device, silence_deepspeed, start_communication
-from ds_dpo.engine.settings import ResolvedDeepSpeed, describe
+from ds_dpo.engine.device import pick_device, silence_deepspeed, start_communication
+from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.start import pin_start
+from ds_dpo.planning.description import describe
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.feed import open_covering_errors
 from ds_dpo.run_folder.folder import RunFolder

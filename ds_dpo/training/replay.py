@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ds_dpo.checkpoints.identity import identity_of
 from ds_dpo.config.load import config_from_yaml
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import read_position
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
-from ds_dpo.engine.engine import pick_device
+from ds_dpo.engine.device import pick_device
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.errors import CheckpointError, ConfigError, DataError
 from ds_dpo.models.reference import FrozenCopy
@@ -32,7 +33,6 @@ from ds_dpo.step.examination import Examination, GradientSums, examine
 from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.step.record import OPTIONS_OF_STATISTICS, read_record
 from ds_dpo.storage.manifest import checkpoint_folders, step_of
-from ds_dpo.training.assembly import identity_of
 from ds_dpo.training.models import Models, load_models, objective_of
 from ds_dpo.zero_shards.reader import open_checkpoint
 

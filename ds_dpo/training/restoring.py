@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ds_dpo.checkpoints.folder import Retention, RunIdentity
+from ds_dpo.checkpoints.folder import Retention
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.saving import Saving
 from ds_dpo.checkpoints.store import CheckpointStore, LoadedCheckpoint
 from ds_dpo.checkpoints.writer import CheckpointWriter

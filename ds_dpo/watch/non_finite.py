@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ds_dpo.checkpoints.folder import RunIdentity
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.distributed.collectives import gather_objects, is_main

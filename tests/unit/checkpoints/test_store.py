@@ -15,7 +15,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from ds_dpo.checkpoints.folder import Retention, RunIdentity
+from ds_dpo.checkpoints.folder import Retention
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.store import CheckpointStore
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents
 from ds_dpo.engine.engine import Engine

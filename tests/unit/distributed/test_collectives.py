@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
-from ds_dpo.checkpoints.folder import Retention, RunIdentity
+from ds_dpo.checkpoints.folder import Retention
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.store import CheckpointStore
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents
 from ds_dpo.distributed.collectives import (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ds_dpo.config.load import load_config
-from ds_dpo.engine.settings import accumulation, describe, reference_settings, resolve_deepspeed
+from ds_dpo.engine.settings import accumulation, reference_settings, resolve_deepspeed
 from ds_dpo.engine.settings_file import DS_CONFIGS, KNOWN_KEYS
 from ds_dpo.engine.settings_schema import REFUSED
 from ds_dpo.errors import ConfigError
@@ -193,27 +193,6 @@ def test_missing_ranks_are_an_error() -> None:
         resolve_deepspeed(config, world_size=1)
 
 
-def test_the_report_says_what_the_numbers_amount_to() -> None:
-    config = load_config([]).config
-    report = "\n".join(describe(config, resolve_deepspeed(config, world_size=16)))
-    assert "pairs per step: 2048 = 16 ranks x 1 at once x 128 accumulated" in report
-    assert (
-        "learning rate: peak 1e-05, as given (not scaled by batch or ranks); 200 steps of warm-up, then constant"
-        in report
-    )
-    assert "beta 5000: loss = -log sigmoid(-2500 x difference)" in report
-    assert "ZeRO stage 2, bf16, gradients accumulated in fp32" in report
-    assert "noising:" not in report
-
-
-def test_the_report_names_what_of_the_noising_was_chosen() -> None:
-    options = ["--diffusion.timestep_sampling", "turbo", "--noise_offset", "0.05", "--diffusion.zero_terminal_snr"]
-    config = load_config(options).config
-    assert "noising: timestep_sampling turbo, zero_terminal_snr true, noise_offset 0.05" in describe(
-        config, resolve_deepspeed(config, world_size=16)
-    )
-
-
 @pytest.mark.parametrize("kind", ["adamw_8bit", "lion", "lion_8bit"])
 def test_optimizers_that_deepspeed_does_not_know_are_allowed_and_not_offloaded(kind: str, tmp_path: Path) -> None:
     config = load_config(["--optimizer.type", kind]).config
@@ -225,19 +204,6 @@ def test_optimizers_that_deepspeed_does_not_know_are_allowed_and_not_offloaded(k
     path = changed(tmp_path, "zero2_bf16", zero_allow_untested_optimizer=False)
     with pytest.raises(ConfigError, match="zero_allow_untested_optimizer is False"):
         resolve_deepspeed(load_config(["--optimizer.type", kind, "--deepspeed_config", path]).config, world_size=16)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--optimizer.type", "lion_8bit"], "optimizer: Lion with its mean in 8 bit, weight decay"),
-        (["--schedule.name", "polynomial"], "200 steps of warm-up, then polynomial to 1e-07 at step 2000"),
-        (["--schedule.name=piecewise_constant", "--warmup_steps=0", "--schedule.step_rules=1:9,0.1"], "by 1:9,0.1"),
-    ],
-)
-def test_the_report_names_optimizer_and_schedule(options: list[str], expected: str) -> None:
-    config = load_config(options).config
-    assert expected in "\n".join(describe(config, resolve_deepspeed(config, world_size=16)))
 
 
 def test_a_shared_reference_keeps_what_a_file_says_of_gathering_at_any_stage(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ds_dpo.checkpoints.folder import RunIdentity
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.engine.settings_file import read_deepspeed_file
 from ds_dpo.errors import ConfigError, DataError
