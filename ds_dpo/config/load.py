@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from ds_dpo.config.asset_paths import PACKAGE
 from ds_dpo.config.command_line import config_name, parse_command_line, same_value
+from ds_dpo.config.documents import read_yaml
 from ds_dpo.config.fields import FIELDS, SECTIONS, did_you_mean, field_path
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
@@ -54,7 +54,11 @@ def config_to_yaml(config: RunConfig) -> str:
 
 def config_from_yaml(path: Path | str) -> RunConfig:
     """Read a configuration file, such as a run folder's config.yaml. Raises ConfigError."""
-    return build_config(_read_file(Path(path), below=()))
+    values = _read_file(Path(path), below=())
+    try:
+        return build_config(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 # ---- layers: flat dicts of dotted names ----
@@ -75,14 +79,7 @@ def read_layer(name: str) -> dict[str, Any]:
 
 def _read_file(path: Path, *, below: tuple[Path, ...]) -> dict[str, Any]:
     """Read a file on top of the preset or file that its `base` names. below: the files that led here."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {path} is not YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"configuration file {path} must contain names and values, not a {type(document).__name__}")
+    document = read_yaml(path, dict)
     base = document.pop("base", None)
     values = _flatten(document, source=path)
     if base is None:
@@ -90,7 +87,7 @@ def _read_file(path: Path, *, below: tuple[Path, ...]) -> dict[str, Any]:
     base_path = PRESETS / f"{base}.yaml" if base in preset_names() else path.parent / str(base)
     chain = (*below, path.resolve())
     if base_path.resolve() in chain:
-        raise ConfigError(f"configuration file {path}: base {base} leads back to itself")
+        raise ConfigError(f"{path}: base {base} leads back to itself")
     return overlay(_read_file(base_path, below=chain), values)
 
 
@@ -165,29 +162,3 @@ def _problem(error: Any, values: Mapping[str, Any]) -> str:
     if error["type"] == "value_error" and path not in FIELDS:
         return message  # the message of a rule between fields names them
     return f"{path} = {error['input']}: {message}"
-
-
-# ---- YAML ----
-
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads `1e-8` as a number and `off` as text, and refuses a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"{repeated[0]} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)

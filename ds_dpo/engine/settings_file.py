@@ -10,6 +10,7 @@ import hjson
 from pydantic import BaseModel, ValidationError
 
 from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.documents import read_document
 from ds_dpo.config.fields import did_you_mean
 from ds_dpo.engine.settings_schema import (
     AUTO_KEYS,
@@ -41,14 +42,7 @@ def deepspeed_config_path(name: str) -> Path:
 
 def read_deepspeed_file(path: Path) -> DeepSpeedFile:
     """Read and check a file: JSON with comments, as DeepSpeed reads it. Raises ConfigError."""
-    try:
-        document = hjson.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except (OSError, UnicodeDecodeError, hjson.HjsonDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    except _RepeatedKeyError as error:
-        raise ConfigError(f"{path}: {error} is given twice") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must contain a JSON object, not a {type(document).__name__}")
+    document = read_document(path, dict, _parse, language="JSON")
     for key, value in _flat(document):
         _check_key(key, path)
         if value == "auto" and key not in AUTO_KEYS:
@@ -61,15 +55,15 @@ def read_deepspeed_file(path: Path) -> DeepSpeedFile:
         raise ConfigError("\n  ".join([f"{path} is not valid:", *problems])) from None
 
 
-class _RepeatedKeyError(Exception):
-    """A key that is given twice in one object; the message is the key."""
+def _parse(text: str) -> Any:
+    return hjson.loads(text, object_pairs_hook=_without_repeats)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise _RepeatedKeyError(name)
+            raise ValueError(f"{name} is given twice")
     return dict(pairs)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.documents import read_yaml
 from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.process.say import Say
@@ -109,10 +108,13 @@ class BaseModel:
 
 
 def base_of_run(run: Path) -> BaseModel:
-    """Read the model section of RUN/config.yaml. Raises CheckpointError if it is not one of train.py."""
+    """Read the model section of RUN/config.yaml.
+
+    Raises ConfigError if the file cannot be read, CheckpointError if it names no model.
+    """
     path = run / "config.yaml"
+    config = read_yaml(path, dict, advice="give the base with --base")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         model = config["model"]
         vae = model.get("vae")
         return BaseModel(
@@ -122,7 +124,7 @@ def base_of_run(run: Path) -> BaseModel:
             None if vae is None else resolve_asset(vae),
             _scheduler_of_run(config),
         )
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: has no model.pretrained ({error}); give the base with --base") from error
 
 

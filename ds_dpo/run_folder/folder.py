@@ -12,13 +12,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ds_dpo.config.documents import read_json
 from ds_dpo.config.identity import compare_identity, identity
 from ds_dpo.config.load import config_from_yaml, config_to_yaml
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
+from ds_dpo.precision import Precision
 from ds_dpo.storage.replace import remove_partials, replace_file
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "safetensors", "xformers", "ds_dpo")
+PUT_BACK = "put back the file that the run was started with, or give another output_dir"
+MOVE_AWAY = "move it away: it lists the starts of the run, and the next start writes a new one"
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,50 @@ class RunFolder:
     def stop_file(self) -> Path:
         return self.path / "STOP"
 
+    def saved_config(self) -> RunConfig:
+        """Read config.yaml. Raises ConfigError."""
+        try:
+            return config_from_yaml(self.config)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {PUT_BACK}") from None
+
+    def saved_settings(self) -> dict[str, Any]:
+        """Read the complete DeepSpeed dict of deepspeed.json. Raises ConfigError."""
+        settings = read_json(self.deepspeed, dict, advice=PUT_BACK)
+        for name in ("bf16", "fp16", "zero_optimization"):
+            if not isinstance(settings.get(name, {}), dict):
+                raise ConfigError(
+                    f"{self.deepspeed}: {name} must hold names and values, found {settings[name]!r}; {PUT_BACK}"
+                )
+        return settings
+
+    def saved_starts(self) -> list[dict[str, Any]]:
+        """Read what environment.json holds of each start, the oldest first; [] without the file. Raises ConfigError."""
+        if not self.environment.exists():
+            return []
+        starts = read_json(self.environment, list, advice=MOVE_AWAY)
+        for start in starts:
+            if not isinstance(start, dict):
+                raise ConfigError(
+                    f"{self.environment}: a start must hold names and values, found {start!r}; {MOVE_AWAY}"
+                )
+        return starts
+
+    def newest_start(self) -> dict[str, Any]:
+        """Read what environment.json holds of the newest start; {} without one. Raises ConfigError."""
+        starts = self.saved_starts()
+        return starts[-1] if starts else {}
+
     def require_same_run(self, config: RunConfig, *, precision: str) -> list[str]:
         """Compare with the saved configuration. Returns the changes that are allowed, a line each; [] for a new folder.
 
-        Raises ConfigError with old and new values if the saved run is another one.
+        Raises ConfigError with old and new values if the saved run is another one, and if a saved file is damaged.
         """
         if not self.config.exists():
             return []
-        saved = config_from_yaml(self.config)
-        settings = json.loads(self.deepspeed.read_text(encoding="utf-8"))
-        changes = compare_identity(identity(saved, precision_of(settings)), identity(config, precision))
+        self.saved_starts()  # a start could not be added to a torn file: refused here, before models are loaded
+        saved = self.saved_config()
+        changes = compare_identity(identity(saved, precision_of(self.saved_settings())), identity(config, precision))
         if changes:
             listed = "\n  ".join(str(change) for change in changes)
             raise ConfigError(
@@ -89,12 +127,12 @@ class RunFolder:
 
         data: counts of the dataset by name, such as rows, ties and pairs. Raises ConfigError.
         """
+        starts = self.saved_starts()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_partials(self.path)
             replace_file(self.deepspeed, json.dumps(settings, indent=2) + "\n", sync=True)
-            starts = json.loads(self.environment.read_text(encoding="utf-8")) if self.environment.exists() else []
-            starts.append({**describe_environment(world_size), "data": dict(data)})
+            starts = [*starts, {**describe_environment(world_size), "data": dict(data)}]
             replace_file(self.environment, json.dumps(starts, indent=2) + "\n", sync=True)
             # written last: if this file exists, the others do too, even after a kill
             replace_file(self.config, config_to_yaml(config), sync=True)
@@ -102,9 +140,10 @@ class RunFolder:
             raise ConfigError(f"output_dir {str(self.path)!r} cannot be written: {error.strerror}") from error
 
 
-def precision_of(settings: Mapping[str, Any]) -> str:
+def precision_of(settings: Mapping[str, Any]) -> Precision:
     """Return fp32, bf16 or fp16, from complete DeepSpeed settings."""
-    return next((name for name in ("bf16", "fp16") if settings.get(name, {}).get("enabled")), "fp32")
+    halves: tuple[Precision, ...] = ("bf16", "fp16")
+    return next((name for name in halves if settings.get(name, {}).get("enabled")), "fp32")
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

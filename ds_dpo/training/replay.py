@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ds_dpo.checkpoints.identity import identity_of
-from ds_dpo.config.load import config_from_yaml
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import read_position
 from ds_dpo.data.stream.order import PairOrder
@@ -27,7 +26,7 @@ from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.feed import open_covering_errors, with_reference_errors
 from ds_dpo.reference.refresh import REFERENCE_FILE, load_reference
-from ds_dpo.run_folder.folder import RunFolder, precision_of
+from ds_dpo.run_folder.folder import PUT_BACK, RunFolder, precision_of
 from ds_dpo.run_folder.log import RunLog
 from ds_dpo.step.examination import Examination, GradientSums, examine
 from ds_dpo.step.preference_step import PreferenceStep
@@ -97,9 +96,9 @@ def replay_step(run: Path, number: int, *, checkpoint: Path | None, detect_anoma
     config = replayed.config
     lines = _metrics(run)
     line = lines.get(number, {})
-    scale = lines.get(number - 1, {}).get("loss_scale") if number > 1 else _first_scale(replayed.settings)
+    scale = lines.get(number - 1, {}).get("loss_scale") if number > 1 else _first_scale(replayed.resolved.settings)
     micro, per_step = config.batch.micro_batch_pairs, config.batch.pairs_per_step
-    world_size = int(json.loads(replayed.folder.environment.read_text(encoding="utf-8"))[-1]["world_size"])
+    world_size = _last_world_size(replayed.folder)
     seen = int(line["pairs_seen"]) - per_step if line else (number - 1) * per_step
     step = Step(
         number=number,
@@ -122,24 +121,13 @@ class _Run:
         self.folder = RunFolder(path)
         if not self.folder.config.is_file() or not self.folder.deepspeed.is_file():
             raise ConfigError(f"{path}: no run's folder, which has config.yaml and deepspeed.json")
-        config = config_from_yaml(self.folder.config)
+        config = self.folder.saved_config()
         if config.reference.residency == "zero3":  # its weights are shared by all ranks, and here is one
             config = config.model_copy(
                 update={"reference": config.reference.model_copy(update={"residency": "replicated"})}
             )
         self.config: RunConfig = config
-        self.settings: dict[str, Any] = json.loads(self.folder.deepspeed.read_text(encoding="utf-8"))
-        precision: Any = precision_of(self.settings)
-        self.resolved = ResolvedDeepSpeed(
-            settings=self.settings,
-            stage=int(self.settings["zero_optimization"]["stage"]),
-            precision=precision,
-            accumulation_precision=precision,
-            accumulation_steps=int(self.settings["gradient_accumulation_steps"]),
-            world_size=1,
-            offloads_optimizer=False,
-            offloads_parameters=False,
-        )
+        self.resolved = _resolved(self.folder)
 
     @property
     def fingerprint(self) -> str:
@@ -161,6 +149,35 @@ class _Run:
         if config.adapter.dropout:
             say("the adapter's dropout draws anew here: what it leaves out is not what the run left out")
         return _do(config, step, feed, models, device=device, detect_anomaly=detect_anomaly, say=say)
+
+
+def _resolved(folder: RunFolder) -> ResolvedDeepSpeed:
+    """Return the run's settings for one process. Raises ConfigError where deepspeed.json is not a run's."""
+    settings = folder.saved_settings()
+    precision = precision_of(settings)
+    try:
+        stage, accumulation_steps = settings["zero_optimization"]["stage"], settings["gradient_accumulation_steps"]
+    except KeyError as error:
+        raise ConfigError(f"{folder.deepspeed} has no {error}, so it is not the file of a run; {PUT_BACK}") from error
+    return ResolvedDeepSpeed(
+        settings=settings,
+        stage=stage,
+        precision=precision,
+        accumulation_precision=precision,
+        accumulation_steps=accumulation_steps,
+        world_size=1,
+        offloads_optimizer=False,
+        offloads_parameters=False,
+    )
+
+
+def _last_world_size(folder: RunFolder) -> int:
+    world_size = folder.newest_start().get("world_size")
+    if not isinstance(world_size, int):
+        raise ConfigError(
+            f"{folder.environment} does not say how many ranks the last start had; put back the run's own"
+        )
+    return world_size
 
 
 def _do(

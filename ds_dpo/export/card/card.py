@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ds_dpo.config.asset_paths import ASSET_PREFIX
-from ds_dpo.errors import ConfigError
+from ds_dpo.config.documents import read_yaml
 from ds_dpo.export.card.usage import usage
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.precision import Precision
@@ -122,10 +120,9 @@ def facts_of_run(run_folder: Path, exported: CardFacts) -> CardFacts:
     something else than it should.
     """
     run = RunFolder(run_folder)
-    config = flatten(_read(run.config))
-    settings = _read(run.deepspeed) if run.deepspeed.is_file() else None
-    starts = _read(run.environment) if run.environment.is_file() else []
-    start = starts[-1] if isinstance(starts, list) and starts else {}
+    config = flatten(read_yaml(run.config, dict, advice="no model card can be written without it"))
+    settings = run.saved_settings() if run.deepspeed.is_file() else None
+    start = run.newest_start()
     found: dict[str, Any] = {
         "base": config.get("model.pretrained"),
         "family": config.get("model.family"),
@@ -178,16 +175,6 @@ def license_of(facts: CardFacts) -> tuple[str, str | None, str | None]:
     if facts.license is not None:
         return (facts.license, None, None)
     return LICENSES.get((facts.base or "").lower(), UNKNOWN_LICENSE)
-
-
-def _read(path: Path) -> Any:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable for the model card ({error})") from error
-    if not isinstance(content, dict | list):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, so no model card can be written from it")
-    return content
 
 
 def _section(config: Mapping[str, Any], section: str, *, leave_out: tuple[str, ...]) -> dict[str, Any]:

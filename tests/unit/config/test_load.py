@@ -89,8 +89,8 @@ def test_another_objective_inherits_nothing_of_the_presets() -> None:
         ("base: run.yaml\n", "leads back to itself"),
         ("base: nowhere\n", "nowhere"),
         ("[1, 2]\n", "must contain names and values"),
-        ("a: {b\n", "is not YAML"),
-        ("base: miniature\nobject: !!python/object:os.system {}\n", "is not YAML"),
+        ("a: {b\n", "is not valid YAML"),
+        ("base: miniature\nobject: !!python/object:os.system {}\n", "is not valid YAML"),
         ("max_train_steps: 3\n", "model.pretrained must be given"),
     ],
 )

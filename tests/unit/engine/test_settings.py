@@ -151,8 +151,8 @@ def test_what_deepspeed_would_swallow_is_refused(
     ("text", "message"),
     [
         ('{"bf16": {"enabled": true}, "bf16": {}}', "bf16 is given twice"),
-        ("{", "cannot be read as JSON"),
-        ("[]", "a JSON object"),
+        ("{", "is not valid JSON"),
+        ("[]", "must contain names and values, not a list"),
     ],
 )
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -103,6 +103,73 @@ def test_a_start_killed_while_it_is_saved_can_be_repeated(
     assert run.require_same_run(config("--seed", "5"), precision="bf16") == []
 
 
+FILES = ("config.yaml", "deepspeed.json", "environment.json")
+DEEP_YAML = b"[" * 600 + b"]" * 600
+DAMAGES: dict[str, tuple[Callable[[bytes, bool], bytes], str]] = {
+    "empty": (lambda content, is_json: b"", "is empty"),
+    "cut off": (
+        lambda content, is_json: content[:-4] if is_json else b"model:\n  pretrained: a\n  revi",
+        "is not valid",
+    ),
+    "zeros, as a power cut leaves them": (lambda content, is_json: bytes(len(content)), "is not valid"),
+    "of another type": (lambda content, is_json: b"3\n", "must hold .*, found int '3'"),
+    "not UTF-8": (lambda content, is_json: b"\xff" + content, "is not UTF-8 text: byte 0 is 0xff"),
+    "nested too deeply": (lambda content, is_json: b"[" * 90_000 if is_json else DEEP_YAML, "is nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_of_the_folder_is_one_line_that_says_what_to_do(run: RunFolder, name: str, damage: str) -> None:
+    run.write_start(config(), SETTINGS, world_size=1, data={})
+    change, what = DAMAGES[damage]
+    path = run.path / name
+    path.write_bytes(change(path.read_bytes(), path.suffix == ".json"))
+    damaged = path.read_bytes()
+    to_do = "move it away" if name == "environment.json" else "put back the file .* or give another output_dir"
+    with pytest.raises(ConfigError, match=rf"^{path} {what}.*; {to_do}") as refused:
+        run.require_same_run(config(), precision="bf16")
+    assert "\n" not in str(refused.value)
+    if name == "environment.json":
+        with pytest.raises(ConfigError, match=rf"^{path} {what}"):
+            run.write_start(config(), SETTINGS, world_size=1, data={})
+        assert path.read_bytes() == damaged, "left for the user to look at"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("config.yaml", "model: 3\n", "model is a section and must hold names and values, found 3"),
+        ("config.yaml", "seed: [1]\n", "the configuration does not fit"),
+        ("deepspeed.json", '{"bf16": true}', "bf16 must hold names and values, found True"),
+        ("deepspeed.json", "[]", "must hold names and values, found a list"),
+        ("environment.json", "{}", "must hold a list, found names and values"),
+        ("environment.json", "[1]", "a start must hold names and values, found 1"),
+    ],
+)
+def test_a_file_of_another_shape_is_named(run: RunFolder, name: str, content: str, what: str) -> None:
+    run.write_start(config(), SETTINGS, world_size=1, data={})
+    (run.path / name).write_text(content)
+    with pytest.raises(ConfigError) as refused:
+        run.require_same_run(config(), precision="bf16")
+    assert str(refused.value).startswith(str(run.path / name))
+    assert what in str(refused.value)
+
+
+def test_a_missing_deepspeed_json_is_named(run: RunFolder) -> None:
+    run.write_start(config(), SETTINGS, world_size=1, data={})
+    run.deepspeed.unlink()
+    with pytest.raises(ConfigError, match=r"deepspeed\.json cannot be read: No such file or directory; put back"):
+        run.require_same_run(config(), precision="bf16")
+
+
+def test_what_a_killed_start_left_is_removed(run: RunFolder) -> None:
+    run.path.mkdir(parents=True)
+    (run.path / ".config.yaml.host.1.partial").touch()
+    run.write_start(config(), SETTINGS, world_size=1, data={})
+    assert sorted(path.name for path in run.path.iterdir()) == sorted(FILES)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"output_dir .*file/run.* cannot be written: Not a directory"):
