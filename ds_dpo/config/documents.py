@@ -72,12 +72,12 @@ def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], langu
     except RecursionError as error:
         raise _UnusableError("is nested too deeply") from error
     if not isinstance(content, kind):
-        raise _UnusableError(f"must hold {KINDS[kind]}, found {_described(content)}")
+        raise _UnusableError(f"must contain {KINDS[kind]}, not {_described(content)}")
     return content
 
 
 def _described(content: Any) -> str:
-    return KINDS.get(type(content)) or f"{type(content).__name__} {str(content)[:40]!r}"
+    return KINDS.get(type(content)) or repr(content)[:40]
 
 
 class _Loader(yaml.SafeLoader):

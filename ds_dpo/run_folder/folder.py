@@ -21,7 +21,7 @@ from ds_dpo.precision import Precision
 from ds_dpo.storage.replace import remove_partials, replace_file
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "safetensors", "xformers", "ds_dpo")
-PUT_BACK = "put back the file that the run was started with, or give another output_dir"
+RESTORE = "restore the file that the run was started with, or give another output_dir"
 MOVE_AWAY = "move it away: it lists the starts of the run, and the next start writes a new one"
 
 
@@ -68,15 +68,15 @@ class RunFolder:
         try:
             return config_from_yaml(self.config)
         except ConfigError as error:
-            raise ConfigError(f"{error}; {PUT_BACK}") from None
+            raise ConfigError(f"{error}; {RESTORE}") from None
 
     def saved_settings(self) -> dict[str, Any]:
         """Read the complete DeepSpeed dict of deepspeed.json. Raises ConfigError."""
-        settings = read_json(self.deepspeed, dict, advice=PUT_BACK)
+        settings = read_json(self.deepspeed, dict, advice=RESTORE)
         for name in ("bf16", "fp16", "zero_optimization"):
             if not isinstance(settings.get(name, {}), dict):
                 raise ConfigError(
-                    f"{self.deepspeed}: {name} must hold names and values, found {settings[name]!r}; {PUT_BACK}"
+                    f"{self.deepspeed}: {name} must contain names and values, not {settings[name]!r}; {RESTORE}"
                 )
         return settings
 
@@ -88,7 +88,7 @@ class RunFolder:
         for start in starts:
             if not isinstance(start, dict):
                 raise ConfigError(
-                    f"{self.environment}: a start must hold names and values, found {start!r}; {MOVE_AWAY}"
+                    f"{self.environment}: a start must contain names and values, not {start!r}; {MOVE_AWAY}"
                 )
         return starts
 

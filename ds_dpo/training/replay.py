@@ -26,7 +26,7 @@ from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.feed import open_covering_errors, with_reference_errors
 from ds_dpo.reference.refresh import REFERENCE_FILE, load_reference
-from ds_dpo.run_folder.folder import PUT_BACK, RunFolder, precision_of
+from ds_dpo.run_folder.folder import RESTORE, RunFolder, precision_of
 from ds_dpo.run_folder.log import RunLog
 from ds_dpo.step.examination import Examination, GradientSums, examine
 from ds_dpo.step.preference_step import PreferenceStep
@@ -158,7 +158,7 @@ def _resolved(folder: RunFolder) -> ResolvedDeepSpeed:
     try:
         stage, accumulation_steps = settings["zero_optimization"]["stage"], settings["gradient_accumulation_steps"]
     except KeyError as error:
-        raise ConfigError(f"{folder.deepspeed} has no {error}, so it is not the file of a run; {PUT_BACK}") from error
+        raise ConfigError(f"{folder.deepspeed} has no {error}, so it is not the file of a run; {RESTORE}") from error
     return ResolvedDeepSpeed(
         settings=settings,
         stage=stage,
@@ -174,9 +174,7 @@ def _resolved(folder: RunFolder) -> ResolvedDeepSpeed:
 def _last_world_size(folder: RunFolder) -> int:
     world_size = folder.newest_start().get("world_size")
     if not isinstance(world_size, int):
-        raise ConfigError(
-            f"{folder.environment} does not say how many ranks the last start had; put back the run's own"
-        )
+        raise ConfigError(f"{folder.environment} does not say how many ranks the last start had; restore the run's own")
     return world_size
 
 

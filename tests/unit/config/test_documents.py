@@ -30,8 +30,8 @@ def test_documents_are_read_as_they_are(path: Path) -> None:
         (b'{"a": 1', "is not valid JSON: Expecting ',' delimiter: line 1 column 8 (char 7)"),
         (b'{"a": 1}\xe9', "is not UTF-8 text: byte 8 is 0xe9"),
         (b"[" * 90_000, "is nested too deeply"),
-        (b"[1]", "must hold names and values, found a list"),
-        (b"null", "must hold names and values, found NoneType 'None'"),
+        (b"[1]", "must contain names and values, not a list"),
+        (b"null", "must contain names and values, not None"),
     ],
 )
 def test_what_is_wrong_with_json_is_one_line(path: Path, content: bytes, said: str) -> None:
@@ -50,8 +50,8 @@ def test_what_is_wrong_with_json_is_one_line(path: Path, content: bytes, said: s
         (b"a: 2001-99-99\n", "is not valid YAML: month must be in 1..12"),
         (b"\0\0", "is not valid YAML: unacceptable character #x0000"),
         (b"[" * 600 + b"]" * 600, "is nested too deeply"),
-        (b"- 1\n", "must hold names and values, found a list"),
-        (b"text\n", "must hold names and values, found str 'text'"),
+        (b"- 1\n", "must contain names and values, not a list"),
+        (b"text\n", "must contain names and values, not 'text'"),
     ],
 )
 def test_what_is_wrong_with_yaml_is_one_line(path: Path, content: bytes, said: str) -> None:

@@ -19,8 +19,8 @@ def test_the_base_is_the_run_s(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"model:\n  pretrained: a\n  revi", "is not valid YAML"),
         (b"\0\0\0", "is not valid YAML"),
-        (b"3\n", "must hold names and values, found int '3'"),
-        (b"- model\n", "must hold names and values, found a list"),
+        (b"3\n", "must contain names and values, not 3"),
+        (b"- model\n", "must contain names and values, not a list"),
         (b"model: {pretrained: \xe9}\n", "is not UTF-8 text"),
         (b"[" * 600 + b"]" * 600, "is nested too deeply"),
     ],
@@ -30,12 +30,12 @@ def test_a_damaged_config_is_one_line_that_says_what_to_do(tmp_path: Path, conte
     with pytest.raises(ConfigError) as refused:
         base_of_run(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path / 'config.yaml'} {said}")
-    assert str(refused.value).endswith("; name the base with --base")
+    assert str(refused.value).endswith("; give the base with --base")
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", ["model: 3\n", "model: {pretrained: 3}\n", "other: {}\n", "model: {}\n"])
 def test_a_config_without_a_base_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.yaml: no model\.pretrained in it .*--base"):
+    with pytest.raises(CheckpointError, match=r"config\.yaml: has no model\.pretrained .*--base"):
         base_of_run(tmp_path)

@@ -112,7 +112,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes, bool], bytes], str]] = {
         "is not valid",
     ),
     "zeros, as a power cut leaves them": (lambda content, is_json: bytes(len(content)), "is not valid"),
-    "of another type": (lambda content, is_json: b"3\n", "must hold .*, found int '3'"),
+    "of another type": (lambda content, is_json: b"3\n", "must contain .*, not 3"),
     "not UTF-8": (lambda content, is_json: b"\xff" + content, "is not UTF-8 text: byte 0 is 0xff"),
     "nested too deeply": (lambda content, is_json: b"[" * 90_000 if is_json else DEEP_YAML, "is nested too deeply"),
 }
@@ -126,7 +126,7 @@ def test_a_damaged_file_of_the_folder_is_one_line_that_says_what_to_do(run: RunF
     path = run.path / name
     path.write_bytes(change(path.read_bytes(), path.suffix == ".json"))
     damaged = path.read_bytes()
-    to_do = "move it away" if name == "environment.json" else "put back the file .* or give another output_dir"
+    to_do = "move it away" if name == "environment.json" else "restore the file .* or give another output_dir"
     with pytest.raises(ConfigError, match=rf"^{path} {what}.*; {to_do}") as refused:
         run.require_same_run(config(), precision="bf16")
     assert "\n" not in str(refused.value)
@@ -139,12 +139,12 @@ def test_a_damaged_file_of_the_folder_is_one_line_that_says_what_to_do(run: RunF
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("config.yaml", "model: 3\n", "model is a section and must hold names and values, found 3"),
-        ("config.yaml", "seed: [1]\n", "the configuration does not fit"),
-        ("deepspeed.json", '{"bf16": true}', "bf16 must hold names and values, found True"),
-        ("deepspeed.json", "[]", "must hold names and values, found a list"),
-        ("environment.json", "{}", "must hold a list, found names and values"),
-        ("environment.json", "[1]", "a start must hold names and values, found 1"),
+        ("config.yaml", "model: 3\n", "model is a section and must contain names and values, not 3"),
+        ("config.yaml", "seed: [1]\n", "seed = [1]: "),
+        ("deepspeed.json", '{"bf16": true}', "bf16 must contain names and values, not True"),
+        ("deepspeed.json", "[]", "must contain names and values, not a list"),
+        ("environment.json", "{}", "must contain a list, not names and values"),
+        ("environment.json", "[1]", "a start must contain names and values, not 1"),
     ],
 )
 def test_a_file_of_another_shape_is_named(run: RunFolder, name: str, content: str, what: str) -> None:
@@ -159,7 +159,7 @@ def test_a_file_of_another_shape_is_named(run: RunFolder, name: str, content: st
 def test_a_missing_deepspeed_json_is_named(run: RunFolder) -> None:
     run.write_start(config(), SETTINGS, world_size=1, data={})
     run.deepspeed.unlink()
-    with pytest.raises(ConfigError, match=r"deepspeed\.json cannot be read: No such file or directory; put back"):
+    with pytest.raises(ConfigError, match=r"deepspeed\.json cannot be read: No such file or directory; restore"):
         run.require_same_run(config(), precision="bf16")
 
 
