@@ -31,6 +31,7 @@ from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
 from ds_dpo.making.record import write_record_file
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import torch_dtype
@@ -72,7 +73,9 @@ def measure_rounding(precision: str, *, num_pairs: int, device: torch.device, op
     def errors(at_once: int) -> Tensor:
         parts = [
             torch.stack(
-                squared_errors_of_pairs(unet, encode(feed.pairs.join(samples[start : start + at_once])), schedule)
+                squared_errors_of_pairs(
+                    unet, encode(feed.pairs.join(samples[start : start + at_once])), schedule, predict=predict_by_unet
+                )
             )
             for start in range(0, num_pairs, at_once)
         ]

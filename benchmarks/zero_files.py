@@ -71,7 +71,7 @@ def write_checkpoint(folder: Path, *, stage: int, num_ranks: int, scale: float, 
     tag = folder / TAG
     tag.mkdir(parents=True)
     (folder / "latest").write_text(TAG)
-    (tag / "unet_config.json").write_text(json.dumps(config))
+    (tag / "denoiser_config.json").write_text(json.dumps(config))
     if stage == 3:
         _write_split(tag, shapes, num_ranks)
     else:

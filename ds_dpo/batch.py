@@ -6,22 +6,28 @@ P pooled width; X,Y pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
 class _MovableTensors:
-    """Adds `to(device)` to a dataclass of tensors; other values stay as they are."""
+    """Adds `to(device)` to a dataclass of tensors and of mappings of tensors; other values stay as they are."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         moved = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            moved[field.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+        for one in fields(self):  # type: ignore[arg-type]
+            moved[one.name] = _moved(getattr(self, one.name), device, non_blocking=non_blocking)
         return type(self)(**moved)
+
+
+def _moved(value: Any, device: torch.device | str, *, non_blocking: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _moved(inner, device, non_blocking=non_blocking) for name, inner in value.items()}
+    return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +82,15 @@ class CachedSamples(DrawnPairs):
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning(_MovableTensors):
-    """The inputs of a UNet besides the noisy latents; pooled and time_ids are None for SD1.5 and SD2.1.
+    """The inputs of a denoiser besides the noisy latents.
 
-    text_states: (N, L, D). pooled: (N, P). time_ids: (N, 6), or (N, 5) for the refiner.
+    text_states: (N, L, D). pooled: (N, P), None if the family has none. extras: further inputs of the family, by its
+    own names, (N, ...) each.
     """
 
     text_states: Tensor
     pooled: Tensor | None = None
-    time_ids: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +98,8 @@ class PreferenceBatch(_MovableTensors):
     """One micro-batch as data: the step is a function of it.
 
     latents: (N, C, H, W) scaled clean latents. noise: (B, C, H, W) of the target. input_noise: (B, C, H, W) of the
-    UNet's input, None if it is the same. timesteps: (B,) int64.
-    text_states: (B, L, D). pooled: (B, P) or None. time_ids: (N, 6), (N, 5) or None. pair_ids: (B,) int64.
+    denoiser's input, None if it is the same. timesteps: (B,) int64. text_states: (B, L, D). pooled: (B, P) or None.
+    extras: those of Conditioning, for each image, (N, ...) each. pair_ids: (B,) int64.
     target_probabilities: (B,) fp32, that the chosen image is the better one: 1, or 0.5 for a tie. weights: (B,) fp32,
     factors of the pairs' losses. reference_chosen_error, reference_rejected_error: (B,) fp32 if the reference's
     errors were computed beforehand, else None. N is 2B, or B after chosen_only().
@@ -103,10 +110,10 @@ class PreferenceBatch(_MovableTensors):
     timesteps: Tensor
     text_states: Tensor
     pooled: Tensor | None
-    time_ids: Tensor | None
     pair_ids: Tensor
     target_probabilities: Tensor
     weights: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
     input_noise: Tensor | None = None
     reference_chosen_error: Tensor | None = None
     reference_rejected_error: Tensor | None = None
@@ -118,15 +125,15 @@ class PreferenceBatch(_MovableTensors):
     def chosen_only(self) -> PreferenceBatch:
         """Return the same pairs without their rejected images: N = B."""
         chosen = slice(None, self.num_pairs)
-        time_ids = None if self.time_ids is None else self.time_ids[chosen]
-        return replace(self, latents=self.latents[chosen], time_ids=time_ids)
+        extras = {name: values[chosen] for name, values in self.extras.items()}
+        return replace(self, latents=self.latents[chosen], extras=extras)
 
     def image_noise(self) -> Tensor:
         """Return the noise of all N images, (N, C, H, W): a pair's images share theirs."""
         return self._per_image(self.noise)
 
     def image_input_noise(self) -> Tensor:
-        """Return the noise in the UNet's input for all N images, (N, C, H, W); it may differ from the target's."""
+        """Return the noise in the denoiser's input for all N images, (N, C, H, W); it may differ from the target's."""
         return self._per_image(self.noise if self.input_noise is None else self.input_noise)
 
     def image_timesteps(self) -> Tensor:
@@ -138,7 +145,7 @@ class PreferenceBatch(_MovableTensors):
         return Conditioning(
             text_states=self._per_image(self.text_states),
             pooled=None if self.pooled is None else self._per_image(self.pooled),
-            time_ids=self.time_ids,
+            extras=self.extras,
         )
 
     def _per_image(self, shared: Tensor) -> Tensor:

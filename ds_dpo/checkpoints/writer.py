@@ -33,7 +33,7 @@ from ds_dpo.process.fault_points import reach
 from ds_dpo.process.host_memory import available_bytes
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
-from ds_dpo.storage.manifest import UNET_CONFIG_NAME, FileEntry, Manifest
+from ds_dpo.storage.manifest import DENOISER_CONFIG_NAME, FileEntry, Manifest
 from ds_dpo.storage.replace import remove_partials
 from ds_dpo.storage.state_files import HostCopies, StateFile, num_bytes
 
@@ -125,7 +125,7 @@ class CheckpointWriter:
         with together_on_disk():
             reach("save.begin")
         files = [*self._engine.checkpoint_files(client_state=contents.client_state), *contents.files]
-        files += self._unet_config()
+        files += self._denoiser_config()
         assert all(rank_of(file.name) == rank() for file in files), "the name of a file must say which rank writes it"
         has_memory, size = self._measure(files, in_background=in_background)
         try:
@@ -249,12 +249,14 @@ class CheckpointWriter:
         self._require_free(size, f"it needs {gib(size)} GiB")
         partial.mkdir()
 
-    def _unet_config(self) -> list[StateFile]:
+    def _denoiser_config(self) -> list[StateFile]:
         if not is_main():
             return []
         module: Any = self._engine.module  # a diffusers model; torch's Module has no config
         config = {name: value for name, value in module.config.items() if not name.startswith("_name")}
-        return [StateFile(name=UNET_CONFIG_NAME, state=json.dumps(config, indent=2, default=list), write=_write_text)]
+        return [
+            StateFile(name=DENOISER_CONFIG_NAME, state=json.dumps(config, indent=2, default=list), write=_write_text)
+        ]
 
     def _complete(self, job: WritingJob, files: dict[str, FileEntry]) -> None:
         """Make the checkpoint exist: manifest, rename, `latest`. Only then delete older checkpoints."""

@@ -18,7 +18,7 @@ class NoiseSchedule:
     """The forward process of a model, as its scheduler config states it.
 
     alphas_cumprod: (T,) fp32, the share of signal variance left at each timestep. prediction_type: what the
-    UNet predicts, a key of TARGETS. error_weighting: how errors count by timestep, none or a key of ERROR_WEIGHTS.
+    denoiser predicts, a key of TARGETS. error_weighting: how errors count by timestep, none or a key of ERROR_WEIGHTS.
     snr_gamma: min_snr's cap.
     """
 
@@ -59,7 +59,7 @@ class NoiseSchedule:
         return signal_scale * latents + noise_scale * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what the UNet should predict, (N, C, H, W) fp32, by the model's prediction type."""
+        """Return what the denoiser should predict, (N, C, H, W) fp32, by the model's prediction type."""
         return TARGETS[self.prediction_type](self, latents, noise, timesteps)
 
     def error_weight(self, timesteps: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,19 +11,17 @@ from torch import Tensor
 
 from ds_dpo.batch import CachedSamples, DrawnPairs, PairSamples, PreferenceBatch, split_pair, stack_pair
 from ds_dpo.errors import DataError
+from ds_dpo.models.families.family import Extras
 from ds_dpo.models.families.text import TextEncoder
 from ds_dpo.models.vae import OVERFLOW_ADVICE, encode_images, sample_latents
-
-# time ids (N, 6) -> the size conditioning of a family's UNet; None: the family has none
-SizeIds = Callable[[Tensor], Tensor] | None
 
 
 class OnlineEncoder:
     """Encodes each micro-batch when it is needed, with the VAE and text encoders on the training device."""
 
-    def __init__(self, *, vae: AutoencoderKL, text: TextEncoder, size_ids: SizeIds, device: torch.device | str) -> None:
+    def __init__(self, *, vae: AutoencoderKL, text: TextEncoder, extras: Extras, device: torch.device | str) -> None:
         """Take frozen encoders and move them to the device."""
-        self._size_ids = size_ids
+        self._extras = extras
         self._device = torch.device(device)
         self._vae = vae.to(self._device)
         self._text = text.to(self._device)
@@ -42,7 +40,7 @@ class OnlineEncoder:
         )
         self._refuse_not_finite(latents, samples.pair_ids)
         prompts = self._text.encode(pair.prompts)
-        return _batch(pair, self._size_ids, latents=latents, text_states=prompts.text_states, pooled=prompts.pooled)
+        return _batch(pair, self._extras, latents=latents, text_states=prompts.text_states, pooled=prompts.pooled)
 
     def _refuse_not_finite(self, latents: Tensor, pair_ids: Tensor) -> None:
         # Waits for the device once per micro-batch: a NaN found later would already be in the optimizer's moments.
@@ -66,7 +64,7 @@ class CachedEncoder:
         quantity: Literal["moments", "mean"],
         vae_dtype: torch.dtype,
         vae_config: Mapping[str, Any],
-        size_ids: SizeIds,
+        extras: Extras,
         device: torch.device | str,
     ) -> None:
         """Take what the cache's record says of its images.
@@ -77,7 +75,7 @@ class CachedEncoder:
         self._device = torch.device(device)
         self._draws = quantity == "moments"
         self._vae_dtype, self._vae_config = vae_dtype, vae_config
-        self._size_ids = size_ids
+        self._extras = extras
 
     @torch.no_grad()
     def __call__(self, samples: CachedSamples) -> PreferenceBatch:
@@ -86,11 +84,11 @@ class CachedEncoder:
         noise = stack_pair(pair.chosen_posterior_noise, pair.rejected_posterior_noise) if self._draws else None
         moments = stack_pair(pair.chosen_moments, pair.rejected_moments)
         latents = sample_latents(moments.to(self._vae_dtype), noise, vae_config=self._vae_config)
-        return _batch(pair, self._size_ids, latents=latents, text_states=pair.text_states, pooled=pair.pooled)
+        return _batch(pair, self._extras, latents=latents, text_states=pair.text_states, pooled=pair.pooled)
 
 
 def _batch(
-    pair: DrawnPairs, size_ids: SizeIds, *, latents: Tensor, text_states: Tensor, pooled: Tensor | None
+    pair: DrawnPairs, extras: Extras, *, latents: Tensor, text_states: Tensor, pooled: Tensor | None
 ) -> PreferenceBatch:
     return PreferenceBatch(
         latents=latents,
@@ -99,7 +97,7 @@ def _batch(
         timesteps=pair.timesteps,
         text_states=text_states,
         pooled=pooled,
-        time_ids=None if size_ids is None else size_ids(stack_pair(pair.chosen_time_ids, pair.rejected_time_ids)),
+        extras=extras(stack_pair(pair.chosen_time_ids, pair.rejected_time_ids)),
         pair_ids=pair.pair_ids,
         target_probabilities=pair.target_probabilities,
         weights=pair.weights,

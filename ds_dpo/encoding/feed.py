@@ -165,15 +165,15 @@ def load_encoders(config: RunConfig, *, dtype: torch.dtype) -> Encoders:
 
 def build_encode(feed: PairFeed, encoders: Encoders | None, *, family: str, device: torch.device) -> Encode:
     """Return the function from samples to a batch. encoders: None if the feed is a cache. family: model.family."""
-    size_ids = FAMILIES[family].size_ids
+    extras = FAMILIES[family].extras
     if feed.cache is not None:
         stored = feed.cache.record.images
         return CachedEncoder(
             quantity=stored.quantity,
             vae_dtype=torch_dtype(stored.vae_dtype),
             vae_config=stored.scaling,
-            size_ids=size_ids,
+            extras=extras,
             device=device,
         )
     assert encoders is not None, "loaded if the feed needs them"
-    return OnlineEncoder(vae=encoders.vae, text=encoders.text, size_ids=size_ids, device=device)
+    return OnlineEncoder(vae=encoders.vae, text=encoders.text, extras=extras, device=device)

@@ -1,4 +1,4 @@
-"""The policy UNet inside a DeepSpeed engine: updates, master weights, and DeepSpeed's own checkpoint calls."""
+"""The policy inside a DeepSpeed engine: updates, master weights, and DeepSpeed's own checkpoint calls."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Engine:
 
     @property
     def module(self) -> nn.Module:
-        """The wrapped UNet itself, for its configuration and for sampling."""
+        """The wrapped denoiser itself, for its configuration and for sampling."""
         return self._raw.module
 
     @property
@@ -227,7 +227,7 @@ def _pieces(module: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
 
 
 def build_engine(
-    unet: nn.Module,
+    policy: nn.Module,
     *,
     settings: dict[str, Any],
     optimizer: OptimizerConfig,
@@ -235,19 +235,19 @@ def build_engine(
     max_train_steps: int,
     saves_frozen_weights: bool = True,
 ) -> Engine:
-    """Wrap the policy UNet with DeepSpeed, an optimizer of the trained parameters, and a learning-rate schedule.
+    """Wrap the policy with DeepSpeed, an optimizer of the trained parameters, and a learning-rate schedule.
 
     settings: the complete DeepSpeed settings. A skipped update does not advance the schedule. saves_frozen_weights:
     False if the model's file has these weights anyway.
     Raises ConfigError if the optimizer's package is missing or the device does not support the precision.
     """
-    trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     offloads = "offload_optimizer" in settings.get("zero_optimization", {})
     updater = build_optimizer(trainable, optimizer, fused=torch.cuda.is_available() and not offloads)
     try:
         with quiet_output():
             raw, *_ = deepspeed.initialize(
-                model=unet,
+                model=policy,
                 model_parameters=trainable,
                 optimizer=updater,
                 lr_scheduler=partial(build_schedule, config=schedule, max_train_steps=max_train_steps),

@@ -10,24 +10,24 @@ from torch import Tensor
 
 from ds_dpo.errors import ConfigError, ModelError
 from ds_dpo.export.source import BaseModel
-from ds_dpo.models.weights.files import UNET_STEM, FileWeights, find_weights, read_json
+from ds_dpo.models.weights.files import DIFFUSERS_STEM, FileWeights, find_weights, read_json
 from ds_dpo.models.weights.hub import fetch_folder
 
 if TYPE_CHECKING:
-    from ds_dpo.models.weights.single_file import SingleFile
+    from ds_dpo.models.pipelines.single_file import SingleFile
 
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
 def weights_at_hand(base: BaseModel | None) -> Mapping[str, Tensor] | None:
-    """Return the base's UNet weights if this machine has them in a folder, a file or the hub's cache; else None."""
+    """Return the base's denoiser weights if this machine has them in a folder, a file or the hub's cache; else None."""
     if base is None:
         return None
     if Path(base.name).is_file():
         return _in_file(base).denoiser().weights()
     folder: Path | None = Path(base.name)
     if folder is not None and not folder.is_dir():
-        config = _cached(base, "unet/config.json")
+        config = _cached(base, f"{base.denoiser.folder}/config.json")
         folder = None if config is None else config.parent.parent
     try:
         return None if folder is None else _in_folder(folder, base)
@@ -36,7 +36,7 @@ def weights_at_hand(base: BaseModel | None) -> Mapping[str, Tensor] | None:
 
 
 def required_weights(base: BaseModel | None, *, why: str) -> Mapping[str, Tensor]:
-    """Return the base's UNet weights; downloads them if the base is a hub id that is not in the cache.
+    """Return the base's denoiser weights; downloads them if the base is a hub id that is not in the cache.
 
     why: what needs them. Raises ConfigError if no base is known, ModelError if it cannot be read.
     """
@@ -48,7 +48,8 @@ def required_weights(base: BaseModel | None, *, why: str) -> Mapping[str, Tensor
     if found is not None or Path(base.name).is_dir():
         return found or _in_folder(Path(base.name), base)
     infix = f".{base.variant}" if base.variant else ""
-    patterns = ("unet/config.json", f"unet/{UNET_STEM}*{infix}*.safetensors*")
+    inside = base.denoiser.folder
+    patterns = (f"{inside}/config.json", f"{inside}/{DIFFUSERS_STEM}*{infix}*.safetensors*")
     return _in_folder(fetch_folder(base.name, revision=base.revision, patterns=patterns), base)
 
 
@@ -62,7 +63,7 @@ def prediction_type_of(base: BaseModel | None) -> str | None:
     if folder.is_file():
         try:
             return str(_in_file(base).scheduler_config(None)["prediction_type"])
-        except ModelError:  # a file of SD2.1 may not state it
+        except ModelError:  # a file may not state it
             return None
     path = folder / SCHEDULER_CONFIG if folder.is_dir() else _cached(base, SCHEDULER_CONFIG)
     if path is None or not path.is_file():
@@ -72,22 +73,23 @@ def prediction_type_of(base: BaseModel | None) -> str | None:
 
 
 def _in_file(base: BaseModel) -> SingleFile:
-    from ds_dpo.models.weights.single_file import SingleFile  # imports diffusers, which takes seconds
+    from ds_dpo.models.pipelines.single_file import SingleFile  # imports diffusers, which takes seconds
 
     return SingleFile(Path(base.name))
 
 
 def _in_folder(folder: Path, base: BaseModel) -> FileWeights:
-    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    inside = folder / base.denoiser.folder
+    denoiser = inside if inside.is_dir() else folder
     if base.variant is not None:
-        return FileWeights(find_weights(unet, UNET_STEM, variant=base.variant))
+        return FileWeights(find_weights(denoiser, DIFFUSERS_STEM, variant=base.variant))
     try:
-        return FileWeights(find_weights(unet, UNET_STEM, variant=None))
+        return FileWeights(find_weights(denoiser, DIFFUSERS_STEM, variant=None))
     except ModelError:
         # a base that the user names may have only fp16 weights
-        if not any(unet.glob(f"{UNET_STEM}*fp16*")):
+        if not any(denoiser.glob(f"{DIFFUSERS_STEM}*fp16*")):
             raise
-        return FileWeights(find_weights(unet, UNET_STEM, variant="fp16"))
+        return FileWeights(find_weights(denoiser, DIFFUSERS_STEM, variant="fp16"))
 
 
 def _cached(base: BaseModel, name: str) -> Path | None:

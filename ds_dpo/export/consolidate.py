@@ -16,7 +16,7 @@ from ds_dpo.export.formats import FORMATS, Job, Plan, Written
 from ds_dpo.export.lora.adapter import find_adapter, merge_adapter
 from ds_dpo.export.pipeline import copy_files, state_scheduler
 from ds_dpo.export.request import Request, check_options, is_one_file
-from ds_dpo.export.source import Source, choose_base, find_source, unet_config
+from ds_dpo.export.source import Source, choose_base, denoiser_config, find_source
 from ds_dpo.export.tensors.frozen import restore_frozen
 from ds_dpo.export.tensors.verification import Distance, measure_distance, verify_files
 from ds_dpo.export.tensors.weights import Weights, averaged, select_keys
@@ -95,7 +95,7 @@ def look_into(request: Request, source: Source, checkpoint: ZeroCheckpoint, *, s
         held=held,
         weights=weights,
         adapter=adapter,
-        config=unet_config(source, base),
+        config=denoiser_config(source, base),
         base=base,
         base_weights=base_weights,
         record=_record(request, checkpoint),

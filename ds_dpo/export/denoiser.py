@@ -1,4 +1,4 @@
-"""Write the UNet of a checkpoint in diffusers' form, and check each tensor while it is written."""
+"""Write the denoiser of a checkpoint in diffusers' form, and check each tensor while it is written."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor
 from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.export.tensors.safetensors_stream import TensorSpec, split_into_files, stream_safetensors
 from ds_dpo.export.tensors.weights import Weights
-from ds_dpo.models.weights.unet_shapes import known_shapes
+from ds_dpo.models.families.family import DenoiserKind
+from ds_dpo.models.families.table import kind_of
+from ds_dpo.models.weights.files import DIFFUSERS_STEM
 from ds_dpo.zero_shards.reader import ZeroCheckpoint
 
-CLASS_NAME = "UNet2DConditionModel"
-WEIGHTS_STEM = "diffusion_pytorch_model"
 SQUARE_THAT_FITS = 6e4**2  # fp16, the narrowest, goes to 65504
 MAX_FILE_BYTES = 10 * 10**9  # diffusers' own limit of one file
 
 
 @dataclasses.dataclass(frozen=True)
-class WrittenUnet:
-    """The written UNet: number of tensors, bytes of data, file names."""
+class WrittenDenoiser:
+    """The written denoiser: number of tensors, bytes of data, file names."""
 
     num_tensors: int
     num_bytes: int
@@ -35,7 +35,7 @@ class WrittenUnet:
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the parameters of a UNet with this configuration, without memory for weights.
+    """Return names and shapes of the parameters of a denoiser with this configuration, without memory for weights.
 
     Raises ModelError for a configuration of another class, or one that diffusers refuses.
     """
@@ -45,22 +45,18 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 @functools.lru_cache(maxsize=4)  # building SDXL's takes a second, and an export asks several times
 def _shapes_of(config_json: str) -> dict[str, tuple[int, ...]]:
     config = json.loads(config_json)
-    named_class = config.get("_class_name", CLASS_NAME)
-    if named_class != CLASS_NAME:
-        raise ModelError(f"the model configuration is of {named_class!r}, but only {CLASS_NAME} can be exported")
-    known = known_shapes(config)
-    return _built_shapes(config) if known is None else known
+    kind = kind_of(config)
+    known = kind.shapes(config)
+    return _built_shapes(kind, config) if known is None else known
 
 
-def _built_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    from diffusers import UNet2DConditionModel
-
+def _built_shapes(kind: DenoiserKind, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     try:
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(config)
+            denoiser = kind.model_class().from_config(config)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"diffusers cannot build a UNet from the configuration: {error}") from error
-    return {name: tuple(parameter.shape) for name, parameter in unet.state_dict().items()}
+        raise ModelError(f"diffusers cannot build a {kind.title} from the configuration: {error}") from error
+    return {name: tuple(parameter.shape) for name, parameter in denoiser.state_dict().items()}
 
 
 def check_parameters(checkpoint: Weights, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -71,7 +67,7 @@ def check_parameters(checkpoint: Weights, expected: Mapping[str, tuple[int, ...]
     if missing or unknown or other:
         example = (missing or unknown or other)[0]
         raise CheckpointError(
-            f"{checkpoint.folder}: not the weights of this UNet configuration: {len(missing)} parameters missing, "
+            f"{checkpoint.folder}: not the weights of this configuration: {len(missing)} parameters missing, "
             f"{len(unknown)} unknown, {len(other)} of another shape; first: {example!r} "
             f"is {found.get(example, 'absent')}, expected {expected.get(example, 'absent')}"
         )
@@ -80,7 +76,7 @@ def check_parameters(checkpoint: Weights, expected: Mapping[str, tuple[int, ...]
         raise CheckpointError(f"{checkpoint.folder}: parameter {empty[0]!r} has no elements")
 
 
-def write_unet(
+def write_denoiser(
     checkpoint: Weights,
     config: Mapping[str, Any],
     folder: Path,
@@ -88,7 +84,7 @@ def write_unet(
     dtype: torch.dtype,
     max_file_bytes: int = MAX_FILE_BYTES,
     variant: str | None = None,
-) -> WrittenUnet:
+) -> WrittenDenoiser:
     """Write folder/config.json and the weights, rounded from the fp32 master, in one file or several with an index.
 
     variant: the files get names for from_pretrained(variant=...). Holds one tensor in memory.
@@ -106,17 +102,17 @@ def write_unet(
     if len(files) > 1:
         placed = {spec.name: name for name, content in zip(names, files, strict=True) for spec in content}
         index = {"metadata": {"total_size": num_bytes}, "weight_map": placed}
-        _write_json(folder / f"{WEIGHTS_STEM}.safetensors.index{_infix(variant)}.json", index)
+        _write_json(folder / f"{DIFFUSERS_STEM}.safetensors.index{_infix(variant)}.json", index)
     # _name_or_path is the base's path on the training machine
     published = {key: value for key, value in config.items() if key != "_name_or_path"}
-    _write_json(folder / "config.json", {**published, "_class_name": CLASS_NAME})
+    _write_json(folder / "config.json", {**published, "_class_name": kind_of(config).class_name})
     _check_written(folder, names, specs)
-    return WrittenUnet(num_tensors=len(specs), num_bytes=num_bytes, files=tuple(names))
+    return WrittenDenoiser(num_tensors=len(specs), num_bytes=num_bytes, files=tuple(names))
 
 
 def weight_file_names(number: int, *, variant: str | None = None) -> list[str]:
     """Return diffusers' names of weight files, for one file or several, and for a variant such as fp16."""
-    stem = f"{WEIGHTS_STEM}{_infix(variant)}"
+    stem = f"{DIFFUSERS_STEM}{_infix(variant)}"
     if number == 1:
         return [f"{stem}.safetensors"]
     return [f"{stem}-{place:05d}-of-{number:05d}.safetensors" for place in range(1, number + 1)]

@@ -15,7 +15,7 @@ from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import ConfigError
 from ds_dpo.export.base_weights import prediction_type_of, required_weights
 from ds_dpo.export.card.modelspec import describe_model
-from ds_dpo.export.denoiser import MAX_FILE_BYTES, check_parameters, expected_shapes, write_unet
+from ds_dpo.export.denoiser import MAX_FILE_BYTES, check_parameters, expected_shapes, write_denoiser
 from ds_dpo.export.destination import RECORD_KEY
 from ds_dpo.export.lora.adapter import Adapter, file_layers, is_untrained, read_part
 from ds_dpo.export.lora.file import (
@@ -34,6 +34,8 @@ from ds_dpo.export.source import BaseModel
 from ds_dpo.export.tensors.safetensors_stream import TensorSpec
 from ds_dpo.export.tensors.verification import Distance
 from ds_dpo.export.tensors.weights import Weights
+from ds_dpo.models.families.family import DenoiserKind
+from ds_dpo.models.families.table import kind_of
 from ds_dpo.precision import torch_dtype
 
 
@@ -41,7 +43,7 @@ from ds_dpo.precision import torch_dtype
 class Job:
     """An export that is ready to be planned: its weights, and what is known of its base.
 
-    held: the weights as the checkpoint holds them. weights: the UNet's, with the run's LoRA, if any, merged in.
+    held: the weights as the checkpoint holds them. weights: the denoiser's, with the run's LoRA, if any, merged in.
     base_weights: None if they are not available. record: lets a later export replace this one.
     """
 
@@ -53,6 +55,10 @@ class Job:
     base: BaseModel | None
     base_weights: Mapping[str, Tensor] | None
     record: Mapping[str, Any]
+
+    @property
+    def kind(self) -> DenoiserKind:
+        return kind_of(self.config)
 
     @property
     def title(self) -> str:
@@ -90,7 +96,7 @@ class Plan:
 
 
 def weights_bytes(job: Job) -> int:
-    """Return the bytes of the UNet's weights in the output's dtype."""
+    """Return the bytes of the denoiser's weights in the output's dtype."""
     return torch_dtype(job.request.dtype).itemsize * sum(place.numel for place in job.weights.parameters.values())
 
 
@@ -98,43 +104,44 @@ def _variant_argument(request: Request) -> str:
     return f', variant="{request.variant}"' if request.variant else ""
 
 
-def plan_unet(job: Job) -> Plan:
-    """Plan a folder with the UNet alone, for UNet2DConditionModel.from_pretrained(subfolder="unet")."""
+def plan_denoiser(job: Job) -> Plan:
+    """Plan a folder with the denoiser alone, for from_pretrained of its class, with the subfolder of its kind."""
     request = job.request
     check_parameters(job.weights, expected_shapes(job.config))
-    arguments = f'subfolder="unet"{_variant_argument(request)}, torch_dtype={torch_dtype(request.dtype)}'
-    usage = f'UNet2DConditionModel.from_pretrained("{request.out}", {arguments})'
-    return Plan(partial(_write_unet, job), weights_bytes(job), usage)
+    arguments = f'subfolder="{job.kind.folder}"{_variant_argument(request)}, torch_dtype={torch_dtype(request.dtype)}'
+    usage = f'{job.kind.class_name}.from_pretrained("{request.out}", {arguments})'
+    return Plan(partial(_write_denoiser, job), weights_bytes(job), usage)
 
 
 def plan_pipeline(job: Job) -> Plan:
-    """Plan a whole pipeline: copies of the base's parts, this UNet, and another VAE if one is given."""
+    """Plan a whole pipeline: copies of the base's parts, this denoiser, and another VAE if one is given."""
     request, base = job.request, job.base
     if base is None:
         raise ConfigError(f"--format pipeline: {request.source} does not name its base pipeline; add --base MODEL")
-    pipeline = locate_pipeline(base)
+    pipeline = locate_pipeline(base, replaced=job.kind.folder)
     vae = request.vae or base.vae  # the run's VAE made the latents that it was trained on
-    copies = list_copies(pipeline, variant=base.variant, vae=locate_vae(resolve_asset(vae)) if vae else None)
+    own_vae = locate_vae(resolve_asset(vae)) if vae else None
+    copies = list_copies(pipeline, replaced=job.kind.folder, variant=base.variant, vae=own_vae)
     arguments = f"torch_dtype={torch_dtype(request.dtype)}{_variant_argument(request)}"
-    plan = plan_unet(job)
+    plan = plan_denoiser(job)
     copied_bytes = sum(path.stat().st_size for path, _ in copies)
     usage = f'DiffusionPipeline.from_pretrained("{request.out}", {arguments})'
     return Plan(plan.write, plan.needed_bytes + copied_bytes, usage, copies=copies)
 
 
-def _write_unet(job: Job, folder: Path, distance: Distance | None) -> Written:
+def _write_denoiser(job: Job, folder: Path, distance: Distance | None) -> Written:
     request, dtype = job.request, torch_dtype(job.request.dtype)
     gigabytes = request.max_shard_gb
-    written = write_unet(
+    written = write_denoiser(
         job.weights,
         job.config,
-        folder / "unet",
+        folder / job.kind.folder,
         dtype=dtype,
         max_file_bytes=MAX_FILE_BYTES if gigabytes is None else int(gigabytes * 1e9),
         variant=request.variant,
     )
     specs = [TensorSpec(name, shape, dtype) for name, shape in expected_shapes(job.config).items()]
-    return Written([folder / "unet" / name for name in written.files], specs)
+    return Written([folder / job.kind.folder / name for name in written.files], specs)
 
 
 def plan_single_file(job: Job) -> Plan:
@@ -144,7 +151,7 @@ def plan_single_file(job: Job) -> Plan:
     shapes = single_file_shapes(job.config)
     base = None if request.base_file is None else read_base_file(request.base_file)
     if base is not None:
-        check_base_file(base, shapes)
+        check_base_file(base, shapes, job.kind)
     others = frozenset(base.tensors if base is not None else ()) - shapes.keys()
 
     def write(path: Path, distance: Distance | None) -> Written:
@@ -259,7 +266,7 @@ def _lora_details(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
 
 
 FORMATS: dict[str, Callable[[Job], Plan]] = {
-    "unet": plan_unet,
+    "unet": plan_denoiser,
     "pipeline": plan_pipeline,
     "single-file": plan_single_file,
     "lora": plan_lora,

@@ -15,15 +15,15 @@ from ds_dpo.models.weights.files import read_json
 from ds_dpo.models.weights.hub import fetch_folder
 
 INDEX_NAME = "model_index.json"
-REPLACED = "unet"
 SETTINGS = (".json", ".txt", ".model", ".jinja")  # files of schedulers, tokenizers and models
 WEIGHTS = (".safetensors", ".bin")  # the first kind that a component has is copied
 
 
-def locate_pipeline(base: BaseModel) -> Path:
-    """Return the folder of the base pipeline; a hub id is downloaded without its UNet's weights.
+def locate_pipeline(base: BaseModel, *, replaced: str) -> Path:
+    """Return the folder of the base pipeline; a hub id is downloaded without its denoiser's weights.
 
-    Raises ModelError if it cannot be read, or is not a diffusers pipeline with a UNet.
+    replaced: the denoiser's folder. Raises ModelError if the base cannot be read, or is not a diffusers pipeline with
+    that folder.
     """
     folder = Path(base.name)
     if folder.is_file():
@@ -33,9 +33,9 @@ def locate_pipeline(base: BaseModel) -> Path:
         )
     if not folder.is_dir():
         patterns = [INDEX_NAME, *(f"*/*{suffix}" for suffix in (*SETTINGS, WEIGHTS[0]))]
-        folder = fetch_folder(base.name, revision=base.revision, patterns=tuple(patterns), leave_out=(f"{REPLACED}/*",))
-    if REPLACED not in components(folder):
-        raise ModelError(f"{folder / INDEX_NAME}: has no {REPLACED!r}, so that this model does not fit into it")
+        folder = fetch_folder(base.name, revision=base.revision, patterns=tuple(patterns), leave_out=(f"{replaced}/*",))
+    if replaced not in components(folder):
+        raise ModelError(f"{folder / INDEX_NAME}: has no {replaced!r}, so that this model does not fit into it")
     return folder
 
 
@@ -66,15 +66,15 @@ def components(pipeline: Path) -> dict[str, str]:
     return {name: str(entry[1]) for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
 
 
-def list_copies(pipeline: Path, *, variant: str | None, vae: Path | None) -> list[tuple[Path, str]]:
-    """Return the files of a pipeline to copy and their new names: all but the UNet's, with vae instead of its own VAE.
+def list_copies(pipeline: Path, *, replaced: str, variant: str | None, vae: Path | None) -> list[tuple[Path, str]]:
+    """Return a pipeline's files to copy and their new names: all but the denoiser's, with vae instead of its own VAE.
 
-    variant: weights of this variant (model.fp16.safetensors), if there are any, are copied under the plain name.
-    Raises ModelError for a component whose folder is missing or that needs renamed shards.
+    replaced: the denoiser's folder. variant: weights of this variant (model.fp16.safetensors), if there are any, are
+    copied under the plain name. Raises ModelError for a component whose folder is missing or that needs renamed shards.
     """
     copies = [(pipeline / INDEX_NAME, INDEX_NAME)]
     for component in components(pipeline):
-        if component == REPLACED:
+        if component == replaced:
             continue
         folder = vae if component == "vae" and vae is not None else pipeline / component
         if not folder.is_dir():

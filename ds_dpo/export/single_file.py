@@ -1,4 +1,4 @@
-"""Write the UNet as A1111, Forge and ComfyUI read it: alone or into a copy of a base file, tensor by tensor."""
+"""Write the denoiser as A1111, Forge and ComfyUI read it: alone or into a copy of a base file, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ds_dpo.export.card.modelspec import merge_metadata
 from ds_dpo.export.denoiser import check_parameters, expected_shapes, read_finite
 from ds_dpo.export.tensors.safetensors_stream import DTYPE_NAMES, HEADER_ALIGNMENT_BYTES, TensorSpec, write_safetensors
 from ds_dpo.export.tensors.weights import Weights
-from ds_dpo.models.weights.ldm_keys import UNET_PREFIX, ldm_names
+from ds_dpo.models.families.family import DenoiserKind
+from ds_dpo.models.families.table import kind_of
 
 EMA_PREFIX = "model_ema."
 COPY_BYTES = 2**20
@@ -65,24 +66,24 @@ def read_base_file(path: Path) -> BaseFile:
     return BaseFile(path, metadata, tensors)
 
 
-def check_base_file(base: BaseFile, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ModelError that names the first difference, unless the file's UNet has these names and shapes."""
-    found = {name: stored.shape for name, stored in base.tensors.items() if name.startswith(UNET_PREFIX)}
+def check_base_file(base: BaseFile, expected: Mapping[str, tuple[int, ...]], kind: DenoiserKind) -> None:
+    """Raise ModelError that names the first difference, unless the file's denoiser has these names and shapes."""
+    found = {name: stored.shape for name, stored in base.tensors.items() if name.startswith(kind.prefix)}
     if not found:
-        raise ModelError(f"{base.path}: has no tensor under {UNET_PREFIX!r}; give a checkpoint of SD 1.5 or SDXL")
+        raise ModelError(f"{base.path}: has no tensor under {kind.prefix!r}; give a checkpoint of SD 1.5 or SDXL")
     differing = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
     if differing:
-        name = differing[0]
+        name, title = differing[0], kind.title
         raise ModelError(
-            f"{base.path}: holds another UNet: {len(differing)} tensors differ; the first, {name!r}, is "
-            f"{found.get(name, 'absent')} in the file and {expected.get(name, 'absent')} in the checkpoint's UNet"
+            f"{base.path}: holds another {title}: {len(differing)} tensors differ; the first, {name!r}, is "
+            f"{found.get(name, 'absent')} in the file and {expected.get(name, 'absent')} in the checkpoint's {title}"
         )
 
 
 def single_file_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a UNet's tensors in a single file. Raises ModelError if no such names exist."""
+    """Return names and shapes of a denoiser's tensors in a single file. Raises ModelError if no such names exist."""
     shapes = expected_shapes(config)
-    return {ldm: shapes[name] for name, ldm in ldm_names(shapes, config).items()}
+    return {ldm: shapes[name] for name, ldm in kind_of(config).file_names(shapes, config).items()}
 
 
 def write_single_file(
@@ -94,14 +95,14 @@ def write_single_file(
     metadata: Mapping[str, str],
     base: BaseFile | None = None,
 ) -> list[TensorSpec]:
-    """Write the UNet under its single-file names, alone or with a byte-by-byte copy of all else in base.
+    """Write the denoiser under its single-file names, alone or with a byte-by-byte copy of all else in base.
 
-    Holds one tensor in memory. Returns the UNet's own tensors. Raises CheckpointError if the weights do
-    not fit the configuration or are not finite in dtype, and ModelError where the base has another UNet.
+    Holds one tensor in memory. Returns the denoiser's own tensors. Raises CheckpointError if the weights do
+    not fit the configuration or are not finite in dtype, and ModelError where the base has another denoiser.
     """
     shapes = expected_shapes(config)
     check_parameters(weights, shapes)
-    own_names = {ldm: name for name, ldm in ldm_names(shapes, config).items()}
+    own_names = {ldm: name for name, ldm in kind_of(config).file_names(shapes, config).items()}
     specs = [TensorSpec(ldm, shapes[name], dtype) for ldm, name in sorted(own_names.items())]
 
     def produce(spec: TensorSpec) -> torch.Tensor:
@@ -110,7 +111,7 @@ def write_single_file(
     if base is None:
         write_safetensors(path, specs, produce, metadata=metadata)
         return specs
-    check_base_file(base, {spec.name: spec.shape for spec in specs})
+    check_base_file(base, {spec.name: spec.shape for spec in specs}, kind_of(config))
     own = {spec.name: spec for spec in specs}
     layout = _lay_out(base, own)
     with path.open("wb") as target, base.path.open("rb") as source:

@@ -9,12 +9,16 @@ from typing import Any
 
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.documents import read_yaml
+from ds_dpo.config.families import DEFAULT_FAMILY
 from ds_dpo.errors import CheckpointError, ModelError
+from ds_dpo.models.families.family import DenoiserKind
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.process.say import Say
 from ds_dpo.storage.manifest import (
+    DENOISER_CONFIG_NAME,
+    FIRST_DENOISER_CONFIG_NAME,
     MANIFEST_NAME,
-    UNET_CONFIG_NAME,
     checkpoint_folders,
     newest_valid_checkpoint,
     step_folder_name,
@@ -97,7 +101,7 @@ def _run_around(folder: Path) -> Path | None:
 class BaseModel:
     """The pipeline that a run started from: folder or hub id, with revision, weight variant and the run's VAE.
 
-    scheduler: scheduler settings that the run changed, under diffusers' names.
+    scheduler: scheduler settings that the run changed, under diffusers' names. denoiser: its kind.
     """
 
     name: str
@@ -105,6 +109,7 @@ class BaseModel:
     variant: str | None = None
     vae: str | None = None
     scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    denoiser: DenoiserKind = FAMILIES[DEFAULT_FAMILY].denoiser
 
 
 def base_of_run(run: Path) -> BaseModel:
@@ -123,6 +128,7 @@ def base_of_run(run: Path) -> BaseModel:
             model.get("variant"),
             None if vae is None else resolve_asset(vae),
             _scheduler_of_run(config),
+            FAMILIES[model.get("family", DEFAULT_FAMILY)].denoiser,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: has no model.pretrained ({error}); give the base with --base") from error
@@ -148,17 +154,17 @@ def choose_base(source: Source, base: str | None) -> BaseModel | None:
     return None if source.run is None else base_of_run(source.run)
 
 
-def unet_config(source: Source, base: BaseModel | None) -> dict[str, Any]:
-    """Return the UNet's diffusers configuration: the one saved with the checkpoint, else that of the base.
+def denoiser_config(source: Source, base: BaseModel | None) -> dict[str, Any]:
+    """Return the denoiser's diffusers configuration: the one saved with the checkpoint, else that of the base.
 
     Raises CheckpointError if neither is known, and ModelError if the base cannot be read.
     """
-    own = source.folder / UNET_CONFIG_NAME
-    if own.is_file():
-        return read_json(own)
+    for name in (DENOISER_CONFIG_NAME, FIRST_DENOISER_CONFIG_NAME):
+        if (source.folder / name).is_file():
+            return read_json(source.folder / name)
     if base is None:
         raise CheckpointError(
-            f"{source.folder}: neither {UNET_CONFIG_NAME} nor a run's config.yaml describes the model; "
+            f"{source.folder}: neither {DENOISER_CONFIG_NAME} nor a run's config.yaml describes the model; "
             "give the model that training started from with --base"
         )
     return read_json(_config_of_base(base))
@@ -168,14 +174,15 @@ def _config_of_base(base: BaseModel) -> Path:
     folder = Path(base.name)
     if folder.is_file():
         raise CheckpointError(
-            f"{folder} is one file, which has no diffusers configuration of its UNet, and neither has the checkpoint "
-            f"({UNET_CONFIG_NAME}); give a diffusers folder with --base"
+            f"{folder} is one file, which has no diffusers configuration of its {base.denoiser.title}, and neither has "
+            f"the checkpoint ({DENOISER_CONFIG_NAME}); give a diffusers folder with --base"
         )
+    inside = f"{base.denoiser.folder}/config.json"
     if not folder.is_dir():
         from ds_dpo.models.weights.hub import fetch_file
 
-        return fetch_file(base.name, "unet/config.json", revision=base.revision)
-    for path in (folder / "unet" / "config.json", folder / "config.json"):
+        return fetch_file(base.name, inside, revision=base.revision)
+    for path in (folder / inside, folder / "config.json"):
         if path.is_file():
             return path
-    raise ModelError(f"{folder}: not a diffusers folder, since it has neither unet/config.json nor config.json")
+    raise ModelError(f"{folder}: not a diffusers folder, since it has neither {inside} nor config.json")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
@@ -18,15 +18,13 @@ from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
 from ds_dpo.errors import ModelError
 from ds_dpo.models.families.table import FAMILIES, family_of
 from ds_dpo.models.families.text import TextEncoder, TextTower
+from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
-from ds_dpo.models.weights.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae
 from ds_dpo.precision import torch_dtype
 
 
-def load_denoiser(
-    model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str, Tensor] | None = None
-) -> UNet2DConditionModel:
+def load_denoiser(model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str, Tensor] | None = None) -> ModelMixin:
     """Return the denoiser to train, on the host, in dtype and training mode; each tensor is cast when it is read.
 
     start: weights instead of those that the model section names. Raises ModelError if the denoiser is missing,
@@ -38,9 +36,9 @@ def load_denoiser(
     if start is None and model.denoiser_init is None:
         denoiser = part.load(dtype=dtype)
     else:
-        denoiser = skeleton(UNet2DConditionModel, part.config)
+        denoiser = skeleton(FAMILIES[model.family].denoiser.model_class(), part.config)
         fill(denoiser, start or file_weights(model), dtype=dtype, source=f"model.denoiser_init {model.denoiser_init}")
-    assert isinstance(denoiser, UNet2DConditionModel)
+    assert isinstance(denoiser, ModelMixin)
     _fix_kernels(denoiser)
     return denoiser.train()
 
@@ -132,14 +130,14 @@ def peak_host_gib(
     return (source_bytes + ranks_at_once * denoiser.num_parameters() * dtype.itemsize) / 2**30
 
 
-def _fix_kernels(unet: UNet2DConditionModel) -> None:
+def _fix_kernels(denoiser: nn.Module) -> None:
     """Make linear projections into transformers use the same kernel for trained and frozen weights.
 
     Their input is a transposed view. torch multiplies it by `mm` if the weight requires a gradient, and by `bmm` if
     not, even under no_grad (should_fold in aten/src/ATen/native/LinearAlgebra.cpp). The two may round differently, so
     that the frozen reference would not predict exactly what the policy does.
     """
-    for module in unet.modules():
+    for module in denoiser.modules():
         if isinstance(module, Transformer2DModel) and isinstance(module.proj_in, nn.Linear):
             module.proj_in.register_forward_pre_hook(_contiguous)
 
@@ -153,8 +151,8 @@ def _start_part(model: ModelConfig) -> Part:
 
 
 def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[str, Any]) -> None:
-    """Raise ModelError if the UNet is not of model.family, or is not a text-to-image model."""
-    family = family_of(unet_config, lambda name: pipeline.text_encoder(name).config)
+    """Raise ModelError if the denoiser is not of model.family, or is not a text-to-image model."""
+    family = family_of(unet_config, pipeline.text_config)
     found = None if family is None else family.name
     if found != model.family:
         raise ModelError(

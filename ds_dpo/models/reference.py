@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
 from ds_dpo.models.denoiser.adapters import adapters_disabled, is_of_adapter
-from ds_dpo.models.denoiser.predict import predict
+from ds_dpo.models.denoiser.predict import Predict
 
 
 class Reference(Protocol):
@@ -38,8 +38,9 @@ class FrozenCopy:
     module: a plain module under every ZeRO stage; another residency moves it after the copy is made.
     """
 
-    def __init__(self, policy: nn.Module, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, policy: nn.Module, *, predict: Predict, dtype: torch.dtype, device: torch.device | str) -> None:
         """Copy a policy before an engine wraps it, tensor by tensor and directly to the device."""
+        self._predict = predict
         self.module = _copy_module(policy, dtype=dtype, device=device).requires_grad_(False).eval()
         if isinstance(self.module, ModelMixin):
             self.module.disable_gradient_checkpointing()
@@ -48,7 +49,7 @@ class FrozenCopy:
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the copy's prediction, (N, C, H, W) in its dtype, without a gradient."""
-        return predict(self.module, noisy_latents, timesteps, conditioning)
+        return self._predict(self.module, noisy_latents, timesteps, conditioning)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the copy's tensors by name, as this rank holds them."""
@@ -62,15 +63,15 @@ class PolicyWithoutAdapter:
     that never comes.
     """
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, policy: nn.Module, *, predict: Predict) -> None:
         """policy: the module that gets, or has, an adapter, plain or in an engine."""
-        self._policy = policy
+        self._policy, self._predict = policy, predict
 
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return what the policy predicts without its adapter and without dropout."""
         with adapters_disabled(self._policy), evaluation_mode(self._policy):
-            return predict(self._policy, noisy_latents, timesteps, conditioning)
+            return self._predict(self._policy, noisy_latents, timesteps, conditioning)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights without those of the adapter, as this rank holds them."""

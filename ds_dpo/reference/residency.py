@@ -14,6 +14,7 @@ from ds_dpo.distributed.together import said_once
 from ds_dpo.engine.engine import share_weights
 from ds_dpo.engine.settings import ResolvedDeepSpeed, reference_settings
 from ds_dpo.errors import ReferenceChangedError
+from ds_dpo.models.denoiser.predict import Predict
 from ds_dpo.models.reference import FrozenCopy, HeldReference, PolicyWithoutAdapter, assert_own_storage
 from ds_dpo.reference.block_offload import BlockOffload
 from ds_dpo.reference.checksum import weights_checksum
@@ -23,27 +24,29 @@ from ds_dpo.reference.checksum import weights_checksum
 class Residency:
     """How a reference is built, in two steps: the ranks of a node load one by one, then share weights together.
 
-    copy: makes the reference from a policy that has no engine yet, in a dtype, for a device. settle: called by all
-    ranks together, before the policy gets its engine.
+    copy: makes the reference from a policy that has no engine yet, and its call, in a dtype, for a device. settle:
+    called by all ranks together, before the policy gets its engine.
     """
 
-    copy: Callable[[nn.Module, torch.dtype, torch.device], Any]
+    copy: Callable[[nn.Module, Predict, torch.dtype, torch.device], Any]
     settle: Callable[[Any, ResolvedDeepSpeed], HeldReference]
 
 
-def _copy_to_device(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> FrozenCopy:
-    return FrozenCopy(policy, dtype=dtype, device=device)
+def _copy_to_device(policy: nn.Module, predict: Predict, dtype: torch.dtype, device: torch.device) -> FrozenCopy:
+    return FrozenCopy(policy, predict=predict, dtype=dtype, device=device)
 
 
-def _copy_to_host(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> FrozenCopy:
+def _copy_to_host(policy: nn.Module, predict: Predict, dtype: torch.dtype, device: torch.device) -> FrozenCopy:
     """Copy straight to host memory: the device never holds the whole reference."""
-    reference = FrozenCopy(policy, dtype=dtype, device="cpu")
+    reference = FrozenCopy(policy, predict=predict, dtype=dtype, device="cpu")
     BlockOffload(reference.module, device=device)
     return reference
 
 
-def _copy_nothing(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> PolicyWithoutAdapter:
-    return PolicyWithoutAdapter(policy)
+def _copy_nothing(
+    policy: nn.Module, predict: Predict, dtype: torch.dtype, device: torch.device
+) -> PolicyWithoutAdapter:
+    return PolicyWithoutAdapter(policy, predict=predict)
 
 
 def _leave(reference: HeldReference, resolved: ResolvedDeepSpeed) -> HeldReference:

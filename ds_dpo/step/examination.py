@@ -104,7 +104,7 @@ def _first_bad_outputs(policy: nn.Module, found: list[str]) -> Iterator[None]:
     def watch(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
             if _tensors_finite(inputs) and not _tensors_finite(output):
-                found.append(f"{name or 'the UNet'} ({type(module).__name__})")
+                found.append(f"{name or 'the policy'} ({type(module).__name__})")
 
         return look
 

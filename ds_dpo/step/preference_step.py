@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning, PreferenceBatch, split_pair
-from ds_dpo.diffusion.noise_schedule import NoiseSchedule, paired_error_difference, squared_error
-from ds_dpo.models.denoiser.predict import predict
+from ds_dpo.diffusion.forward_process import ForwardProcess
+from ds_dpo.diffusion.noise_schedule import paired_error_difference, squared_error
+from ds_dpo.models.denoiser.predict import Predict
 from ds_dpo.models.reference import Reference
 from ds_dpo.objectives.losses import Objective
 from ds_dpo.objectives.pair_errors import PairErrors
@@ -37,19 +38,21 @@ class PreferenceStep:
         self,
         *,
         policy: nn.Module,
+        predict: Predict,
         reference: Reference | None,
-        schedule: NoiseSchedule,
+        schedule: ForwardProcess,
         objective: Objective,
         options: Mapping[str, Any],
         statistic: Statistic | None = None,
     ) -> None:
         """Join the parts.
 
-        reference: None if the objective uses none, or where each batch brings the reference's errors. options: the
-        loss's keyword arguments. statistic: gives some of them the values that the steps before left.
+        predict: calls the policy. reference: None if the objective uses none, or if each batch brings the reference's
+        errors. options: the loss's keyword arguments. statistic: gives some of them the values that the steps before
+        left.
         """
         assert (reference is not None) or objective.reference != "predictions"
-        self._policy = policy
+        self._policy, self._predict = policy, predict
         self._reference = reference
         self._schedule = schedule
         self._objective = objective
@@ -89,7 +92,7 @@ class PreferenceStep:
         if self._objective.uses_reference and self._reference is not None:
             # first, while no activations of the policy are held; and its backward pass directly follows its own forward
             reference = self._reference.predict(inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
-        prediction = predict(self._policy, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+        prediction = self._predict(self._policy, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
         policy_error = squared_error(prediction, inputs.target)
         if not self._objective.uses_rejected:
             return PairErrors(policy_chosen_error=policy_error)
@@ -119,7 +122,7 @@ class PreferenceStep:
     @torch.no_grad()
     def policy_errors(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """Return the policy's squared errors of chosen and rejected images, each (B,) fp32, weighted by nothing."""
-        return squared_errors_of_pairs(self._policy, batch, self._schedule)
+        return squared_errors_of_pairs(self._policy, batch, self._schedule, predict=self._predict)
 
     @torch.no_grad()
     def largest_difference(self, batch: PreferenceBatch) -> float:
@@ -131,13 +134,15 @@ class PreferenceStep:
 
 
 @torch.no_grad()
-def squared_errors_of_pairs(unet: nn.Module, batch: PreferenceBatch, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    """Return a UNet's squared errors of chosen and rejected images, each (B,) fp32, as a step would compute them.
+def squared_errors_of_pairs(
+    denoiser: nn.Module, batch: PreferenceBatch, schedule: ForwardProcess, *, predict: Predict
+) -> tuple[Tensor, Tensor]:
+    """Return a denoiser's squared errors of chosen and rejected images, each (B,) fp32, as a step would compute them.
 
     They are the plain means over C,H,W: what weighs errors acts where they are compared.
     """
     inputs = _noisy_inputs(batch, schedule, with_rejected=True)
-    prediction = predict(unet, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+    prediction = predict(denoiser, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
     return split_pair(squared_error(prediction, inputs.target))
 
 
@@ -151,7 +156,7 @@ class _NoisyInputs:
     target: Tensor
 
 
-def _noisy_inputs(batch: PreferenceBatch, schedule: NoiseSchedule, *, with_rejected: bool) -> _NoisyInputs:
+def _noisy_inputs(batch: PreferenceBatch, schedule: ForwardProcess, *, with_rejected: bool) -> _NoisyInputs:
     """Noise a batch's latents; both images of a pair get the same noise at the same timestep."""
     images = batch if with_rejected else batch.chosen_only()
     noise, timesteps = images.image_noise(), images.image_timesteps()

@@ -16,7 +16,8 @@ from ds_dpo.storage.replace import remove_partials, replace_file
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
-UNET_CONFIG_NAME = "unet_config.json"
+DENOISER_CONFIG_NAME = "denoiser_config.json"
+FIRST_DENOISER_CONFIG_NAME = "unet_config.json"  # in checkpoints of earlier versions
 STEP_FOLDER = re.compile(r"step_(\d+)")
 
 

@@ -69,7 +69,7 @@ def _sampler(built: BuiltRun) -> ValidationSampler | None:
         return None
     assert encoders is not None, "loaded where images are drawn"
     return ValidationSampler(
-        unet=built.engine.module,
+        denoiser=built.engine.module,
         vae=encoders.vae,
         tokenizers=[tower.tokenizer for tower in encoders.text.towers],
         text_encoders=[tower.encoder for tower in encoders.text.towers],

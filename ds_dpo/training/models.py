@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import is_main
@@ -16,10 +16,11 @@ from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.denoiser.trainable import choose_trained, describe_trained
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import describe_model, load_denoiser, peak_host_gib
+from ds_dpo.models.pipelines.pretrained import fetch_models, open_denoiser_init
 from ds_dpo.models.reference import HeldReference
 from ds_dpo.models.start import checkpoint_start
-from ds_dpo.models.weights.pretrained import fetch_models, open_denoiser_init
 from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
 from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
@@ -35,7 +36,7 @@ class Models:
     start: what the policy starts from, on rank 0, where a cache is to be compared with it.
     """
 
-    policy: UNet2DConditionModel
+    policy: ModelMixin
     adapter: AdapterPart | None
     start: StartOfPolicy | None
     reference: HeldReference | None
@@ -66,7 +67,7 @@ def load_models(
     peak = peak_host_gib(
         model, dtype=dtype, ranks_at_once=1, start_bytes=None if earlier is None else earlier.num_bytes()
     )
-    log.line(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the UNet one after another")
+    log.line(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the denoiser one after another")
     with node_turns(place):
         policy = load_denoiser(model, dtype=dtype, start=earlier)
         attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
@@ -74,7 +75,8 @@ def load_models(
         start = start_of_policy(policy, attention) if residency is None and is_main() else None
         policy.to(device)
         uses_reference = objective_of(config).uses_reference
-        copy = residency.copy(policy, dtype, device) if residency is not None and uses_reference else None
+        predict = FAMILIES[model.family].denoiser.predict
+        copy = residency.copy(policy, predict, dtype, device) if residency is not None and uses_reference else None
         encoders = load_encoders(config, dtype=dtype) if with_encoders else None
     reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
     adapter = None

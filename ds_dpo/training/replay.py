@@ -21,6 +21,7 @@ from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
 from ds_dpo.engine.device import pick_device
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.errors import CheckpointError, ConfigError, DataError
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.process.say import Say
@@ -191,6 +192,7 @@ def _do(
     encode = build_encode(feed, models.encoders, family=config.model.family, device=device)
     preference_step = PreferenceStep(
         policy=models.policy,
+        predict=FAMILIES[config.model.family].denoiser.predict,
         reference=models.reference,
         schedule=training_schedule(config.model, config.diffusion).to(device),
         objective=objective_of(config),

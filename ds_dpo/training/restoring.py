@@ -13,6 +13,7 @@ from ds_dpo.checkpoints.store import CheckpointStore, LoadedCheckpoint
 from ds_dpo.checkpoints.writer import CheckpointWriter
 from ds_dpo.data.stream.loader import PairStream, open_stream
 from ds_dpo.encoding.feed import build_encode
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.objectives.losses import OBJECTIVES
@@ -118,6 +119,7 @@ def _preference_step(built: BuiltRun, statistic: ObjectiveStatistic | None) -> P
     config, engine = built.opened.config, built.engine
     return PreferenceStep(
         policy=engine.policy,
+        predict=FAMILIES[config.model.family].denoiser.predict,
         reference=built.models.reference,
         schedule=training_schedule(config.model, config.diffusion).to(engine.device),
         objective=objective_of(config),

@@ -114,7 +114,7 @@ def add_lora(unet: torch.nn.Module, settings: Mapping) -> None:
 
 
 def finish_run(folder: Path, config: Mapping, description: Mapping, miniature: str) -> None:
-    (folder / "unet_config.json").write_text(json.dumps(config))
+    (folder / "denoiser_config.json").write_text(json.dumps(config))
     (folder.parent.parent / "config.yaml").write_text(yaml.safe_dump({"model": {"pretrained": miniature}}))
     files = {path.name: hash_file(path) for path in folder.iterdir()}
     stage, precision = description["stage"], description["precision"]

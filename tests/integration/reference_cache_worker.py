@@ -25,6 +25,7 @@ from ds_dpo.encoding.feed import build_encode, load_encoders, open_feed
 from ds_dpo.errors import DsDpoError
 from ds_dpo.making.make import make
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.reference.cache.errors import ReferenceErrors
@@ -62,7 +63,7 @@ class Maker:
         self.schedule = training_schedule(self.config.model, self.config.diffusion)
 
     def errors_of(self, samples):
-        return squared_errors_of_pairs(self.unet, self.encode(samples), self.schedule)
+        return squared_errors_of_pairs(self.unet, self.encode(samples), self.schedule, predict=predict_by_unet)
 
     def make(self, folder: Path, *, steps: int, errors_of=None) -> None:
         sizes = list(self.feed.pairs.bucket_sizes)

@@ -23,7 +23,7 @@ def inputs_of(rank: int, dtype: torch.dtype):
     conditioning = Conditioning(
         text_states=torch.randn(2, 16, 96, generator=generator),
         pooled=torch.randn(2, 48, generator=generator),
-        time_ids=torch.full((2, 6), 32.0),
+        extras={"time_ids": torch.full((2, 6), 32.0)},
     )
     return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([5, 700]), conditioning
 
@@ -33,7 +33,7 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
     from ds_dpo.engine.engine import build_engine
     from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.errors import ReferenceChangedError
-    from ds_dpo.models.denoiser.predict import predict
+    from ds_dpo.models.denoiser.predict import predict_by_unet
     from ds_dpo.models.loading import load_denoiser
     from ds_dpo.models.reference import FrozenCopy
     from ds_dpo.reference.residency import RESIDENCIES, ReferenceWatch
@@ -45,9 +45,9 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
     resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     dtype, device = torch_dtype(resolved.precision), torch.device("cpu")
     unet = load_denoiser(config.model, dtype=dtype)
-    plain = FrozenCopy(unet, dtype=dtype, device=device)
+    plain = FrozenCopy(unet, predict=predict_by_unet, dtype=dtype, device=device)
     residency = RESIDENCIES["zero3"]
-    shared = residency.settle(residency.copy(unet, dtype, device), resolved)
+    shared = residency.settle(residency.copy(unet, predict_by_unet, dtype, device), resolved)
     engine = build_engine(
         unet,
         settings=resolved.settings,
@@ -69,16 +69,18 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
         "all_elements": sum(parameter.numel() for parameter in plain.module.parameters()),
         "requires_grad": any(parameter.requires_grad for parameter in at_rest) or before.requires_grad,
         "to_plain": largest_difference(before, plain.predict(*inputs)),
-        "to_policy": largest_difference(before, predict(engine.policy, *inputs)),
+        "to_policy": largest_difference(before, predict_by_unet(engine.policy, *inputs)),
     }
     # as a step does: the policy's forward pass, the reference's, then the policy's backward pass
     for _ in range(2):
-        prediction = predict(engine.policy, *inputs)
+        prediction = predict_by_unet(engine.policy, *inputs)
         shared.predict(*inputs)
         engine.backward_and_step(prediction.float().square().mean())
     found |= {
         "to_plain_after_training": largest_difference(shared.predict(*inputs), plain.predict(*inputs)),
-        "to_policy_after_training": largest_difference(shared.predict(*inputs), predict(engine.policy, *inputs)),
+        "to_policy_after_training": largest_difference(
+            shared.predict(*inputs), predict_by_unet(engine.policy, *inputs)
+        ),
     }
     watch.require_unchanged()
     if rank == 1:
@@ -98,7 +100,7 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     from ds_dpo.engine.engine import build_engine
     from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.models.denoiser.adapters import add_adapter
-    from ds_dpo.models.denoiser.predict import predict
+    from ds_dpo.models.denoiser.predict import predict_by_unet
     from ds_dpo.models.loading import load_denoiser
     from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter
     from ds_dpo.reference.residency import ReferenceWatch
@@ -111,7 +113,10 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
         resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     dtype = torch_dtype(resolved.precision)
     unet = load_denoiser(config.model, dtype=dtype)
-    plain, reference = FrozenCopy(unet, dtype=dtype, device="cpu"), PolicyWithoutAdapter(unet)
+    plain, reference = (
+        FrozenCopy(unet, predict=predict_by_unet, dtype=dtype, device="cpu"),
+        PolicyWithoutAdapter(unet, predict=predict_by_unet),
+    )
     add_adapter(unet, AdapterConfig(type="lora", rank=2, dropout=0.5), seed=0)
     unet.enable_gradient_checkpointing()
     engine = build_engine(
@@ -127,7 +132,7 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     to_plain, to_policy = [], []
     for _ in range(3):
         without = reference.predict(*inputs)
-        prediction = predict(engine.policy, *inputs)
+        prediction = predict_by_unet(engine.policy, *inputs)
         engine.backward_and_step(prediction.float().square().mean())
         to_plain.append(float((without.float() - plain.predict(*inputs).float()).abs().max()))
         to_policy.append(float((without.float() - prediction.detach().float()).abs().max()))

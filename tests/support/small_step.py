@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning, PreferenceBatch
 from ds_dpo.diffusion.noise_schedule import NoiseSchedule
-from ds_dpo.models.denoiser.predict import predict
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.objectives.losses import Objective
 from ds_dpo.objectives.statistics import Statistic
 from ds_dpo.step.preference_step import PreferenceStep
@@ -36,7 +36,7 @@ class Frozen:
 
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return predict(self.unet, noisy_latents, timesteps, conditioning)
+        return predict_by_unet(self.unet, noisy_latents, timesteps, conditioning)
 
 
 def random_pairs(number: int, *, seed: int = 0) -> PreferenceBatch:
@@ -47,7 +47,6 @@ def random_pairs(number: int, *, seed: int = 0) -> PreferenceBatch:
         timesteps=torch.randint(10, (number,), generator=generator),
         text_states=torch.zeros(number, 1, 1),
         pooled=None,
-        time_ids=None,
         pair_ids=torch.arange(number),
         target_probabilities=torch.ones(number),
         weights=torch.ones(number),
@@ -63,7 +62,6 @@ def only(batch: PreferenceBatch, pairs: slice) -> PreferenceBatch:
         timesteps=batch.timesteps[pairs],
         text_states=batch.text_states[pairs],
         pooled=None,
-        time_ids=None,
         pair_ids=batch.pair_ids[pairs],
         target_probabilities=batch.target_probabilities[pairs],
         weights=batch.weights[pairs],
@@ -80,6 +78,7 @@ def step_of(
 ) -> PreferenceStep:
     return PreferenceStep(
         policy=policy,
+        predict=predict_by_unet,
         reference=None if reference is None else Frozen(reference),
         schedule=SCHEDULE,
         objective=objective,

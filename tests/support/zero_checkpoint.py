@@ -36,7 +36,7 @@ def save_zero2(folder, weights, *, world_size=2, frozen=None, config=None, steps
         for rank, part in enumerate(flatten(ema, world_size).chunk(world_size)):
             torch.save({"format": 1, "flat_groups": [part.clone()]}, folder / f"ema_rank_{rank:05d}.pt")
     if config is not None:
-        (folder / "unet_config.json").write_text(json.dumps(dict(config)))
+        (folder / "denoiser_config.json").write_text(json.dumps(dict(config)))
     return folder
 
 

@@ -10,6 +10,8 @@ from importlib.metadata import packages_distributions
 
 from repository import PACKAGE, ROOT
 
+from ds_dpo.config.families import FAMILY_NAMES
+
 PROGRAMS = ("tests", "scripts", "benchmarks")  # folders of Python beside the package
 
 
@@ -123,3 +125,16 @@ def _names_of(module: str) -> frozenset[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
     return frozenset(names)
+
+
+def test_a_family_is_named_in_two_files_alone() -> None:
+    """All that sets a family apart is its row, so that a new one is one file and its name among the choices."""
+    found: dict[str, set[str]] = {name: set() for name in FAMILY_NAMES}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in FAMILY_NAMES:
+                found[node.value].add(str(path.relative_to(PACKAGE)))
+    for name, files in found.items():
+        rows = {file for file in files if file.startswith("models/families/")}
+        assert files == {"config/families.py", *rows}, name
+        assert len(rows) == 1, name

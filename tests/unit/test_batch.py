@@ -18,7 +18,7 @@ def batch_of_two(**changed: object) -> PreferenceBatch:
         "timesteps": torch.tensor([7, 8]),
         "text_states": torch.tensor([9.0, 10.0]).view(2, 1, 1),
         "pooled": torch.tensor([[11.0], [12.0]]),
-        "time_ids": torch.tensor([[13.0], [14.0], [15.0], [16.0]]),
+        "extras": {"time_ids": torch.tensor([[13.0], [14.0], [15.0], [16.0]])},
         "pair_ids": torch.tensor([17, 18]),
         "target_probabilities": torch.tensor([1.0, 0.5]),
         "weights": torch.tensor([1.0, 2.0]),
@@ -48,8 +48,7 @@ def test_what_a_pair_shares_stands_beside_both_of_its_images() -> None:
     assert conditioning.text_states.flatten().tolist() == [9, 10, 9, 10]
     assert conditioning.pooled is not None
     assert conditioning.pooled.flatten().tolist() == [11, 12, 11, 12]
-    assert conditioning.time_ids is not None
-    assert conditioning.time_ids.flatten().tolist() == [13, 14, 15, 16], "sizes are each image's own"
+    assert conditioning.extras["time_ids"].flatten().tolist() == [13, 14, 15, 16], "sizes are each image's own"
 
 
 def test_chosen_only_leaves_out_everything_of_rejected_images() -> None:
@@ -59,18 +58,18 @@ def test_chosen_only_leaves_out_everything_of_rejected_images() -> None:
     assert batch.image_timesteps().tolist() == [7, 8]
     assert batch.image_noise()[:, 0, 0, 0].tolist() == [5, 6]
     assert batch.conditioning().text_states.flatten().tolist() == [9, 10]
-    assert batch.time_ids is not None
-    assert batch.time_ids.flatten().tolist() == [13, 14]
+    assert batch.extras["time_ids"].flatten().tolist() == [13, 14]
 
 
-def test_a_model_without_pooled_text_and_sizes_is_told_none() -> None:
-    assert batch_of_two(pooled=None, time_ids=None).conditioning().pooled is None
-    assert batch_of_two(pooled=None, time_ids=None).chosen_only().conditioning().time_ids is None
+def test_a_model_without_pooled_text_and_sizes_gets_none() -> None:
+    assert batch_of_two(pooled=None, extras={}).conditioning().pooled is None
+    assert batch_of_two(pooled=None, extras={}).chosen_only().conditioning().extras == {}
 
 
 def test_to_moves_every_tensor_and_keeps_what_is_none() -> None:
     moved = batch_of_two(pooled=None).to("meta")
-    devices = {name: value.device.type for name, value in vars(moved).items() if value is not None}
-    assert set(devices.values()) == {"meta"}
+    tensors = [value for name, value in vars(moved).items() if value is not None and name != "extras"]
+    assert {tensor.device.type for tensor in [*tensors, *moved.extras.values()]} == {"meta"}
+    assert moved.extras.keys() == {"time_ids"}
     assert moved.pooled is None
     assert Conditioning(text_states=torch.zeros(1, 1, 1)).to("meta").text_states.device.type == "meta"

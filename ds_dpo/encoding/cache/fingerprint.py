@@ -15,8 +15,8 @@ from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import CheckpointError, ConfigError, ModelError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import tokenizer_of
+from ds_dpo.models.pipelines.pretrained import open_pipeline, open_vae
 from ds_dpo.models.weights.parts import Part
-from ds_dpo.models.weights.pretrained import open_pipeline, open_vae
 from ds_dpo.precision import Precision
 from ds_dpo.storage.manifest import hash_file
 from ds_dpo.storage.replace import replace_file

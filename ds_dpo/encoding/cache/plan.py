@@ -13,8 +13,8 @@ from ds_dpo.encoding.cache.record import IMAGE_SHARDS, PROMPT_SHARDS, Quantity, 
 from ds_dpo.making.folder import work_of
 from ds_dpo.making.make import Units
 from ds_dpo.models.loading import latent_shape
+from ds_dpo.models.pipelines.pretrained import open_vae
 from ds_dpo.models.vae import SCALING_FIELDS
-from ds_dpo.models.weights.pretrained import open_vae
 from ds_dpo.precision import Precision
 
 

@@ -20,7 +20,7 @@ from ds_dpo.encoding.cache.verify import verify_files, verify_pairs
 from ds_dpo.encoding.cache.write import PairCacheMaking
 from ds_dpo.engine.device import pick_device, silence_deepspeed, start_communication
 from ds_dpo.making.make import make
-from ds_dpo.models.weights.pretrained import fetch_models
+from ds_dpo.models.pipelines.pretrained import fetch_models
 from ds_dpo.run_folder.log import RunLog
 
 # ranks wait for the slowest one; if one dies, its launcher ends the others

@@ -23,7 +23,7 @@ from torch import Tensor
 from ds_dpo.errors import ConfigError, ModelError
 from ds_dpo.evaluation.drawing.named_model import FoundModel, Loading, ModelChoice, find_models, load_model
 from ds_dpo.evaluation.drawing.prompt_file import Drawing, list_drawings
-from ds_dpo.evaluation.drawing.sampling import draw_images
+from ds_dpo.evaluation.drawing.sampling import denoiser_of, draw_images
 from ds_dpo.evaluation.drawing.single_file_model import SUFFIX
 from ds_dpo.evaluation.pages.picture import Group, Row, Tile, image_grid, save_file, save_png, to_picture
 from ds_dpo.precision import Precision
@@ -164,7 +164,7 @@ def _path_parts(name: str) -> list[str]:
 
 def own_resolution(pipeline: DiffusionPipeline) -> int:
     """Return the side of the images, in pixels, that a model was made for."""
-    return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+    return int(denoiser_of(pipeline).config.sample_size * pipeline.vae_scale_factor)
 
 
 def _same_noise(
@@ -174,7 +174,7 @@ def _same_noise(
     if resolution % 8 or resolution % pipeline.vae_scale_factor:
         factor = math.lcm(8, pipeline.vae_scale_factor)
         raise ConfigError(f"--resolution {resolution}: must be a multiple of {factor} for {name}")
-    own = (int(pipeline.unet.config.in_channels), resolution // pipeline.vae_scale_factor)
+    own = (int(denoiser_of(pipeline).config.in_channels), resolution // pipeline.vae_scale_factor)
     if first is not None and own != first:
         raise ModelError(
             f"{name}: its noise has {own[0]} channels and side {own[1]}, but the first model's has {first[0]} and "

@@ -1,4 +1,4 @@
-"""Models in folders: a diffusers pipeline, or a UNet alone with the rest from a base."""
+"""Models in folders: a diffusers pipeline, or a denoiser alone with the rest from a base."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, StableDiffusionPipeline
 from safetensors import SafetensorError
 
 from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.families import LIMITS
 from ds_dpo.errors import ModelError
+from ds_dpo.models.families.family import DenoiserKind
+from ds_dpo.models.families.table import FAMILIES, KINDS, kind_of
 from ds_dpo.models.sampler import ddim_from
-from ds_dpo.models.weights.files import TEXT_STEM, UNET_STEM, read_json
+from ds_dpo.models.weights.files import DIFFUSERS_STEM, TEXT_STEM, read_json
 from ds_dpo.models.weights.hub import fetch_folder
 from ds_dpo.process.quiet import quiet_output
 
-PIPELINES = {pipeline.__name__: pipeline for pipeline in (StableDiffusionXLPipeline, StableDiffusionPipeline)}
-INDEX_NAME, UNET_NAME, EXPORT_RECORD_NAME = "model_index.json", "unet", "export.json"
+# those that draw an image from nothing, by their names in diffusers
+PIPELINES: dict[str, Any] = {
+    family.published.pipeline_class: getattr(diffusers, family.published.pipeline_class)
+    for family in FAMILIES.values()
+    if LIMITS[family.name].undrawable is None
+}
+INDEX_NAME, EXPORT_RECORD_NAME = "model_index.json", "export.json"
 LORA_NAME = "pytorch_lora_weights.safetensors"
 HUB_SETTINGS = ("*/*.json", "*/*.txt")  # files of schedulers, tokenizers and models
 HUB_WEIGHTS = (".safetensors", "-*-of-*.safetensors")
@@ -60,27 +63,37 @@ def locate(name: str, *, variant: str | None = None) -> Path:
     if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.safetensors)", name) is None:
         return path
     infix = f".{variant}" if variant else ""
-    weights = [f"*/{stem}{infix}{end}" for stem in (UNET_STEM, TEXT_STEM) for end in HUB_WEIGHTS]
+    weights = [f"*/{stem}{infix}{end}" for stem in (DIFFUSERS_STEM, TEXT_STEM) for end in HUB_WEIGHTS]
     return fetch_folder(name, revision=None, patterns=(INDEX_NAME, *HUB_SETTINGS, *weights, LORA_NAME))
 
 
 def find_model(name: str, *, base: ModelFolder | None, variant: str | None = None) -> ModelFolder:
     """Find the model of a folder, a ds_dpo:// name or a hub id, without loading it.
 
-    base: provides what a UNet alone lacks. variant: see locate. Raises ModelError that says what was found instead.
+    base: provides what a denoiser alone lacks. variant: see locate. Raises ModelError that says what was found instead.
     """
     folder = locate(name, variant=variant)
     if (folder / INDEX_NAME).is_file():
         return ModelFolder(name=name, folder=folder, rest=folder)
-    if (folder / UNET_NAME / "config.json").is_file():
+    kind = denoiser_in(folder)
+    if kind is not None:
         if base is None:
-            raise ModelError(f"{name}: has a {UNET_NAME}/ but no {INDEX_NAME}; the base must be a whole pipeline")
+            raise ModelError(f"{name}: has a {kind.folder}/ but no {INDEX_NAME}; the base must be a whole pipeline")
         return ModelFolder(name=name, folder=folder, rest=base.rest)
     if not folder.is_dir():
         raise ModelError(f"{name}: no such folder; give a diffusers pipeline or an export of scripts/consolidate.py")
     if (folder / "checkpoints").is_dir() or (folder / "zero_to_fp32.py").is_file():
         raise ModelError(f"{name}: holds checkpoints; export a model first: python scripts/consolidate.py {name} OUT")
-    raise ModelError(f"{name}: not a diffusers model: it has neither {INDEX_NAME} nor {UNET_NAME}/config.json")
+    raise ModelError(f"{name}: not a diffusers model: it has neither {INDEX_NAME} nor {_folders()}/config.json")
+
+
+def denoiser_in(folder: Path) -> DenoiserKind | None:
+    """Return the kind of denoiser that a diffusers folder has; None if it has none."""
+    return next((kind for kind in KINDS.values() if (folder / kind.folder / "config.json").is_file()), None)
+
+
+def _folders() -> str:
+    return " or ".join(kind.folder for kind in KINDS.values())
 
 
 def load_pipeline(
@@ -98,12 +111,12 @@ def load_pipeline(
     Raises ModelError for a family other than SDXL and Stable Diffusion 1, or files that are missing or unreadable.
     """
     _family(model.rest)
-    unet = _load_unet(model, dtype=dtype, variant=variant)
-    return pipeline_around(unet, model.rest, name=model.name, variant=variant, vae=vae, sampler=sampler)
+    denoiser = _load_denoiser(model, dtype=dtype, variant=variant)
+    return pipeline_around(denoiser, model.rest, name=model.name, variant=variant, vae=vae, sampler=sampler)
 
 
 def pipeline_around(
-    unet: UNet2DConditionModel,
+    denoiser: ModelMixin,
     rest: Path,
     *,
     name: str,
@@ -111,7 +124,7 @@ def pipeline_around(
     vae: AutoencoderKL | None = None,
     sampler: Callable[[Mapping[str, Any]], Any] | None = ddim_from,
 ) -> DiffusionPipeline:
-    """Return the pipeline in the folder rest with another UNet, in that UNet's dtype; else as load_pipeline.
+    """Return the pipeline in the folder rest with another denoiser, in its dtype; else as load_pipeline.
 
     name: name of the model in errors.
     """
@@ -119,11 +132,11 @@ def pipeline_around(
     with readable(name), quiet_output():
         pipeline = PIPELINES[family].from_pretrained(
             rest,
-            unet=unet.eval(),
+            **{kind_of({"_class_name": type(denoiser).__name__}).folder: denoiser.eval()},
             **({} if vae is None else {"vae": vae}),
             **UNUSED_PARTS.get(family, {}),
             variant=variant_of(rest / "text_encoder", TEXT_STEM, asked=variant),
-            dtype=unet.dtype,
+            dtype=denoiser.dtype,
             use_safetensors=True,
             local_files_only=True,
         )
@@ -139,12 +152,16 @@ def _family(rest: Path) -> str:
     return str(family)
 
 
-def _load_unet(model: ModelFolder, *, dtype: torch.dtype, variant: str | None) -> UNet2DConditionModel:
+def _load_denoiser(model: ModelFolder, *, dtype: torch.dtype, variant: str | None) -> ModelMixin:
+    kind = denoiser_in(model.folder)
+    if kind is None:
+        raise ModelError(f"{model.folder}: no {_folders()}/config.json in it")
+    folder = model.folder / kind.folder
     with readable(model.name), quiet_output():
-        unet, loading = UNet2DConditionModel.from_pretrained(
+        denoiser, loading = kind.model_class().from_pretrained(
             model.folder,
-            subfolder=UNET_NAME,
-            variant=variant_of(model.folder / UNET_NAME, UNET_STEM, asked=variant),
+            subfolder=kind.folder,
+            variant=variant_of(folder, DIFFUSERS_STEM, asked=variant),
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -153,8 +170,8 @@ def _load_unet(model: ModelFolder, *, dtype: torch.dtype, variant: str | None) -
     if loading["missing_keys"]:
         # diffusers only prints a warning, and leaves these weights as they were initialized
         missing = sorted(loading["missing_keys"])
-        raise ModelError(f"{model.folder / UNET_NAME}: lacks {len(missing)} weights; first: {missing[0]!r}")
-    return unet
+        raise ModelError(f"{folder}: lacks {len(missing)} weights; first: {missing[0]!r}")
+    return denoiser
 
 
 def variant_of(folder: Path, stem: str, *, asked: str | None) -> str | None:

@@ -17,8 +17,8 @@ from ds_dpo.errors import ConfigError, ModelError
 from ds_dpo.evaluation.drawing.model_folder import (
     INDEX_NAME,
     LORA_NAME,
-    UNET_NAME,
     ModelFolder,
+    denoiser_in,
     find_model,
     load_pipeline,
     locate,
@@ -36,9 +36,9 @@ from ds_dpo.evaluation.drawing.single_file_model import (
     tensor_names,
 )
 from ds_dpo.models.loading import load_vae
+from ds_dpo.models.pipelines.pretrained import open_vae
 from ds_dpo.models.sampler import ddim_from
-from ds_dpo.models.weights.files import VAE_STEM
-from ds_dpo.models.weights.pretrained import open_vae
+from ds_dpo.models.weights.files import DIFFUSERS_STEM
 from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.process.quiet import quiet_output
 
@@ -136,11 +136,11 @@ def _find_source(name: str, lender: ModelFolder | None, *, variant: str | None) 
     path = locate(name, variant=variant)
     if path.is_file() or path.suffix == SUFFIX:
         return find_single_file(name, path, rest=None if lender is None else lender.rest)
-    is_whole, is_unet = (path / INDEX_NAME).is_file(), (path / UNET_NAME / "config.json").is_file()
-    if not (is_whole or is_unet) and (path / LORA_NAME).is_file():
+    is_whole, kind = (path / INDEX_NAME).is_file(), denoiser_in(path)
+    if not is_whole and kind is None and (path / LORA_NAME).is_file():
         raise ModelError(lora_sentence(name))
-    if is_unet and not is_whole and lender is None:
-        raise ModelError(f"{name}: holds a UNet alone; give the pipeline around it with --base MODEL")
+    if kind is not None and not is_whole and lender is None:
+        raise ModelError(f"{name}: holds a {kind.title} alone; give the pipeline around it with --base MODEL")
     return find_model(name, base=lender, variant=variant)
 
 
@@ -192,7 +192,7 @@ def _load_vae(source: ModelFolder | SingleFile, loading: Loading) -> Autoencoder
         raise ModelError(
             f"--vae {loading.vae} for {source.name}: give the pipeline that it belongs to with --base MODEL"
         )
-    variant = variant_of(source.rest / "vae", VAE_STEM, asked=loading.variant)
+    variant = variant_of(source.rest / "vae", DIFFUSERS_STEM, asked=loading.variant)
     wanted = ModelConfig(pretrained=str(source.rest), vae=loading.vae, variant=variant)
     dtype = _vae_dtype(open_vae(wanted).config, loading)
     return load_vae(wanted.model_copy(update={"vae_dtype": dtype}))

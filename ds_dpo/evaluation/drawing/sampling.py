@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from ds_dpo.models.families.table import KINDS
 from ds_dpo.models.vae import PIXELS_AT_ONCE, decode_latents
 
 MAX_IMAGES_AT_ONCE = 24
@@ -19,7 +20,7 @@ MAX_IMAGES_AT_ONCE = 24
 
 def build_pipeline(
     *,
-    unet: nn.Module,
+    denoiser: nn.Module,
     vae: nn.Module,
     tokenizers: Sequence[Any],
     text_encoders: Sequence[nn.Module],
@@ -34,7 +35,7 @@ def build_pipeline(
             f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline needs 1 of each "
             "(Stable Diffusion 1) or 2 of each (SDXL)"
         )
-    shared = {"unet": unet, "vae": vae, "scheduler": scheduler}
+    shared = {"unet": denoiser, "vae": vae, "scheduler": scheduler}
     if len(text_encoders) == 1:
         return StableDiffusionPipeline(
             **shared,
@@ -54,6 +55,11 @@ def build_pipeline(
     )
 
 
+def denoiser_of(pipeline: DiffusionPipeline) -> Any:
+    """Return a pipeline's denoiser, a diffusers model."""
+    return next(getattr(pipeline, kind.folder) for kind in KINDS.values() if hasattr(pipeline, kind.folder))
+
+
 @torch.no_grad()
 def draw_images(
     pipeline: DiffusionPipeline,
@@ -68,9 +74,9 @@ def draw_images(
     """Draw an image for each prompt from the noise of its seed: (N, 3, X, Y) in 0..1, fp32, on the CPU.
 
     An image depends on its prompt and seed, not on other images. images_at_once: None is as many as have the pixels of
-    one 1024 x 1024 image, at most 24. The VAE decodes in its own dtype, which may differ from the UNet's.
+    one 1024 x 1024 image, at most 24. The VAE decodes in its own dtype, which may differ from the denoiser's.
     Raises ValueError for unequal lengths, no image, a resolution that the VAE cannot make, or text encoders in
-    another dtype than the UNet.
+    another dtype than the denoiser.
     """
     at_once = images_at_once or min(MAX_IMAGES_AT_ONCE, max(1, PIXELS_AT_ONCE // resolution**2))
     _check_request(pipeline, prompts, seeds, resolution)
@@ -87,7 +93,7 @@ def draw_images(
             width=resolution,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            output_type="latent",  # the pipeline would decode in the UNet's dtype, or convert the VAE permanently
+            output_type="latent",  # the pipeline would decode in the denoiser's dtype, or convert the VAE permanently
         ).images
         images.append(decode_latents(pipeline.vae, latents).cpu())
     return torch.cat(images)
@@ -102,34 +108,34 @@ def _check_request(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: S
         raise ValueError(
             f"resolution {resolution}: must be a multiple of 8 and of the VAE's {pipeline.vae_scale_factor}"
         )
-    text_dtype, unet_dtype = pipeline.text_encoder.dtype, pipeline.unet.dtype
-    if text_dtype != unet_dtype:
-        raise ValueError(f"text encoders in {text_dtype}, UNet in {unet_dtype}: the pipeline needs one dtype for both")
+    text_dtype, dtype = pipeline.text_encoder.dtype, denoiser_of(pipeline).dtype
+    if text_dtype != dtype:
+        raise ValueError(f"text encoders in {text_dtype}, denoiser in {dtype}: the pipeline needs one dtype for both")
 
 
 def _noise(pipeline: DiffusionPipeline, generators: Sequence[torch.Generator], resolution: int) -> Tensor:
-    """Return starting latents (N, C, X / factor, Y / factor) in the UNet's dtype.
+    """Return starting latents (N, C, X / factor, Y / factor) in the denoiser's dtype.
 
     Drawn in fp32 on the CPU, so that they are the same noise on every device and in every dtype.
     """
     side = resolution // pipeline.vae_scale_factor
-    shape = (pipeline.unet.config.in_channels, side, side)
+    shape = (denoiser_of(pipeline).config.in_channels, side, side)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    return noise.to(pipeline.device, pipeline.unet.dtype)
+    return noise.to(pipeline.device, denoiser_of(pipeline).dtype)
 
 
 class ValidationSampler:
     """Draws each prompt with each seed, always from the same noise, with modules that are being trained.
 
     The modules are not changed; the caller sets eval mode. Under ZeRO-3 every rank must call this with the same inputs,
-    because a forward pass gathers the weights: pass the engine's module as unet. The constructor raises ValueError as
-    draw_images does.
+    because a forward pass gathers the weights: pass the engine's module as denoiser. The constructor raises ValueError
+    as draw_images does.
     """
 
     def __init__(
         self,
         *,
-        unet: nn.Module,
+        denoiser: nn.Module,
         vae: nn.Module,
         tokenizers: Sequence[Any],
         text_encoders: Sequence[nn.Module],
@@ -141,7 +147,7 @@ class ValidationSampler:
         resolution: int,
     ) -> None:
         self._pipeline = build_pipeline(
-            unet=unet, vae=vae, tokenizers=tokenizers, text_encoders=text_encoders, scheduler=scheduler
+            denoiser=denoiser, vae=vae, tokenizers=tokenizers, text_encoders=text_encoders, scheduler=scheduler
         )
         self._prompts = [prompt for prompt in prompts for _ in seeds]
         self._seeds = [seed for _ in prompts for seed in seeds]

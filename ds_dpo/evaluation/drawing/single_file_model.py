@@ -1,4 +1,4 @@
-"""Models in one .safetensors file, as in A1111 and ComfyUI: a whole checkpoint, or a UNet alone."""
+"""Models in one .safetensors file, as in A1111 and ComfyUI: a whole checkpoint, or a denoiser alone."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    ModelMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
 from safetensors import SafetensorError, safe_open
 
 from ds_dpo.errors import ModelError
 from ds_dpo.evaluation.drawing.model_folder import UNUSED_PARTS, pipeline_around, readable
+from ds_dpo.models.families.family import DenoiserKind
+from ds_dpo.models.pipelines.single_file import kind_in
 from ds_dpo.process.quiet import quiet_output
 
 SUFFIX = ".safetensors"
-# beginnings of a UNet's tensor names: two of single files, one of diffusers
-UNET_BEGINNINGS = ("model.diffusion_model.", "input_blocks.", "down_blocks.")
 VAE_BEGINNING, SDXL_TEXT_BEGINNING = "first_stage_model.", "conditioner."
 
 
@@ -32,12 +32,14 @@ VAE_BEGINNING, SDXL_TEXT_BEGINNING = "first_stage_model.", "conditioner."
 class SingleFile:
     """A file, described by its tensors' names.
 
-    rest: folder of the pipeline with its configuration and the parts that it lacks; None for a whole checkpoint whose
-    configuration diffusers gets from the hub. is_whole: it has text encoders and VAE. is_sdxl: they are SDXL's.
+    kind: of its denoiser. rest: folder of the pipeline with its configuration and the parts that it lacks; None for a
+    whole checkpoint whose configuration diffusers gets from the hub. is_whole: it has text encoders and VAE. is_sdxl:
+    they are SDXL's.
     """
 
     name: str
     path: Path
+    kind: DenoiserKind
     rest: Path | None
     is_whole: bool
     is_sdxl: bool
@@ -47,14 +49,15 @@ def find_single_file(name: str, path: Path, *, rest: Path | None) -> SingleFile:
     """Find out what a file holds, without loading it. Raises ModelError that says what was found or is missing."""
     keys = tensor_names(name, path)
     is_whole = any(key.startswith(VAE_BEGINNING) for key in keys)
-    if not any(key.startswith(UNET_BEGINNINGS) for key in keys):
+    kind = kind_in(keys)
+    if kind is None:
         if is_lora(keys):
             raise ModelError(lora_sentence(name))
         raise ModelError(f"{name}: has no UNet of SDXL or Stable Diffusion 1; its first tensor is {min(keys)!r}")
     if not is_whole and rest is None:
-        raise ModelError(f"{name}: holds a UNet alone; give the pipeline around it with --base MODEL")
+        raise ModelError(f"{name}: holds a {kind.title} alone; give the pipeline around it with --base MODEL")
     is_sdxl = any(key.startswith(SDXL_TEXT_BEGINNING) for key in keys)
-    return SingleFile(name=name, path=path, rest=rest, is_whole=is_whole, is_sdxl=is_sdxl)
+    return SingleFile(name=name, path=path, kind=kind, rest=rest, is_whole=is_whole, is_sdxl=is_sdxl)
 
 
 def tensor_names(name: str, path: Path) -> list[str]:
@@ -93,12 +96,12 @@ def load_single_file(
 ) -> DiffusionPipeline:
     """Return the model on the CPU; reads only the source file, and the hub's configuration if rest is None.
 
-    vae: replaces its own, which for a UNet alone is that of rest. Raises ModelError if diffusers cannot load it.
+    vae: replaces its own, which for a denoiser alone is that of rest. Raises ModelError if diffusers cannot load it.
     """
     if not source.is_whole:
         assert source.rest is not None, "find_single_file requires it"
-        unet = _load_unet(source, source.rest, dtype=dtype)
-        return pipeline_around(unet, source.rest, name=source.name, variant=variant, vae=vae, sampler=sampler)
+        denoiser = _load_denoiser(source, source.rest, dtype=dtype)
+        return pipeline_around(denoiser, source.rest, name=source.name, variant=variant, vae=vae, sampler=sampler)
     family = StableDiffusionXLPipeline if source.is_sdxl else StableDiffusionPipeline
     with _explained(source), quiet_output():
         pipeline = family.from_single_file(
@@ -124,13 +127,14 @@ def load_own_vae(source: SingleFile, *, dtype: torch.dtype) -> AutoencoderKL:
     return vae
 
 
-def _load_unet(source: SingleFile, rest: Path, *, dtype: torch.dtype) -> UNet2DConditionModel:
+def _load_denoiser(source: SingleFile, rest: Path, *, dtype: torch.dtype) -> ModelMixin:
+    kind = source.kind
     with readable(source.name), quiet_output():
-        unet = UNet2DConditionModel.from_single_file(
-            str(source.path), config=str(rest), subfolder="unet", local_files_only=True, dtype=dtype
+        denoiser = kind.model_class().from_single_file(
+            str(source.path), config=str(rest), subfolder=kind.folder, local_files_only=True, dtype=dtype
         )
-    _require_all(source, unet)
-    return unet
+    _require_all(source, denoiser)
+    return denoiser
 
 
 def _configuration(source: SingleFile, part: str | None) -> dict[str, Any]:

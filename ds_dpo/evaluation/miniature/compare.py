@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ds_dpo.errors import ConfigError, ModelError
 from ds_dpo.evaluation.drawing.model_folder import ModelFolder, find_model, load_pipeline
-from ds_dpo.evaluation.drawing.sampling import draw_images
+from ds_dpo.evaluation.drawing.sampling import denoiser_of, draw_images
 from ds_dpo.evaluation.miniature.picture import comparison_picture
 from ds_dpo.evaluation.miniature.report import BASE, SFT, TUNED, Judged, judge, summarize, table
 from ds_dpo.evaluation.pages.picture import save_file, save_png
@@ -130,7 +130,7 @@ def _draw_and_judge(model: ModelFolder, request: Request, *, say: Say) -> Judged
 
 
 def _require_miniature(model: ModelFolder, pipeline: DiffusionPipeline) -> None:
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    side = denoiser_of(pipeline).config.sample_size * pipeline.vae_scale_factor
     if side != IMAGE_SIZE:
         raise ModelError(f"{model.name}: draws images of {side} px, but the miniature's reward needs {IMAGE_SIZE} px")
 

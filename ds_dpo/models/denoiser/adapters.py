@@ -1,4 +1,4 @@
-"""Low-rank adapters in a UNet, by peft: add them before an engine wraps it, switch them off, save their settings."""
+"""Low-rank adapters, by peft: add them before an engine wraps the policy, switch them off, save their settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ds_dpo.config.optimization import AdapterConfig
@@ -25,8 +25,8 @@ KINDS: dict[str, dict[str, bool]] = {"lora": {}, "rslora": {"use_rslora": True},
 _SAMPLED_ELEMENTS = 1024  # of each weight; another training of the model changes them
 
 
-def add_adapter(unet: UNet2DConditionModel, config: AdapterConfig, *, seed: int) -> None:
-    """Freeze a UNet and put a trainable adapter beside its target layers, in the UNet's dtype and on its device.
+def add_adapter(denoiser: ModelMixin, config: AdapterConfig, *, seed: int) -> None:
+    """Freeze a denoiser and put a trainable adapter beside its target layers, in its dtype and on its device.
 
     Its predictions do not change at all: every lora_B is 0, and DoRA's magnitudes are the norms of the rows. lora_A is
     drawn from the seed and the parameter's name, so that it is the same on every rank of any run.
@@ -34,9 +34,9 @@ def add_adapter(unet: UNet2DConditionModel, config: AdapterConfig, *, seed: int)
     Sources: arXiv:2106.09685 (LoRA), arXiv:2312.03732 (rsLoRA), arXiv:2402.09353 (DoRA); peft's initial values.
     """
     lora_config = _peft().LoraConfig
-    _require_targets(unet, config.targets)
-    unet.requires_grad_(False)
-    unet.add_adapter(
+    _require_targets(denoiser, config.targets)
+    denoiser.requires_grad_(False)
+    denoiser.add_adapter(
         lora_config(
             r=config.rank,
             lora_alpha=_plain(config.alpha or config.rank),
@@ -46,7 +46,7 @@ def add_adapter(unet: UNet2DConditionModel, config: AdapterConfig, *, seed: int)
         ),
         adapter_name=NAME,
     )
-    for name, parameter in unet.named_parameters():
+    for name, parameter in denoiser.named_parameters():
         if ".lora_A." in name:
             with torch.no_grad():
                 parameter.copy_(_initial_down(name, parameter.shape, seed=seed))
@@ -68,16 +68,16 @@ def _initial_down(name: str, shape: torch.Size, *, seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def _require_targets(unet: nn.Module, targets: list[str]) -> None:
+def _require_targets(denoiser: nn.Module, targets: list[str]) -> None:
     """Raise ConfigError for a target without a layer; peft silently ignores it if another target has one."""
-    layers = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     for target in targets:
         if any(name == target or name.endswith(f".{target}") for name in layers):
             continue
         ends = {".".join(name.split(".")[-parts:]) for name in layers for parts in (1, 2)}
         near = get_close_matches(target, sorted(ends), n=3, cutoff=0.5) or ["to_q", "proj_in", "conv1"]
         raise ConfigError(
-            f"adapter.targets {target}: no linear or convolution layer of this UNet has this name or ends with it; "
+            f"adapter.targets {target}: no linear or convolution layer of this model has this name or ends with it; "
             f"there are {', '.join(near)}"
         )
 
@@ -89,7 +89,7 @@ def is_of_adapter(name: str) -> bool:
 
 @contextmanager
 def adapters_disabled(policy: nn.Module) -> Iterator[None]:
-    """Let a policy predict without its adapter: a UNet, or the engine around it, whose weights may be partitioned.
+    """Let a policy predict without its adapter: a denoiser, or the engine around it, whose weights may be partitioned.
 
     It only sets a switch in each layer, so that dtypes and requires_grad stay. peft's own enable_adapters would freeze
     the adapter, which breaks an engine's optimizer.
@@ -115,10 +115,10 @@ class AdapterPart(RunPart):
 
     name = "adapter"
 
-    def __init__(self, unet: UNet2DConditionModel, *, seed: int, rank: int) -> None:
-        """Take a UNet after add_adapter and before an engine wraps it."""
-        self._config = unet.peft_config[NAME]
-        self._base = base_fingerprint(unet)
+    def __init__(self, denoiser: ModelMixin, *, seed: int, rank: int) -> None:
+        """Take a denoiser after add_adapter and before an engine wraps it."""
+        self._config = denoiser.peft_config[NAME]
+        self._base = base_fingerprint(denoiser)
         self._seed, self._rank = seed, rank
         self._seed_dropout(after_step=0)
 
@@ -155,10 +155,10 @@ def _write_config(config: Any, path: Path) -> None:
     config.save_pretrained(str(path.parent))  # peft chooses the file's name, which is CONFIG_FILE
 
 
-def base_fingerprint(unet: nn.Module) -> str:
+def base_fingerprint(denoiser: nn.Module) -> str:
     """Return the SHA-256 of names, dtypes, shapes and first elements of the frozen weights, as 64 hex digits."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(unet.named_parameters()):
+    for name, parameter in sorted(denoiser.named_parameters()):
         if parameter.requires_grad:
             continue
         first = parameter.detach().flatten()[:_SAMPLED_ELEMENTS].float().cpu()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -26,7 +26,7 @@ class AttentionChoice:
 
 
 def choose_attention(
-    unet: UNet2DConditionModel,
+    denoiser: ModelMixin,
     asked: Literal["auto", "xformers", "sdpa"],
     *,
     device: torch.device | str,
@@ -34,11 +34,11 @@ def choose_attention(
 ) -> AttentionChoice:
     """Return the kernels for both policy and reference; auto chooses xformers if a real call of it succeeds.
 
-    unet: its head widths are tried. Raises ModelError if xformers is requested but does not work.
+    denoiser: its head widths are tried. Raises ModelError if xformers is requested but does not work.
     """
     if asked == "sdpa":
         return AttentionChoice(name="sdpa", sentence="attention: sdpa (as configured)")
-    problem = _problem_of_xformers(_head_widths(unet), torch.device(device), dtype)
+    problem = _problem_of_xformers(_head_widths(denoiser), torch.device(device), dtype)
     if problem is None:
         return AttentionChoice(name="xformers", sentence=f"attention: xformers (tried on {device} in {dtype})")
     if asked == "xformers":
@@ -49,13 +49,13 @@ def choose_attention(
     return AttentionChoice(name="sdpa", sentence=f"attention: sdpa (xformers does not work: {problem})")
 
 
-def set_attention(unet: UNet2DConditionModel, choice: AttentionChoice) -> None:
-    """Give every attention layer of a UNet the chosen kernels."""
-    unet.set_attn_processor(XFormersAttnProcessor() if choice.name == "xformers" else AttnProcessor2_0())
+def set_attention(denoiser: ModelMixin, choice: AttentionChoice) -> None:
+    """Give every attention layer of a denoiser the chosen kernels."""
+    denoiser.set_attn_processor(XFormersAttnProcessor() if choice.name == "xformers" else AttnProcessor2_0())
 
 
-def _head_widths(unet: UNet2DConditionModel) -> list[int]:
-    return sorted({layer.inner_dim // layer.heads for layer in unet.modules() if isinstance(layer, Attention)})
+def _head_widths(denoiser: ModelMixin) -> list[int]:
+    return sorted({layer.inner_dim // layer.heads for layer in denoiser.modules() if isinstance(layer, Attention)})
 
 
 def _problem_of_xformers(head_widths: list[int], device: torch.device, dtype: torch.dtype) -> str | None:

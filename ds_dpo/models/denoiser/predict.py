@@ -1,18 +1,23 @@
-"""The one call of a UNet: for the policy inside a DeepSpeed engine, for a reference and for a plain module."""
+"""The one call of a denoiser: for the policy inside a DeepSpeed engine, for a reference and for a plain module."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
 
+# A denoiser, noisy latents (N, C, H, W) fp32, timesteps (N,) int64 and conditioning of N images into the prediction,
+# (N, C, H, W) in the denoiser's own dtype. Each kind of denoiser has its own.
+Predict = Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
 
-def predict(unet: nn.Module, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """Return the UNet's prediction for N images, (N, C, H, W) in the UNet's dtype.
 
-    noisy_latents: (N, C, H, W) fp32. timesteps: (N,) int64. conditioning: of the same N images; with pooled text and
-    time_ids it is SDXL's, without them SD1.5's.
+def predict_by_unet(unet: nn.Module, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """Return what a UNet of Stable Diffusion predicts; see Predict.
+
+    With pooled text and the extra time_ids, (N, 6) or (N, 5), the conditioning is SDXL's, without them SD1.5's.
     """
     dtype = parameter_dtype(unet)
     # The only cast to the model's precision; from here to the prediction everything is in it.
@@ -34,10 +39,10 @@ def parameter_dtype(module: nn.Module) -> torch.dtype:
 
 
 def _added_conditioning(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Tensor] | None:
-    if conditioning.pooled is None or conditioning.time_ids is None:
+    if conditioning.pooled is None or "time_ids" not in conditioning.extras:
         return None
     return {
         "text_embeds": conditioning.pooled.to(dtype),
         # fp32, because bf16 has no 1022 or 1026; the UNet computes sines of sizes in fp32 and then casts them
-        "time_ids": conditioning.time_ids.float(),
+        "time_ids": conditioning.extras["time_ids"].float(),
     }

@@ -1,4 +1,4 @@
-"""Choose the parameters of a UNet that are trained: all, or those that patterns match."""
+"""Choose the parameters of a denoiser that are trained: all, or those that patterns match."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 from ds_dpo.errors import ConfigError
 
 
-def choose_trained(unet: nn.Module, *, train: Sequence[str], freeze: Sequence[str]) -> None:
+def choose_trained(denoiser: nn.Module, *, train: Sequence[str], freeze: Sequence[str]) -> None:
     """Set requires_grad of parameters that match a pattern of train (all if it is empty) and none of freeze.
 
     Patterns match whole names, with * and ? and [..] as in file names. Raises ConfigError for a pattern that matches no
     parameter, and if nothing is left to train.
     """
-    names = [name for name, _ in unet.named_parameters()]
+    names = [name for name, _ in denoiser.named_parameters()]
     chosen = set(_matching(train, names, field="model.train")) if train else set(names)
     chosen -= set(_matching(freeze, names, field="model.freeze"))
     if not chosen:
@@ -25,13 +25,13 @@ def choose_trained(unet: nn.Module, *, train: Sequence[str], freeze: Sequence[st
             f"model.freeze {' '.join(freeze)} leaves nothing to train"
             + (f" of the parameters in model.train {' '.join(train)}" if train else "")
         )
-    for name, parameter in unet.named_parameters():
+    for name, parameter in denoiser.named_parameters():
         parameter.requires_grad_(name in chosen)
 
 
-def describe_trained(unet: nn.Module) -> str:
+def describe_trained(denoiser: nn.Module) -> str:
     """Return a line with the numbers of trained and all parameters; call it before an engine partitions them."""
-    numels = [(parameter.numel(), parameter.requires_grad) for parameter in unet.parameters()]
+    numels = [(parameter.numel(), parameter.requires_grad) for parameter in denoiser.parameters()]
     trained, total = sum(numel for numel, is_trained in numels if is_trained), sum(numel for numel, _ in numels)
     return f"trains {_count(trained)} of {_count(total)} parameters"
 
@@ -41,7 +41,7 @@ def _matching(patterns: Iterable[str], names: Sequence[str], *, field: str) -> l
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
-            raise ConfigError(f"{field} {pattern} matches no parameter of this UNet; {_near(pattern, names)}")
+            raise ConfigError(f"{field} {pattern} matches no parameter of this model; {_near(pattern, names)}")
         found += matching
     return found
 

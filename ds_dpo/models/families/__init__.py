@@ -1,1 +1,1 @@
-"""The model families: a file for each kind, with text encoders, conditioning, and how a configuration is recognised."""
+"""The model families: denoiser, text encoders, conditioning, names, and how a configuration is recognised."""

@@ -2,18 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
 
 from ds_dpo.config.families import FamilyName
+from ds_dpo.models.denoiser.predict import Predict
 from ds_dpo.models.families.text import EncodedPrompts, TextTower
+from ds_dpo.models.weights.derived_configs import Config, Shapes
+from ds_dpo.models.weights.ldm_parts import Places
 
-Config = Mapping[str, Any]
 # the configuration of a text encoder, by the name of its folder in a pipeline
-TextConfig = Callable[[str], Config]
+TextConfig = Callable[[str], Mapping[str, Any]]
+
+# (N, 6) time ids into what else conditions N images, (N, ...) each, by name
+Extras = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserKind:
+    """What families share whose denoisers are one class of network.
+
+    class_name: in diffusers. title: in messages. folder: in a pipeline. prefix: of its tensors' names in a whole
+    checkpoint in one file. file_names: the names there of the parameters of a configuration, prefix included.
+    file_beginning, own_beginning: of some of those names, prefix excluded, and of some of diffusers' names. shapes:
+    of the parameters of a configuration, by name; None if only diffusers can build it. derive: the configuration that
+    the shapes in a file imply, given that of the family's usual denoiser. predict: calls it.
+    """
+
+    class_name: str
+    title: str
+    folder: str
+    prefix: str
+    file_beginning: str
+    own_beginning: str
+    file_names: Callable[[Iterable[str], Mapping[str, Any]], Mapping[str, str]]
+    shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]] | None]
+    derive: Callable[[Shapes, Config], Config]
+    predict: Predict
+
+    def model_class(self) -> Any:
+        """Return the class, importing diffusers, which takes seconds."""
+        return getattr(import_module("diffusers"), self.class_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPart:
+    """A text encoder of a family: its class in transformers, and where a whole checkpoint in one file has it.
+
+    prefix: of its tensors' names there. places: of its parameters among them. derive: the configuration that their
+    shapes imply, given the family's usual one.
+    """
+
+    class_name: str
+    prefix: str
+    places: Places
+    derive: Callable[[Shapes, Config], Config]
+
+    def model_class(self) -> Any:
+        """Return the class, importing transformers, which takes seconds."""
+        return getattr(import_module("transformers"), self.class_name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +88,19 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model family: how it is recognised, conditioned, and published.
+    """A model family: how it is recognised, read, conditioned, and published.
 
     is_of: returns whether a denoiser's diffusers configuration is of this family, using the configurations of the
-    pipeline's text encoders if they are available. text_encoders: names of their folders in a pipeline. size_ids: turns
-    (N, 6) time ids of data.stream.prepare into the denoiser's input; None if sizes do not condition it.
+    pipeline's text encoders if they are available. text_encoders: under the names of their folders in a pipeline.
+    extras: turns (N, 6) time ids of data.stream.prepare into Conditioning.extras. unsaid_prediction: advice for a file
+    that does not state what it predicts, if models of the family differ in that.
     """
 
     name: FamilyName
-    is_of: Callable[[Config, TextConfig | None], bool]
-    text_encoders: tuple[str, ...]
+    denoiser: DenoiserKind
+    is_of: Callable[[Mapping[str, Any], TextConfig | None], bool]
+    text_encoders: Mapping[str, TextPart]
     encode: Callable[[Sequence[TextTower], Sequence[str]], EncodedPrompts]
-    size_ids: Callable[[Tensor], Tensor] | None = None
+    extras: Extras
+    unsaid_prediction: str | None = None
     published: Published

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ds_dpo.models.families.family import Config, Family, Published, TextConfig
+from ds_dpo.models.families.clip import clip_part, open_clip_part
+from ds_dpo.models.families.family import Family, Published, TextConfig
 from ds_dpo.models.families.text import encode_sdxl
+from ds_dpo.models.families.unet import UNET
 
 # The refiner's score for an image that it should improve; 2.5 is for one that it should avoid. Source: diffusers'
 # StableDiffusionXLImg2ImgPipeline, aesthetic_score; SalesforceAIResearch/DiffusionDPO, train.py
 AESTHETIC_SCORE = 6.0
 
 
-def sdxl_size_ids(time_ids: Tensor) -> Tensor:
+def sdxl_extras(time_ids: Tensor) -> dict[str, Tensor]:
     """Return the sizes that condition SDXL for N images, (N, 6) fp32: all of time_ids, (N, 6).
 
     Source: arXiv:2307.01952, section 2.2.
     """
-    return time_ids
+    return {"time_ids": time_ids}
 
 
-def refiner_size_ids(time_ids: Tensor) -> Tensor:
+def refiner_extras(time_ids: Tensor) -> dict[str, Tensor]:
     """Return the sizes that condition SDXL's refiner for N images, (N, 5) fp32.
 
     They are original height, width, crop top, left, and an aesthetic score, which is that of good images for both
@@ -31,10 +35,12 @@ def refiner_size_ids(time_ids: Tensor) -> Tensor:
     StableDiffusionXLImg2ImgPipeline._get_add_time_ids with requires_aesthetics_score.
     """
     scores = torch.full_like(time_ids[:, :1], AESTHETIC_SCORE)
-    return torch.cat([time_ids[:, :4], scores], dim=1)
+    return {"time_ids": torch.cat([time_ids[:, :4], scores], dim=1)}
 
 
-def _is_of(config: Config, text_config: TextConfig | None, *, num_sizes: int, attends_at_the_bottom: bool) -> bool:
+def _is_of(
+    config: Mapping[str, Any], text_config: TextConfig | None, *, num_sizes: int, attends_at_the_bottom: bool
+) -> bool:
     """Return whether a UNet is conditioned on pooled text and that number of sizes.
 
     If the pooled text's width is unknown, attention at the lowest resolution decides: of SDXL's UNets, only the refiner
@@ -50,10 +56,14 @@ def _is_of(config: Config, text_config: TextConfig | None, *, num_sizes: int, at
 
 SDXL = Family(
     name="sdxl",
+    denoiser=UNET,
     is_of=partial(_is_of, num_sizes=6, attends_at_the_bottom=True),
-    text_encoders=("text_encoder", "text_encoder_2"),
+    text_encoders={
+        "text_encoder": clip_part(prefix="conditioner.embedders.0.transformer."),
+        "text_encoder_2": open_clip_part(prefix="conditioner.embedders.1.model.", is_projected=True),
+    },
     encode=encode_sdxl,
-    size_ids=sdxl_size_ids,
+    extras=sdxl_extras,
     published=Published(
         pipeline_class="StableDiffusionXLPipeline",
         guidance_scale="5.0",
@@ -64,10 +74,11 @@ SDXL = Family(
 )
 SDXL_REFINER = Family(
     name="sdxl_refiner",
+    denoiser=UNET,
     is_of=partial(_is_of, num_sizes=5, attends_at_the_bottom=False),
-    text_encoders=("text_encoder_2",),
+    text_encoders={"text_encoder_2": open_clip_part(prefix="conditioner.embedders.0.model.", is_projected=True)},
     encode=encode_sdxl,
-    size_ids=refiner_size_ids,
+    extras=refiner_extras,
     published=Published(
         pipeline_class="StableDiffusionXLImg2ImgPipeline",
         guidance_scale="5.0",

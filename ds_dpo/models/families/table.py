@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from ds_dpo.models.families.family import Config, Family, TextConfig
+from collections.abc import Mapping
+from typing import Any
+
+from ds_dpo.errors import ModelError
+from ds_dpo.models.families.family import DenoiserKind, Family, TextConfig
 from ds_dpo.models.families.sdxl import SDXL, SDXL_REFINER
 from ds_dpo.models.families.stable_diffusion import SD15, SD21
+from ds_dpo.models.families.unet import UNET
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SDXL_REFINER, SD15, SD21)}
+KINDS: dict[str, DenoiserKind] = {family.denoiser.class_name: family.denoiser for family in FAMILIES.values()}
 
 
-def family_of(config: Config, text_config: TextConfig | None = None) -> Family | None:
+def family_of(config: Mapping[str, Any], text_config: TextConfig | None = None) -> Family | None:
     """Return the family of a denoiser's diffusers configuration; None if it is none of these.
 
     text_config: the configurations of the pipeline's text encoders; None in an export.
     """
     return next((family for family in FAMILIES.values() if family.is_of(config, text_config)), None)
+
+
+def kind_of(config: Mapping[str, Any]) -> DenoiserKind:
+    """Return the kind of denoiser that a diffusers configuration is of; a UNet where it does not name its class.
+
+    Raises ModelError for a class that no family has.
+    """
+    class_name = config.get("_class_name", UNET.class_name)
+    if class_name not in KINDS:
+        raise ModelError(f"the model configuration is of {class_name!r}; {' or '.join(KINDS)} would fit")
+    return KINDS[class_name]

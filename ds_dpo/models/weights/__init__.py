@@ -1,1 +1,1 @@
-"""The files of weights: folders, the hub, single files; their names, shapes and configurations."""
+"""Weight files and their headers; names, shapes and configurations of their tensors."""

@@ -7,7 +7,7 @@ CLIP before its version 5, and of OpenCLIP.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -37,6 +37,10 @@ class Stored:
         if self.is_convolution:
             tensor = tensor.flatten(1)
         return tensor.T if self.is_transposed else tensor
+
+
+# where parameters are in a file, by their names
+Places = Callable[[Iterable[str]], Mapping[str, Stored]]
 
 
 def same_names(names: Iterable[str]) -> Mapping[str, Stored]:

@@ -1,11 +1,11 @@
-"""One model of a pipeline - UNet, VAE, text encoder - with its configuration and weights, from any kind of file.
+"""One model of a pipeline - denoiser, VAE, text encoder - with its configuration and weights, from any kind of file.
 
 A part reads its weights only on request, and never more than one tensor beyond what it returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +13,14 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ds_dpo.errors import ModelError
 from ds_dpo.models.weights.alignment import align_weights
 from ds_dpo.models.weights.files import FileWeights, WeightFiles, read_json
-from ds_dpo.models.weights.ldm_parts import Stored
+from ds_dpo.models.weights.ldm_parts import Places, Stored
 from ds_dpo.process.quiet import quiet_output
-
-# classes by the name that diffusers gives them in every pipeline
-TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-Places = Callable[[Iterable[str]], Mapping[str, Stored]]
 
 
 class Part(Protocol):
@@ -75,7 +70,7 @@ class FolderPart:
     def load(self, *, dtype: torch.dtype) -> Any:
         """Load by from_pretrained, which knows the names of older files. Raises ModelError as Part does."""
         # the two libraries have different names for this argument
-        name = "torch_dtype" if self.model_class in (UNet2DConditionModel, AutoencoderKL) else "dtype"
+        name = "torch_dtype" if issubclass(self.model_class, ModelMixin) else "dtype"
         files = self.files
         try:
             with quiet_output():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ds_dpo.config.fields import FIELDS
@@ -34,11 +34,11 @@ class StartOfPolicy:
     attention: str
 
 
-def start_of_policy(unet: UNet2DConditionModel, attention: AttentionChoice) -> StartOfPolicy:
-    """Describe a UNet as it was loaded, in the run's precision, before anything is added to it or trained."""
+def start_of_policy(policy: ModelMixin, attention: AttentionChoice) -> StartOfPolicy:
+    """Describe a policy as it was loaded, in the run's precision, before anything is added to it or trained."""
     # names that begin with _ hold the library's version and the path where the model was saved
-    config = {name: value for name, value in dict(unet.config).items() if not name.startswith("_")}
-    return StartOfPolicy(weights=weights_sha256(unet), config=_hash(config), attention=attention.name)
+    config = {name: value for name, value in dict(policy.config).items() if not name.startswith("_")}
+    return StartOfPolicy(weights=weights_sha256(policy), config=_hash(config), attention=attention.name)
 
 
 def weights_sha256(module: nn.Module) -> str:

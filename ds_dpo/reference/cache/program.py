@@ -20,10 +20,11 @@ from ds_dpo.encoding.feed import PairFeed, build_encode, load_encoders, open_fee
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.making.make import make
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import load_denoiser
+from ds_dpo.models.pipelines.pretrained import fetch_models
 from ds_dpo.models.start import checkpoint_start, pin_start
 from ds_dpo.models.training_schedule import training_schedule
-from ds_dpo.models.weights.pretrained import fetch_models
 from ds_dpo.objectives.losses import OBJECTIVES
 from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.reference.cache.errors import ReferenceErrors, open_reference_errors
@@ -84,9 +85,9 @@ def run(options: ReferenceOptions, *, verify: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Reference:
-    """The UNet on its device. start: on rank 0 alone, as it reads all weights."""
+    """The denoiser on its device. start: on rank 0 alone, as it reads all weights."""
 
-    unet: torch.nn.Module
+    denoiser: torch.nn.Module
     start: StartOfPolicy | None
 
 
@@ -94,13 +95,13 @@ def _load_reference(
     model: ModelConfig, place: RankEnvironment, *, dtype: torch.dtype, device: torch.device, log: RunLog
 ) -> _Reference:
     with node_turns(place):
-        unet = load_denoiser(model, dtype=dtype, start=checkpoint_start(model))
-        attention = choose_attention(unet, model.attention, device=device, dtype=dtype)
-        set_attention(unet, attention)
-        start = start_of_policy(unet, attention) if is_main() else None
-        unet.to(device).requires_grad_(False).eval()
+        denoiser = load_denoiser(model, dtype=dtype, start=checkpoint_start(model))
+        attention = choose_attention(denoiser, model.attention, device=device, dtype=dtype)
+        set_attention(denoiser, attention)
+        start = start_of_policy(denoiser, attention) if is_main() else None
+        denoiser.to(device).requires_grad_(False).eval()
     log.line(attention.sentence)
-    return _Reference(unet=unet, start=start)
+    return _Reference(denoiser=denoiser, start=start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +160,12 @@ class _Ranks:
             dtype = torch_dtype(self.options.precision)
             encoders = load_encoders(config, dtype=dtype) if self.feed.needs_encoders else None
             encode = build_encode(self.feed, encoders, family=config.model.family, device=self.device)
-        schedule, unet = training_schedule(config.model, config.diffusion).to(self.device), self.reference.unet
+        schedule, denoiser = training_schedule(config.model, config.diffusion).to(self.device), self.reference.denoiser
+
+        predict = FAMILIES[config.model.family].denoiser.predict
 
         def errors_of(samples: Any) -> tuple[Tensor, Tensor]:
-            return squared_errors_of_pairs(unet, encode(samples), schedule)
+            return squared_errors_of_pairs(denoiser, encode(samples), schedule, predict=predict)
 
         return errors_of
 

@@ -249,10 +249,7 @@ def _shape(pair: PreferenceBatch) -> tuple[int, int, int]:
 def _join(pairs: Sequence[PreferenceBatch], timesteps: Tensor, noise: Tensor) -> PreferenceBatch:
     """Join single pairs, some of them perhaps several times, into a batch with these timesteps and this noise."""
 
-    def stacked(name: str) -> Any:
-        values = [getattr(pair, name) for pair in pairs]
-        if values[0] is None:
-            return None
+    def stacked(values: Sequence[Tensor]) -> Tensor:
         chosen, rejected = zip(*map(split_pair, values), strict=True)
         return stack_pair(torch.cat(chosen), torch.cat(rejected))
 
@@ -262,12 +259,12 @@ def _join(pairs: Sequence[PreferenceBatch], timesteps: Tensor, noise: Tensor) ->
 
     return replace(
         pairs[0],
-        latents=stacked("latents"),
+        latents=stacked([pair.latents for pair in pairs]),
         noise=noise,
         timesteps=timesteps,
         text_states=joined("text_states"),
         pooled=joined("pooled"),
-        time_ids=stacked("time_ids"),
+        extras={name: stacked([pair.extras[name] for pair in pairs]) for name in pairs[0].extras},
         pair_ids=joined("pair_ids"),
         target_probabilities=joined("target_probabilities"),
         weights=joined("weights"),

@@ -11,6 +11,7 @@ from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import Encoders, PairFeed, build_encode, open_held_out
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import ConfigError
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.reference import Reference
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.objectives.losses import Objective, sft
@@ -69,7 +70,12 @@ def build_held_out(
         need: ReferenceNeed = "none" if compared_with is None else "errors"
         objective = Objective(loss=sft, uses_rejected=True, reference=need)
         return PreferenceStep(
-            policy=engine.policy, reference=compared_with, schedule=schedule, objective=objective, options={}
+            policy=engine.policy,
+            predict=FAMILIES[config.model.family].denoiser.predict,
+            reference=compared_with,
+            schedule=schedule,
+            objective=objective,
+            options={},
         )
 
     return HeldOut(

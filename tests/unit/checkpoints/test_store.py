@@ -135,9 +135,9 @@ def test_a_saved_checkpoint_is_complete_and_loads(run: Run) -> None:
     assert set(found.files) == {
         "mp_rank_00_model_states.pt",
         "zero_pp_rank_0_mp_rank_00_optim_states.pt",
-        "unet_config.json",
+        "denoiser_config.json",
     }
-    assert json.loads((folder / "unet_config.json").read_text()) == {"in_channels": 4}
+    assert json.loads((folder / "denoiser_config.json").read_text()) == {"in_channels": 4}
     assert run.loaded() == state
     assert run.said == []
 

@@ -9,7 +9,8 @@ from ds_dpo.batch import CachedSamples, PairSamples
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import DataError
-from ds_dpo.models.families.sdxl import refiner_size_ids, sdxl_size_ids
+from ds_dpo.models.families.sdxl import refiner_extras, sdxl_extras
+from ds_dpo.models.families.stable_diffusion import no_extras
 from ds_dpo.models.families.text import TextEncoder, encode_sd15, encode_sdxl
 from ds_dpo.models.loading import load_text, load_vae
 
@@ -53,7 +54,7 @@ def samples() -> PairSamples:
 def test_all_chosen_images_then_all_rejected_are_encoded_with_their_own_draws(
     vae: AutoencoderKL, text: TextEncoder, samples: PairSamples
 ) -> None:
-    batch = OnlineEncoder(vae=vae, text=text, size_ids=sdxl_size_ids, device="cpu")(samples)
+    batch = OnlineEncoder(vae=vae, text=text, extras=sdxl_extras, device="cpu")(samples)
     with torch.no_grad():
         for pair in range(3):
             for image, pixels, noise in (
@@ -69,22 +70,21 @@ def test_all_chosen_images_then_all_rejected_are_encoded_with_their_own_draws(
 def test_what_the_loader_drew_passes_through_unchanged(
     vae: AutoencoderKL, text: TextEncoder, samples: PairSamples
 ) -> None:
-    batch = OnlineEncoder(vae=vae, text=text, size_ids=sdxl_size_ids, device="cpu")(samples)
+    batch = OnlineEncoder(vae=vae, text=text, extras=sdxl_extras, device="cpu")(samples)
     assert torch.equal(batch.noise, samples.noise)
     assert batch.timesteps.tolist() == [1, 500, 999]
     assert batch.pair_ids.tolist() == [11, 12, -13]
     assert batch.target_probabilities.tolist() == [1, 0.5, 0.75]
     assert batch.weights.tolist() == [1, 2, 3]
-    assert batch.time_ids is not None
-    assert torch.equal(batch.time_ids[:3], samples.chosen_time_ids)
-    assert torch.equal(batch.time_ids[3:], samples.rejected_time_ids)
-    assert batch.time_ids.dtype == torch.float32
+    assert torch.equal(batch.extras["time_ids"][:3], samples.chosen_time_ids)
+    assert torch.equal(batch.extras["time_ids"][3:], samples.rejected_time_ids)
+    assert batch.extras["time_ids"].dtype == torch.float32
 
 
 def test_prompts_are_encoded_once_for_each_pair_without_a_gradient(
     vae: AutoencoderKL, text: TextEncoder, samples: PairSamples
 ) -> None:
-    batch = OnlineEncoder(vae=vae, text=text, size_ids=sdxl_size_ids, device="cpu")(samples)
+    batch = OnlineEncoder(vae=vae, text=text, extras=sdxl_extras, device="cpu")(samples)
     expected = text.encode(PROMPTS)
     assert expected.pooled is not None
     assert batch.pooled is not None
@@ -96,11 +96,11 @@ def test_prompts_are_encoded_once_for_each_pair_without_a_gradient(
 
 
 def test_a_family_without_sizes_is_told_none(vae: AutoencoderKL, text: TextEncoder, samples: PairSamples) -> None:
-    batch = OnlineEncoder(vae=vae, text=TextEncoder(text.towers[:1], encode=encode_sd15), size_ids=None, device="cpu")(
-        samples
-    )
+    batch = OnlineEncoder(
+        vae=vae, text=TextEncoder(text.towers[:1], encode=encode_sd15), extras=no_extras, device="cpu"
+    )(samples)
     assert batch.pooled is None
-    assert batch.time_ids is None
+    assert batch.extras == {}
     assert batch.text_states.shape == (3, 16, 48)
 
 
@@ -110,9 +110,8 @@ def test_the_refiner_is_told_original_size_crop_and_aesthetics(
     samples.chosen_time_ids[:] = torch.tensor([600.0, 800.0, 3.0, 7.0, 512.0, 512.0])
     samples.rejected_time_ids[:] = torch.tensor([900.0, 640.0, 0.0, 5.0, 512.0, 512.0])
     second = TextEncoder(text.towers[1:], encode=encode_sdxl)
-    batch = OnlineEncoder(vae=vae, text=second, size_ids=refiner_size_ids, device="cpu")(samples)
-    assert batch.time_ids is not None
-    assert batch.time_ids.tolist() == [[600, 800, 3, 7, 6]] * 3 + [[900, 640, 0, 5, 6]] * 3
+    batch = OnlineEncoder(vae=vae, text=second, extras=refiner_extras, device="cpu")(samples)
+    assert batch.extras["time_ids"].tolist() == [[600, 800, 3, 7, 6]] * 3 + [[900, 640, 0, 5, 6]] * 3
     assert batch.text_states.shape == (3, 16, 48)
     assert batch.pooled is not None
     assert batch.pooled.shape == (3, 48)
@@ -126,7 +125,7 @@ def test_latents_that_are_not_finite_name_their_pairs(
     for pair in (0, 2):
         getattr(samples, bad)[pair, 0, 5, 5] = value
     with pytest.raises(DataError, match=r"for pairs 11, -13 in torch.float32; .*madebyollin/sdxl-vae-fp16-fix"):
-        OnlineEncoder(vae=vae, text=text, size_ids=sdxl_size_ids, device="cpu")(samples)
+        OnlineEncoder(vae=vae, text=text, extras=sdxl_extras, device="cpu")(samples)
 
 
 def cached_samples(samples: PairSamples, *, moments: list[Tensor], pooled: Tensor | None) -> CachedSamples:
@@ -153,13 +152,12 @@ def test_latents_are_drawn_from_kept_moments_shifted_and_scaled(samples: PairSam
     moments = [torch.cat([mean, logvar], dim=1), torch.cat([-mean, logvar], dim=1)]
     settings = {"scaling_factor": 0.5, "shift_factor": 0.25}
     encode = CachedEncoder(
-        quantity="moments", vae_dtype=torch.float32, vae_config=settings, size_ids=sdxl_size_ids, device="cpu"
+        quantity="moments", vae_dtype=torch.float32, vae_config=settings, extras=sdxl_extras, device="cpu"
     )
     batch = encode(cached_samples(samples, moments=moments, pooled=torch.ones(3, 7)))
     torch.testing.assert_close(batch.latents[:3], (2 + 3 * samples.chosen_posterior_noise - 0.25) * 0.5)
     torch.testing.assert_close(batch.latents[3:], (-2 + 3 * samples.rejected_posterior_noise - 0.25) * 0.5)
-    assert batch.time_ids is not None
-    assert torch.equal(batch.time_ids, torch.cat([samples.chosen_time_ids, samples.rejected_time_ids]))
+    assert torch.equal(batch.extras["time_ids"], torch.cat([samples.chosen_time_ids, samples.rejected_time_ids]))
     for name in ("noise", "timesteps", "pair_ids", "target_probabilities", "weights"):
         assert torch.equal(getattr(batch, name), getattr(samples, name))
 
@@ -167,10 +165,10 @@ def test_latents_are_drawn_from_kept_moments_shifted_and_scaled(samples: PairSam
 def test_a_kept_mean_is_a_latent_without_a_draw_and_sd15_is_told_no_sizes(samples: PairSamples) -> None:
     mean = torch.full((3, 4, 8, 8), 2.0, dtype=torch.float16)
     encode = CachedEncoder(
-        quantity="mean", vae_dtype=torch.float32, vae_config={"scaling_factor": 0.5}, size_ids=None, device="cpu"
+        quantity="mean", vae_dtype=torch.float32, vae_config={"scaling_factor": 0.5}, extras=no_extras, device="cpu"
     )
     batch = encode(cached_samples(samples, moments=[mean, 2 * mean], pooled=None))
     assert torch.equal(batch.latents[:3], torch.ones(3, 4, 8, 8))
     assert torch.equal(batch.latents[3:], torch.full((3, 4, 8, 8), 2.0))
     assert batch.pooled is None
-    assert batch.time_ids is None
+    assert batch.extras == {}

@@ -248,7 +248,7 @@ def test_keys_take_the_unet_out_of_more(tmp_path, base, tuned):
     more = {"text_encoder.weight": torch.ones(3), **prefixed, "unetlike.weight": torch.ones(2)}
     folder = save_zero2(tmp_path / "tag", more, config=base.config)
     out = tmp_path / "out"
-    with pytest.raises(CheckpointError, match="not the weights of this UNet configuration"):
+    with pytest.raises(CheckpointError, match="not the weights of this configuration"):
         export(folder, out)
     assert f"took {len(tuned)} parameters under 'unet', left out 2 others" in export(
         folder, out, keys="unet", dtype="fp32"
@@ -256,6 +256,14 @@ def test_keys_take_the_unet_out_of_more(tmp_path, base, tuned):
     found = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
     assert found.keys() == tuned.keys()
     assert all(torch.equal(found[name], weight) for name, weight in tuned.items())
+
+
+def test_a_checkpoint_of_an_earlier_version_has_its_configuration_under_the_first_name(tmp_path, base, tuned):
+    folder = save_zero2(tmp_path / "global_step7", tuned, config=base.config)
+    (folder / "denoiser_config.json").rename(folder / "unet_config.json")
+    export(folder, tmp_path / "out", dtype="fp32")
+    written = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
+    assert written["block_out_channels"] == list(base.config["block_out_channels"])
 
 
 def test_averages_instead(tmp_path, base, tuned):

@@ -13,7 +13,7 @@ from zero_checkpoint import save_zero2
 
 import ds_dpo
 from ds_dpo.errors import CheckpointError
-from ds_dpo.export.denoiser import expected_shapes, fits_dtype, write_unet
+from ds_dpo.export.denoiser import expected_shapes, fits_dtype, write_denoiser
 from ds_dpo.zero_shards.reader import open_checkpoint
 
 CONFIG = json.loads(
@@ -50,7 +50,7 @@ def checkpoint(tmp_path):
 def test_nothing_larger_than_the_largest_tensor_is_allocated(checkpoint, tmp_path, dtype):
     opened, weights = checkpoint
     with Allocations() as allocations:
-        written = write_unet(opened, CONFIG, tmp_path / "unet", dtype=dtype)
+        written = write_denoiser(opened, CONFIG, tmp_path / "unet", dtype=dtype)
     assert 0 < allocations.largest <= max(weight.nbytes for weight in weights.values())
     path = tmp_path / "unet" / written.files[0]
     (header_bytes,) = struct.unpack("<Q", path.read_bytes()[:8])
@@ -71,7 +71,7 @@ def test_a_value_that_is_not_finite_stops_it(tmp_path, value, said):
     weights["conv_out.weight"].view(-1)[-1] = value
     opened = open_checkpoint(save_zero2(tmp_path / "tag", weights, config=CONFIG))
     with pytest.raises(CheckpointError, match=rf"'conv_out.weight' .*{said}"):
-        write_unet(opened, CONFIG, tmp_path / "unet", dtype=torch.float16)
+        write_denoiser(opened, CONFIG, tmp_path / "unet", dtype=torch.float16)
 
 
 LARGEST_FP16 = 65519.996  # the last fp32 value that fp16 rounds down to 65504

@@ -10,7 +10,7 @@ from ds_dpo.batch import Conditioning
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.models.denoiser.adapters import add_adapter
-from ds_dpo.models.denoiser.predict import predict
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter, assert_own_storage, held_tensors
 from ds_dpo.reference.checksum import weights_checksum
@@ -29,7 +29,7 @@ def inputs() -> Inputs:
     conditioning = Conditioning(
         text_states=torch.randn(2, 16, 96, generator=generator),
         pooled=torch.randn(2, 48, generator=generator),
-        time_ids=torch.full((2, 6), 32.0),
+        extras={"time_ids": torch.full((2, 6), 32.0)},
     )
     return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([5, 700]), conditioning
 
@@ -40,14 +40,14 @@ def test_a_frozen_copy_predicts_exactly_as_the_policy_in_its_dtype(
 ) -> None:
     policy = load_denoiser(sdxl, dtype=dtype)
     policy.enable_gradient_checkpointing()
-    reference = FrozenCopy(policy, dtype=dtype, device="cpu")
+    reference = FrozenCopy(policy, predict=predict_by_unet, dtype=dtype, device="cpu")
     prediction = reference.predict(*inputs)
     assert prediction.dtype == dtype
-    assert torch.equal(prediction, predict(policy, *inputs))
+    assert torch.equal(prediction, predict_by_unet(policy, *inputs))
 
 
 def test_a_frozen_copy_has_no_gradient_and_is_in_evaluation_mode(policy: UNet2DConditionModel, inputs: Inputs) -> None:
-    reference = FrozenCopy(policy, dtype=torch.bfloat16, device="cpu")
+    reference = FrozenCopy(policy, predict=predict_by_unet, dtype=torch.bfloat16, device="cpu")
     assert not reference.predict(*inputs).requires_grad
     assert not any(parameter.requires_grad for parameter in reference.module.parameters())
     assert not any(module.training for module in reference.module.modules())
@@ -56,27 +56,27 @@ def test_a_frozen_copy_has_no_gradient_and_is_in_evaluation_mode(policy: UNet2DC
 
 def test_copying_leaves_the_policy_as_it_was(policy: UNet2DConditionModel) -> None:
     before = weights_checksum(held_tensors(policy))
-    FrozenCopy(policy, dtype=torch.bfloat16, device="cpu")
+    FrozenCopy(policy, predict=predict_by_unet, dtype=torch.bfloat16, device="cpu")
     assert weights_checksum(held_tensors(policy)) == before
     assert policy.training
     assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
 def test_an_update_of_the_policy_does_not_reach_the_reference(policy: UNet2DConditionModel, inputs: Inputs) -> None:
-    reference = FrozenCopy(policy, dtype=torch.float32, device="cpu")
+    reference = FrozenCopy(policy, predict=predict_by_unet, dtype=torch.float32, device="cpu")
     hash_before, prediction_before = weights_checksum(reference.weights()), reference.predict(*inputs)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.01)
     assert weights_checksum(reference.weights()) == hash_before
     assert torch.equal(reference.predict(*inputs), prediction_before)
-    assert not torch.equal(predict(policy, *inputs), prediction_before)
+    assert not torch.equal(predict_by_unet(policy, *inputs), prediction_before)
 
 
 def test_a_frozen_copy_keeps_attention_kernels_and_memory_layout(policy: UNet2DConditionModel) -> None:
     policy.set_attn_processor(AttnProcessor())
     policy.to(memory_format=torch.channels_last)
-    module = FrozenCopy(policy, dtype=torch.float32, device="cpu").module
+    module = FrozenCopy(policy, predict=predict_by_unet, dtype=torch.float32, device="cpu").module
     assert isinstance(module, UNet2DConditionModel)
     assert {type(processor) for processor in module.attn_processors.values()} == {AttnProcessor}
     assert module.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
@@ -86,12 +86,12 @@ def test_a_policy_that_is_partitioned_already_is_refused() -> None:
     policy = nn.Linear(2, 2)
     policy.weight.ds_id = 0
     with pytest.raises(AssertionError, match="before DeepSpeed partitions"):
-        FrozenCopy(policy, dtype=torch.float32, device="cpu")
+        FrozenCopy(policy, predict=predict_by_unet, dtype=torch.float32, device="cpu")
 
 
 def held(module: nn.Module) -> FrozenCopy:
     """A reference that holds this very module, as no constructor of it would."""
-    reference = FrozenCopy(module, dtype=torch.float32, device="cpu")
+    reference = FrozenCopy(module, predict=predict_by_unet, dtype=torch.float32, device="cpu")
     reference.module = module
     return reference
 
@@ -126,7 +126,7 @@ def test_released_parameters_of_zero_3_share_nothing() -> None:
 
 def test_a_frozen_copy_recomputes_nothing(policy: UNet2DConditionModel) -> None:
     policy.enable_gradient_checkpointing()
-    reference = FrozenCopy(policy, dtype=torch.float32, device="cpu")
+    reference = FrozenCopy(policy, predict=predict_by_unet, dtype=torch.float32, device="cpu")
     assert policy.is_gradient_checkpointing
     assert not reference.module.is_gradient_checkpointing
 
@@ -144,20 +144,20 @@ def with_adapter(policy: UNet2DConditionModel) -> UNet2DConditionModel:
 def test_the_policy_without_its_adapter_predicts_as_the_base_to_the_bit(
     policy: UNet2DConditionModel, inputs: Inputs
 ) -> None:
-    base = FrozenCopy(policy, dtype=torch.float32, device="cpu")
-    reference = PolicyWithoutAdapter(policy)
+    base = FrozenCopy(policy, predict=predict_by_unet, dtype=torch.float32, device="cpu")
+    reference = PolicyWithoutAdapter(policy, predict=predict_by_unet)
     with_adapter(policy)
     policy.mid_block.resnets[0].dropout.p = 0.5  # only in training
     policy.conv_in.eval()  # which must not come back as training
     prediction = reference.predict(*inputs)
     assert torch.equal(prediction, base.predict(*inputs))
     assert not prediction.requires_grad
-    assert not torch.equal(predict(policy, *inputs), prediction)
+    assert not torch.equal(predict_by_unet(policy, *inputs), prediction)
     assert [module for module in policy.modules() if not module.training] == [policy.conv_in]
 
 
 def test_its_weights_are_those_outside_of_the_adapter(policy: UNet2DConditionModel) -> None:
-    held = {name for name, _ in PolicyWithoutAdapter(with_adapter(policy)).weights()}
+    held = {name for name, _ in PolicyWithoutAdapter(with_adapter(policy), predict=predict_by_unet).weights()}
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     assert trained
     assert held == {name for name, _ in policy.named_parameters()} - trained

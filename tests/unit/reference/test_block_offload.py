@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
 from ds_dpo.config.models import ModelConfig
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.reference.block_offload import NUM_SLOTS, BlockOffload
@@ -98,7 +99,7 @@ def test_a_unet_predicts_to_the_bit_as_without_and_keeps_its_weights(
     sdxl: ModelConfig, dtype: torch.dtype, max_block_bytes: int
 ) -> None:
     policy = load_denoiser(sdxl, dtype=dtype)
-    plain, offloaded = (FrozenCopy(policy, dtype=dtype, device=CPU) for _ in range(2))
+    plain, offloaded = (FrozenCopy(policy, predict=predict_by_unet, dtype=dtype, device=CPU) for _ in range(2))
     offload = BlockOffload(offloaded.module, device=CPU, max_block_bytes=max_block_bytes)
     # nothing computes from where the weights rest: every module with weights of its own sees them in a slot
     slots = {slot.memory.data_ptr() for slot in offload.slots}
@@ -114,7 +115,7 @@ def test_a_unet_predicts_to_the_bit_as_without_and_keeps_its_weights(
     conditioning = Conditioning(
         text_states=torch.randn(2, 16, 96, generator=generator),
         pooled=torch.randn(2, 48, generator=generator),
-        time_ids=torch.full((2, 6), 32.0),
+        extras={"time_ids": torch.full((2, 6), 32.0)},
     )
     for _ in range(2):
         inputs = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([5, 700]), conditioning

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_dpo.errors import CheckpointError, ReferenceChangedError
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter
 from ds_dpo.reference.refresh import ReferenceRefresh
 from ds_dpo.reference.residency import ReferenceWatch
@@ -32,7 +33,7 @@ class Run:
 
     def __init__(self) -> None:
         self.policy = nn.Linear(3, 2)
-        self.reference = FrozenCopy(self.policy, dtype=torch.float32, device="cpu")
+        self.reference = FrozenCopy(self.policy, predict=predict_by_unet, dtype=torch.float32, device="cpu")
         self.watch = ReferenceWatch(self.reference, policy=self.policy)
         self.lines: list[str] = []
         self.refresh = ReferenceRefresh(
@@ -73,7 +74,7 @@ def test_memory_shared_with_the_policy_is_found_before_training() -> None:
 
 def test_a_base_that_is_trained_beside_its_adapter_is_told() -> None:
     policy = nn.ModuleDict({"base": nn.Linear(1, 1), "lora_A": nn.Linear(1, 1)})
-    watch = ReferenceWatch(PolicyWithoutAdapter(policy), policy=policy)
+    watch = ReferenceWatch(PolicyWithoutAdapter(policy, predict=predict_by_unet), policy=policy)
     with torch.no_grad():
         policy["lora_A"].weight.add_(1)
     watch.require_unchanged()

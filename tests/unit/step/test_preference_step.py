@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ds_dpo.batch import Conditioning, PreferenceBatch
 from ds_dpo.diffusion.noise_schedule import NoiseSchedule
 from ds_dpo.errors import PreflightError
-from ds_dpo.models.denoiser.predict import predict
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.objectives.losses import OBJECTIVES, Objective
 from ds_dpo.run_folder.metrics import METRICS
 from ds_dpo.step.preference_step import PreferenceStep, squared_errors_of_pairs
@@ -59,7 +59,7 @@ class FrozenScaling:
 
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return predict(self.unet, noisy_latents, timesteps, conditioning)
+        return predict_by_unet(self.unet, noisy_latents, timesteps, conditioning)
 
 
 def numbers(*values: float) -> Tensor:
@@ -73,7 +73,7 @@ def two_pairs() -> PreferenceBatch:
         timesteps=torch.tensor([0, 1]),
         text_states=torch.tensor([5.0, 6.0]).view(2, 1, 1),
         pooled=torch.tensor([[7.0], [8.0]]),
-        time_ids=torch.tensor([[1.0], [2.0], [3.0], [4.0]]),
+        extras={"time_ids": torch.tensor([[1.0], [2.0], [3.0], [4.0]])},
         pair_ids=torch.tensor([11, 12]),
         target_probabilities=torch.ones(2),
         weights=torch.ones(2),
@@ -89,6 +89,7 @@ def dpo_step(
 ) -> PreferenceStep:
     return PreferenceStep(
         policy=policy or ScalingUNet(1.0),
+        predict=predict_by_unet,
         reference=reference or FrozenScaling(0.5),
         schedule=schedule,
         objective=OBJECTIVES["dpo"],
@@ -163,7 +164,14 @@ def test_equal_models_begin_at_ln_2_with_every_pair_half_right() -> None:
 
 def test_sft_runs_neither_rejected_images_nor_a_reference() -> None:
     policy = ScalingUNet(1.0)
-    step = PreferenceStep(policy=policy, reference=None, schedule=SCHEDULE, objective=OBJECTIVES["sft"], options={})
+    step = PreferenceStep(
+        policy=policy,
+        predict=predict_by_unet,
+        reference=None,
+        schedule=SCHEDULE,
+        objective=OBJECTIVES["sft"],
+        options={},
+    )
     output = step(two_pairs())
     assert output.loss.item() == pytest.approx(0.08)  # (0.16 + 0) / 2
     assert output.pair_quantities.keys() == {"loss", "policy_chosen_error"}
@@ -179,7 +187,14 @@ def test_an_objective_may_use_pairs_without_a_reference() -> None:
         uses_rejected=True,
         reference="none",
     )
-    step = PreferenceStep(policy=ScalingUNet(1.0), reference=None, schedule=SCHEDULE, objective=objective, options={})
+    step = PreferenceStep(
+        policy=ScalingUNet(1.0),
+        predict=predict_by_unet,
+        reference=None,
+        schedule=SCHEDULE,
+        objective=objective,
+        options={},
+    )
     output = step(two_pairs())
     assert output.loss.item() == pytest.approx((0.16 - 0.64 + 0 - 2.56) / 2, abs=1e-5)
     assert output.pair_quantities.keys() == {"loss", "policy_chosen_error", "policy_rejected_error"}
@@ -221,7 +236,12 @@ def test_errors_and_differences_weigh_by_their_timestep() -> None:
 
 def step_without_reference(policy: ScalingUNet, schedule: NoiseSchedule = SCHEDULE) -> PreferenceStep:
     return PreferenceStep(
-        policy=policy, reference=None, schedule=schedule, objective=OBJECTIVES["dpo"], options={"beta": 10}
+        policy=policy,
+        predict=predict_by_unet,
+        reference=None,
+        schedule=schedule,
+        objective=OBJECTIVES["dpo"],
+        options={"beta": 10},
     )
 
 
@@ -243,7 +263,7 @@ def test_kept_errors_stand_for_a_reference_and_weigh_as_its_own_do() -> None:
 
 def test_what_is_kept_of_a_reference_are_its_plain_errors() -> None:
     weighing = replace(SCHEDULE, error_weighting="min_snr", snr_gamma=1.0)
-    chosen, rejected = squared_errors_of_pairs(ScalingUNet(0.5), two_pairs(), weighing)
+    chosen, rejected = squared_errors_of_pairs(ScalingUNet(0.5), two_pairs(), weighing, predict=predict_by_unet)
     assert chosen.tolist() == pytest.approx([0.09, 1.0], abs=1e-6)
     assert rejected.tolist() == pytest.approx([0.81, 3.24], abs=1e-6)
     assert not chosen.requires_grad

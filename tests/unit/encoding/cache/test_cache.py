@@ -39,7 +39,7 @@ from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.making.make import make as make_folder
 from ds_dpo.models import loading
-from ds_dpo.models.families.sdxl import sdxl_size_ids
+from ds_dpo.models.families.sdxl import sdxl_extras
 from ds_dpo.models.loading import latent_shape, load_text, load_vae
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import torch_dtype
@@ -167,7 +167,7 @@ def online(run: RunConfig) -> tuple[OnlinePairs, OnlineEncoder]:
         noising=noising_of(run.diffusion, training_schedule(run.model, run.diffusion)),
     )
     encoder = OnlineEncoder(
-        vae=load_vae(run.model), text=load_text(run.model, dtype=torch.float32), size_ids=sdxl_size_ids, device="cpu"
+        vae=load_vae(run.model), text=load_text(run.model, dtype=torch.float32), extras=sdxl_extras, device="cpu"
     )
     return pairs, encoder
 
@@ -178,7 +178,7 @@ def cached(cache: PairCache, run: RunConfig) -> tuple[CachedPairs, CachedEncoder
         quantity=images.quantity,
         vae_dtype=torch_dtype(images.vae_dtype),
         vae_config=images.scaling,
-        size_ids=sdxl_size_ids,
+        extras=sdxl_extras,
         device="cpu",
     )
     noising = noising_of(run.diffusion, training_schedule(run.model, run.diffusion))

@@ -11,7 +11,7 @@ from ds_dpo.config.load import load_config
 from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.models.denoiser.adapters import AdapterPart, adapters_disabled, add_adapter
-from ds_dpo.models.denoiser.predict import predict
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.loading import load_denoiser
 from ds_dpo.storage.state_files import write_files
 
@@ -34,9 +34,9 @@ def prediction(unet):
     conditioning = Conditioning(
         text_states=torch.randn(2, 3, 96, generator=generator),
         pooled=torch.randn(2, 48, generator=generator),
-        time_ids=torch.ones(2, 6),
+        extras={"time_ids": torch.ones(2, 6)},
     )
-    return predict(unet, torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([5, 900]), conditioning)
+    return predict_by_unet(unet, torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([5, 900]), conditioning)
 
 
 def trained(unet):

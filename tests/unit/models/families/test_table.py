@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     UNet2DConditionModel,
 )
+from repository import ROOT
 from tiny_families import SMALL_UNETS, shipped
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -22,8 +25,9 @@ from ds_dpo.config.families import FAMILY_NAMES, LIMITS
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
 from ds_dpo.miniature.models import make_tokenizer, make_vae
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.families.family import TextConfig
-from ds_dpo.models.families.sdxl import refiner_size_ids
+from ds_dpo.models.families.sdxl import refiner_extras
 from ds_dpo.models.families.table import FAMILIES, family_of
 from ds_dpo.models.loading import load_denoiser, load_text, read_noise_schedule
 from ds_dpo.models.reference import FrozenCopy
@@ -98,7 +102,7 @@ def test_the_refiners_prompts_and_sizes_are_those_of_its_pipeline(refiner: tuple
     theirs, _ = pipeline._get_add_time_ids(
         (600, 800), (3, 7), (512, 512), 6.0, 2.5, (600, 800), (0, 0), (512, 512), torch.float32, 64
     )
-    ours = refiner_size_ids(torch.tensor([[600.0, 800.0, 3.0, 7.0, 512.0, 512.0]]))
+    ours = refiner_extras(torch.tensor([[600.0, 800.0, 3.0, 7.0, 512.0, 512.0]]))["time_ids"]
     assert torch.equal(ours, theirs)
 
 
@@ -122,7 +126,7 @@ def batch_for(model: ModelConfig) -> PreferenceBatch:
         timesteps=torch.tensor([20, 180]),
         text_states=text.text_states,
         pooled=text.pooled,
-        time_ids=None if family.size_ids is None else family.size_ids(sizes),
+        extras=family.extras(sizes),
         pair_ids=torch.tensor([1, 2]),
         target_probabilities=torch.ones(2),
         weights=torch.ones(2),
@@ -137,7 +141,8 @@ def test_a_step_compares_with_diffusers_own_target_and_reaches_every_weight(
     policy = load_denoiser(model, dtype=torch.float32)
     step = PreferenceStep(
         policy=policy,
-        reference=FrozenCopy(policy, dtype=torch.float32, device="cpu"),
+        predict=predict_by_unet,
+        reference=FrozenCopy(policy, predict=predict_by_unet, dtype=torch.float32, device="cpu"),
         schedule=read_noise_schedule(model),
         objective=OBJECTIVES["dpo"],
         options={"beta": 10.0},
@@ -184,7 +189,7 @@ def test_every_name_has_a_row_that_agrees_with_its_limits() -> None:
     assert tuple(FAMILIES) == FAMILY_NAMES == tuple(LIMITS)
     for name, family in FAMILIES.items():
         assert family.name == name
-        assert LIMITS[family.name].takes_sizes == (family.size_ids is not None)
+        assert LIMITS[family.name].takes_sizes == bool(family.extras(torch.zeros(1, 6)))
 
 
 def test_base_and_refiner_are_told_apart(refiner: tuple[Any, ModelConfig], sdxl: ModelConfig) -> None:
@@ -196,3 +201,12 @@ def test_base_and_refiner_are_told_apart(refiner: tuple[Any, ModelConfig], sdxl:
 def test_the_refiners_folder_needs_no_first_text_encoder(refiner: tuple[Any, ModelConfig]) -> None:
     assert not Path(refiner[1].pretrained, "text_encoder").exists()
     assert len(load_text(refiner[1], dtype=torch.float32).towers) == 1
+
+
+def test_the_table_is_read_without_the_libraries_of_its_models() -> None:
+    """Exports look into it, and would wait for seconds."""
+    program = (
+        "import sys, ds_dpo.models.families.table; print(sorted({'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

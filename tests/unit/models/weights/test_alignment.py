@@ -16,6 +16,7 @@ from tiny_families import tiny_model
 from torch import Tensor, nn
 
 from ds_dpo.config.models import ModelConfig
+from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.loading import load_denoiser, load_text, load_vae
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.weights.alignment import align_weights, is_aligned
@@ -84,7 +85,7 @@ def test_a_module_without_memory_is_left_as_it_is() -> None:
 
 
 def test_a_copy_of_an_odd_policy_is_aligned() -> None:
-    reference = FrozenCopy(Oddly(), dtype=torch.float32, device="cpu")
+    reference = FrozenCopy(Oddly(), predict=predict_by_unet, dtype=torch.float32, device="cpu")
     assert_aligned(reference.module)
     assert reference.module.get_buffer("counts").tolist() == [0, 1, 2, 3, 4, 5, 6]
 

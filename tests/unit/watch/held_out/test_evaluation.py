@@ -37,7 +37,7 @@ def pair(pair_id: int, *, width: int = 2) -> PreferenceBatch:
         timesteps=torch.tensor([0]),
         text_states=torch.full((1, 1, 1), float(pair_id)),
         pooled=None,
-        time_ids=torch.tensor([[float(pair_id)], [-float(pair_id)]]),
+        extras={"time_ids": torch.tensor([[float(pair_id)], [-float(pair_id)]])},
         pair_ids=torch.tensor([pair_id]),
         target_probabilities=torch.ones(1),
         weights=torch.ones(1),
@@ -54,8 +54,7 @@ class NumberStep:
     def errors(self, batch: PreferenceBatch) -> PairErrors:
         self.sizes.append(batch.num_pairs)
         assert torch.equal(batch.text_states.flatten(), batch.pair_ids.float())
-        assert batch.time_ids is not None
-        assert torch.equal(batch.time_ids.flatten(), torch.cat([batch.pair_ids, -batch.pair_ids]).float())
+        assert torch.equal(batch.extras["time_ids"].flatten(), torch.cat([batch.pair_ids, -batch.pair_ids]).float())
         chosen, rejected = batch.latents.chunk(2)
 
         def errors(latents: torch.Tensor, weight: float) -> torch.Tensor:

@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from ds_dpo.config.asset_paths import ASSET_PREFIX, resolve_asset
 from ds_dpo.errors import ModelError
-from ds_dpo.models.families.table import FAMILIES
-from ds_dpo.models.weights.derived_configs import (
-    Config,
-    Shapes,
-    derived_clip_config,
-    derived_open_clip_config,
-    derived_unet_config,
-    derived_vae_config,
-)
+from ds_dpo.models.families.family import DenoiserKind, Family
+from ds_dpo.models.families.table import FAMILIES, KINDS
+from ds_dpo.models.weights.derived_configs import Config, Shapes, derived_vae_config
 from ds_dpo.models.weights.files import Header, read_header, read_json
-from ds_dpo.models.weights.ldm_keys import UNET_PREFIX, ldm_names
-from ds_dpo.models.weights.ldm_parts import Stored, clip_places, open_clip_places, vae_places
-from ds_dpo.models.weights.parts import TEXT_ENCODERS, FilePart, Places, skeleton
-from ds_dpo.models.weights.unet_shapes import known_shapes
+from ds_dpo.models.weights.ldm_parts import Places, Stored, vae_places
+from ds_dpo.models.weights.parts import FilePart, skeleton
 
 VAE_PREFIX = "first_stage_model."
 # names of tensors that are flags of ComfyUI, written by trainers of SDXL
@@ -45,34 +36,8 @@ _FOREIGN = {  # beginnings of names in files of other kinds
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """The place of a text encoder in a file."""
-
-    prefix: str
-    places: Places
-    config: Callable[[Shapes, Config], Config]
-
-
-_CLIP = partial(_Text, places=clip_places, config=derived_clip_config)
-_OPEN_CLIP = partial(_Text, places=open_clip_places, config=partial(derived_open_clip_config, unused_layers=0))
-_TEXTS: dict[str, dict[str, _Text]] = {
-    "sdxl": {
-        "text_encoder": _CLIP(prefix="conditioner.embedders.0.transformer."),
-        "text_encoder_2": _OPEN_CLIP(prefix="conditioner.embedders.1.model."),
-    },
-    "sdxl_refiner": {"text_encoder_2": _OPEN_CLIP(prefix="conditioner.embedders.0.model.")},
-    "sd15": {"text_encoder": _CLIP(prefix="cond_stage_model.transformer.")},
-    "sd21": {
-        "text_encoder": _OPEN_CLIP(
-            prefix="cond_stage_model.model.", config=partial(derived_open_clip_config, unused_layers=1)
-        )
-    },
-}
-
-
 class SingleFile:
-    """A checkpoint with UNet, VAE and text encoders; implements pretrained.Pipeline."""
+    """A checkpoint with denoiser, VAE and text encoders; implements pretrained.Pipeline."""
 
     def __init__(self, path: Path) -> None:
         """Read the header. Raises ModelError that says what the file is instead."""
@@ -81,12 +46,13 @@ class SingleFile:
         self.family = _family_of(self._header)
 
     def denoiser(self) -> FilePart:
+        kind, config = self.family.denoiser, self._denoiser_config
         return FilePart(
             path=self.path,
-            title="UNet",
-            model_class=UNet2DConditionModel,
-            config=self._unet_config,
-            places=unet_places(self._unet_config, prefix=UNET_PREFIX),
+            title=kind.title,
+            model_class=kind.model_class(),
+            config=config,
+            places=denoiser_places(kind, config, prefix=kind.prefix),
         )
 
     def vae(self) -> FilePart:
@@ -101,14 +67,17 @@ class SingleFile:
         )
 
     def text_encoder(self, name: str) -> FilePart:
-        text = _TEXTS[self.family][name]
+        text = self.family.text_encoders[name]
         return FilePart(
             path=self.path,
             title=name,
-            model_class=TEXT_ENCODERS[name],
-            config=self._derived(text.config, name, prefix=text.prefix),
+            model_class=text.model_class(),
+            config=self._derived(text.derive, name, prefix=text.prefix),
             places=prefixed(text.places, text.prefix),
         )
+
+    def text_config(self, name: str) -> Mapping[str, Any]:
+        return self.text_encoder(name).config
 
     def tokenizer(self, name: str) -> CLIPTokenizer:
         """Return CLIP's tokenizer, from the merges in this package."""
@@ -122,15 +91,15 @@ class SingleFile:
         )
 
     def tokenizer_files(self, name: str) -> list[Path]:
-        return [_shipped("clip") / "merges.txt.gz", _shipped(self.family) / name / "tokenizer_config.json"]
+        return [shipped_configs("clip") / "merges.txt.gz", self._shipped / name / "tokenizer_config.json"]
 
     def scheduler_config(self, prediction_type: str | None) -> Config:
         """Return the family's scheduler configuration, with the prediction type that the file states.
 
-        prediction_type: the run's. Raises ModelError if neither states what SD2.1's UNet predicts, or if the file was
-        not trained with DDPM's noising.
+        prediction_type: the run's. Raises ModelError if neither states what the denoiser predicts and the family has
+        both kinds, or if the file was not trained with DDPM's noising.
         """
-        config = read_json(_shipped(self.family) / "scheduler" / "scheduler_config.json")
+        config = read_json(self._shipped / "scheduler" / "scheduler_config.json")
         names, metadata = self._header.shapes, self._header.metadata
         if any(flag in names for flag in EDM_FLAGS):
             raise ModelError(
@@ -143,45 +112,50 @@ class SingleFile:
         stated = _MODELSPEC_PREDICTION.get(metadata.get("modelspec.prediction_type", ""))
         if stated is not None:
             return {**config, "prediction_type": stated}
-        if self.family == "sd21" and prediction_type is None:
-            raise ModelError(
-                f"{self.path}: does not state what its UNet predicts, and SD2.1 has two kinds; set "
-                "model.prediction_type to v_prediction (SD2.1 of 768 pixels) or epsilon (SD2.1-base, of 512)"
-            )
+        if self.family.unsaid_prediction is not None and prediction_type is None:
+            title, advice = self.family.denoiser.title, self.family.unsaid_prediction
+            raise ModelError(f"{self.path}: does not state what its {title} predicts, and {advice}")
         return config
 
+    @property
+    def _shipped(self) -> Path:
+        """The configurations of the family's usual models."""
+        return shipped_configs(self.family.name)
+
     @cached_property
-    def _unet_config(self) -> Config:
-        """The configuration of the family's UNet if the shapes agree, else the one that the shapes give."""
-        usual = read_json(_shipped(self.family) / "unet" / "config.json")
-        shapes = self._header.under(UNET_PREFIX)
-        expected = known_shapes(usual)
+    def _denoiser_config(self) -> Config:
+        """The configuration of the family's usual denoiser if the shapes agree, else the one that the shapes give."""
+        kind = self.family.denoiser
+        usual = read_json(self._shipped / kind.folder / "config.json")
+        shapes = self._header.under(kind.prefix)
+        expected = kind.shapes(usual)
         assert expected is not None, "a test compares the shipped configurations"
-        names = ldm_names(expected, usual)
-        if {names[name].removeprefix(UNET_PREFIX): shape for name, shape in expected.items()} == shapes:
+        names = kind.file_names(expected, usual)
+        if {names[name].removeprefix(kind.prefix): shape for name, shape in expected.items()} == shapes:
             return usual
-        config = self._derived(derived_unet_config, "unet", prefix=UNET_PREFIX)
+        config = self._derived(kind.derive, kind.folder, prefix=kind.prefix)
         self._require_no_more_than(config, shapes)
         return config
 
     def _require_no_more_than(self, config: Config, shapes: Shapes) -> None:
-        own = ldm_names(skeleton(UNet2DConditionModel, config).state_dict(), config).values()
-        unknown = sorted(shapes.keys() - {name.removeprefix(UNET_PREFIX) for name in own})
+        kind = self.family.denoiser
+        own = kind.file_names(skeleton(kind.model_class(), config).state_dict(), config).values()
+        unknown = sorted(shapes.keys() - {name.removeprefix(kind.prefix) for name in own})
         if unknown:
             raise ModelError(
-                f"{self.path}: its UNet has {len(unknown)} tensors that no UNet of {self.family} has, such as "
-                f"{unknown[0]}; give a diffusers folder, which has its configuration"
+                f"{self.path}: its {kind.title} has {len(unknown)} tensors that no {kind.title} of {self.family.name} "
+                f"has, such as {unknown[0]}; give a diffusers folder, which has its configuration"
             )
 
     def _derived(self, derive: Callable[[Shapes, Config], Config], name: str, *, prefix: str) -> Config:
-        usual = read_json(_shipped(self.family) / name / "config.json")
+        usual = read_json(self._shipped / name / "config.json")
         try:
             return derive(self._header.under(prefix), usual)
         except ModelError as error:
             raise ModelError(f"{self.path}: {error}") from error
 
 
-def _family_of(header: Header) -> str:
+def _family_of(header: Header) -> Family:
     names = header.shapes
     if any("lora" in name for name in names):
         raise ModelError(
@@ -191,16 +165,21 @@ def _family_of(header: Header) -> str:
     for beginning, what in _FOREIGN.items():
         if any(name.startswith(beginning) for name in names):
             raise ModelError(f"{header.path}: {what}; only UNets of {', '.join(FAMILIES)} can be trained")
-    fitting = [family for family, texts in _TEXTS.items() if all(header.under(text.prefix) for text in texts.values())]
-    has_unet, has_vae = bool(header.under(UNET_PREFIX)), bool(header.under(VAE_PREFIX))
-    if fitting and has_unet and has_vae:
+    fitting = [
+        family
+        for family in FAMILIES.values()
+        if all(header.under(text.prefix) for text in family.text_encoders.values())
+    ]
+    has_vae = bool(header.under(VAE_PREFIX))
+    if fitting and header.under(fitting[0].denoiser.prefix) and has_vae:
         return fitting[0]
-    if has_unet or any(name.startswith(("input_blocks.", "down_blocks.")) for name in names):
+    kind = kind_in(names)
+    if kind is not None:
         lacking = [] if fitting else ["text encoder"]
         lacking += [] if has_vae else ["VAE"]
         raise ModelError(
-            f"{header.path}: a UNet without {' or '.join(lacking)}; give a whole pipeline as model.pretrained and this "
-            "file as model.denoiser_init"
+            f"{header.path}: a {kind.title} without {' or '.join(lacking)}; give a whole pipeline as model.pretrained "
+            "and this file as model.denoiser_init"
         )
     raise ModelError(
         f"{header.path}: not a checkpoint of {', '.join(FAMILIES)}; its first tensor is "
@@ -208,12 +187,20 @@ def _family_of(header: Header) -> str:
     )
 
 
-def unet_places(config: Mapping[str, Any], *, prefix: str) -> Places:
-    """Return the places of a UNet's parameters in a file with that prefix."""
+def kind_in(names: Iterable[str]) -> DenoiserKind | None:
+    """Return the kind of denoiser that a file has, alone or in a whole checkpoint, under any of the usual names."""
+    for kind in KINDS.values():
+        if any(name.startswith((kind.prefix, kind.file_beginning, kind.own_beginning)) for name in names):
+            return kind
+    return None
+
+
+def denoiser_places(kind: DenoiserKind, config: Mapping[str, Any], *, prefix: str) -> Places:
+    """Return the places of a denoiser's parameters in a file with that prefix."""
 
     def places(names: Iterable[str]) -> Mapping[str, Stored]:
-        found = ldm_names(names, config)
-        return {name: Stored(prefix + ldm.removeprefix(UNET_PREFIX)) for name, ldm in found.items()}
+        found = kind.file_names(names, config)
+        return {name: Stored(prefix + own.removeprefix(kind.prefix)) for name, own in found.items()}
 
     return places
 
@@ -232,7 +219,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[Any]]:
 
     Source: openai/CLIP, simple_tokenizer.py, whose merges are in this package.
     """
-    text = gzip.decompress((_shipped("clip") / "merges.txt.gz").read_bytes()).decode()
+    text = gzip.decompress((shipped_configs("clip") / "merges.txt.gz").read_bytes()).decode()
     merges = [tuple(line.split()) for line in text.splitlines()[1:]]
     characters = [chr(code) for code in _byte_characters()]
     tokens = [*characters, *(f"{character}</w>" for character in characters), *map("".join, merges)]
@@ -246,5 +233,6 @@ def _byte_characters() -> list[int]:
     return [*visible, *range(256, 512 - len(visible))]
 
 
-def _shipped(name: str) -> Path:
+def shipped_configs(name: str) -> Path:
+    """Return the folder of configurations that ships under a name: a family's, or a tokenizer's."""
     return Path(resolve_asset(f"{ASSET_PREFIX}assets/model_configs")) / name

@@ -8,27 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError
+from ds_dpo.models.families.family import Family
+from ds_dpo.models.families.table import FAMILIES
+from ds_dpo.models.pipelines.locate import locate_denoiser, locate_pipeline, locate_vae
+from ds_dpo.models.pipelines.single_file import VAE_PREFIX, SingleFile, denoiser_places, prefixed
 from ds_dpo.models.weights.derived_configs import derived_vae_config
-from ds_dpo.models.weights.files import (
-    TEXT_STEM,
-    UNET_STEM,
-    VAE_STEM,
-    find_weights,
-    locate_denoiser,
-    locate_pipeline,
-    locate_vae,
-    read_header,
-    read_json,
-)
-from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
-from ds_dpo.models.weights.ldm_parts import same_names, vae_places
-from ds_dpo.models.weights.parts import TEXT_ENCODERS, FilePart, FolderPart, Part, Places
-from ds_dpo.models.weights.single_file import VAE_PREFIX, SingleFile, prefixed, unet_places
+from ds_dpo.models.weights.files import DIFFUSERS_STEM, TEXT_STEM, find_weights, read_header, read_json
+from ds_dpo.models.weights.ldm_parts import Places, same_names, vae_places
+from ds_dpo.models.weights.parts import FilePart, FolderPart, Part
 from ds_dpo.process.quiet import quiet_output
 
 
@@ -38,6 +30,10 @@ class Pipeline(Protocol):
     def denoiser(self) -> Part: ...
     def vae(self) -> Part: ...
     def text_encoder(self, name: str) -> Part: ...
+
+    def text_config(self, name: str) -> Mapping[str, Any]:
+        """Return a text encoder's configuration, whatever family the pipeline is taken for."""
+        ...
 
     def tokenizer(self, name: str) -> CLIPTokenizer: ...
 
@@ -52,19 +48,24 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPipeline:
-    """A folder of a saved diffusers pipeline; implements Pipeline."""
+    """A folder of a saved diffusers pipeline; implements Pipeline. family: the run's model.family."""
 
     folder: Path
+    family: Family
     variant: str | None
 
     def denoiser(self) -> FolderPart:
-        return self._part("unet", UNet2DConditionModel, UNET_STEM)
+        kind = self.family.denoiser
+        return self._part(kind.folder, kind.model_class(), DIFFUSERS_STEM)
 
     def vae(self) -> FolderPart:
-        return self._part("vae", AutoencoderKL, VAE_STEM)
+        return self._part("vae", AutoencoderKL, DIFFUSERS_STEM)
 
     def text_encoder(self, name: str) -> FolderPart:
-        return self._part(name, TEXT_ENCODERS[name], TEXT_STEM)
+        return self._part(name, self.family.text_encoders[name].model_class(), TEXT_STEM)
+
+    def text_config(self, name: str) -> Mapping[str, Any]:
+        return read_json(self.folder / name / "config.json")
 
     def tokenizer(self, name: str) -> CLIPTokenizer:
         folder = self._tokenizer_folder(name)
@@ -106,16 +107,17 @@ def open_pipeline(model: ModelConfig) -> Pipeline:
     """
     place = locate_pipeline(model)
     if place.is_dir():
-        return FolderPipeline(folder=place, variant=model.variant)
+        return FolderPipeline(folder=place, family=FAMILIES[model.family], variant=model.variant)
     unused = {"revision": model.revision, "variant": model.variant}
     for field, value in unused.items():
         if value is not None:
             raise ModelError(f"model.{field} {value} has no effect on one file, {place}; set it to none")
     single = SingleFile(place)
-    if single.family != model.family:
+    found = single.family.name
+    if found != model.family:
         raise ModelError(
-            f"model.family {model.family}, but {model.pretrained} is a checkpoint of {single.family}; set "
-            f"model.family to {single.family}"
+            f"model.family {model.family}, but {model.pretrained} is a checkpoint of {found}; set model.family to "
+            f"{found}"
         )
     return single
 
@@ -133,7 +135,7 @@ def open_vae(model: ModelConfig) -> Part:
     place = locate_vae(model.vae)
     if place.is_dir():
         # revision and variant belong to the pipeline; another VAE has its own file names
-        find = partial(find_weights, stem=VAE_STEM, variant=None)
+        find = partial(find_weights, stem=DIFFUSERS_STEM, variant=None)
         return FolderPart(folder=place, model_class=AutoencoderKL, find=find)
     return _vae_file(place, pipeline.vae().config)
 
@@ -154,28 +156,28 @@ def _vae_file(path: Path, usual: Mapping[str, Any]) -> FilePart:
 
 
 def open_denoiser_init(model: ModelConfig) -> Part:
-    """Return the UNet of model.denoiser_init: a diffusers folder, a hub id or a file with any of the usual names.
+    """Return the denoiser of model.denoiser_init: a diffusers folder, a hub id or a file with any of the usual names.
 
-    Its configuration is that of the pipeline's UNet. Raises ModelError if there is none.
+    Its configuration is that of the pipeline's denoiser. Raises ModelError if there is none.
     """
     assert model.denoiser_init is not None
-    place = locate_denoiser(model.denoiser_init)
+    kind = FAMILIES[model.family].denoiser
+    place = locate_denoiser(model.denoiser_init, kind=kind)
     if place.is_dir():
-        find = partial(find_weights, stem=UNET_STEM, variant=None)
-        return FolderPart(folder=place, model_class=UNet2DConditionModel, find=find)
+        find = partial(find_weights, stem=DIFFUSERS_STEM, variant=None)
+        return FolderPart(folder=place, model_class=kind.model_class(), find=find)
     names, config = read_header(place).shapes, open_pipeline(model).denoiser().config
     if any("lora" in name for name in names):
         raise ModelError(
-            f"model.denoiser_init {place}: a LoRA, not a UNet; fuse it into its model first, with "
+            f"model.denoiser_init {place}: a LoRA, not a {kind.title}; fuse it into its model first, with "
             "diffusers' load_lora_weights, fuse_lora and save_pretrained"
         )
-    prefix = UNET_PREFIX if any(name.startswith(UNET_PREFIX) for name in names) else ""
-    if any(name.startswith(f"{prefix}input_blocks.") for name in names):
-        places = unet_places(config, prefix=prefix)
-    elif any(name.startswith("down_blocks.") for name in names):
+    prefix = kind.prefix if any(name.startswith(kind.prefix) for name in names) else ""
+    if any(name.startswith(prefix + kind.file_beginning) for name in names):
+        places = denoiser_places(kind, config, prefix=prefix)
+    elif any(name.startswith(kind.own_beginning) for name in names):
         places = same_names
     else:
-        raise ModelError(
-            f"model.denoiser_init {place}: not a UNet; its first tensor is {min(names, default='absent')!r}"
-        )
-    return FilePart(path=place, title="UNet", model_class=UNet2DConditionModel, config=config, places=places)
+        first = min(names, default="absent")
+        raise ModelError(f"model.denoiser_init {place}: not a {kind.title}; its first tensor is {first!r}")
+    return FilePart(path=place, title=kind.title, model_class=kind.model_class(), config=config, places=places)
