@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ds_dpo.config.families import FAMILY_NAMES
+from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.config.optimization import NO_ADAFACTOR
+from ds_dpo.config.terms import TermsConfig
 
 # Names without a section, shown first in --help.
 FLAT_NAMES = {
@@ -37,18 +39,12 @@ ALIASES = {
     "noise_offset": "diffusion.noise_offset",
     "input_perturbation": "diffusion.input_perturbation",
     "snr_gamma": "diffusion.snr_gamma",
-    "beta_dpo": "objective.beta",
-    "label_smoothing": "objective.label_smoothing",
-    "dmpo_alpha": "objective.alpha",
-    "winner_preserving_mu": "objective.mu",
-    "halo": "objective.utility",
-    "lambda_d_kto": "objective.desirable_weight",
-    "lambda_u_kto": "objective.undesirable_weight",
-    "beta_mapo": "objective.ratio_weight",
-    "beta_orpo": "objective.ratio_weight",
-    "snr_value": "objective.snr_value",
-    "sft_loss_weight": "terms.sft_weight",
-    "anchor_alpha": "terms.anchor_weight",
+    **{
+        name: f"objective.{field}"
+        for objective in OBJECTIVE_SECTIONS.values()
+        for name, field in objective.also_named.items()
+    },
+    **{name: f"terms.{field}" for name, field in TermsConfig.also_named.items()},
     "per_device_train_batch_size": "batch.micro_batch_pairs",
     "lr": "optimizer.learning_rate",
     "adam_beta1": "optimizer.adam_beta1",
@@ -80,6 +76,7 @@ ALIASES = {
 
 # Names that users of those scripts will try, where nothing here means the same.
 _PRECISION = "precision is set in the file of --deepspeed_config, such as zero2_bf16 or zero2_fp16"
+_OBJECTIVES = f"give --objective.type, one of {', '.join(OBJECTIVE_SECTIONS)}"
 EXPLAINED: dict[str, str] = {
     "scale_lr": "the learning rate is never scaled: give the effective rate as --learning_rate (the authors' sdxl.sh: "
     "1e-8 x 2048 = 2.048e-5)",
@@ -97,9 +94,9 @@ EXPLAINED: dict[str, str] = {
     "rescale_betas_zero_snr": "give --diffusion.zero_terminal_snr",
     "use_lora": "give --adapter.type lora",
     "use_dora": "give --adapter.type dora",
-    "sft": "give --objective.type sft",
-    "train_method": "give --objective.type, such as dpo or sft",
-    "loss_type": "give --objective.type, such as dpo (sigmoid), hinge or ipo",
+    **{objective: f"give --objective.type {objective}" for objective in OBJECTIVE_SECTIONS},
+    "train_method": _OBJECTIVES,
+    "loss_type": f"{_OBJECTIVES}; without it the loss is sigmoid (Diffusion-DPO)",
     **{family: f"give --model.family {family}" for family in FAMILY_NAMES},
     "enable_xformers_memory_efficient_attention": "give --model.attention xformers",
     "resume_from_checkpoint": "the same command with the same --output_dir resumes its newest valid checkpoint",

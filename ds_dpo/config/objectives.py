@@ -1,126 +1,97 @@
-"""The run configuration's sections on the loss: one class for each row of objectives.OBJECTIVES, and further terms."""
+"""The objectives: of each a class with its options, its formula in words, its title and its paper.
+
+To add one: a class here that joins ObjectiveConfig, a loss with its row in objectives/losses.py, and a test against
+numbers derived by hand.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from ds_dpo.config.base import Section, identity_field
+from ds_dpo.config.base import identity_field
+from ds_dpo.config.objective_section import (
+    DIFFERENCE,
+    ERROR,
+    AutomaticBetaFields,
+    ObjectiveSection,
+    ReferenceNeed,
+    beta_field,
+)
 
-# What an objective must be given of the reference: nothing, two errors a pair, or its predictions.
-ReferenceNeed = Literal["none", "errors", "predictions"]
-
-# How far automatic beta may go from its start value either way, where nothing is said.
-BETA_RANGE = 10.0
-GAP_DECAY = 0.9
-
-
-def beta_field() -> Any:
-    """The same in every objective that has one."""
-    return identity_field(
-        "pull towards the reference, in the authors' unit: 1/2 beta is the factor of the difference between the "
-        "policy's and the reference's mean squared error",
-        gt=0,
-    )
-
-
-class ObjectiveSection(Section):
-    """What any objective states of itself; its fields are the loss's keyword arguments.
-
-    statistic_fields: those that are not, but belong to the statistic that gives arguments their present values.
-    """
-
-    takes_soft_targets: ClassVar[bool] = False
-    reference_need: ClassVar[ReferenceNeed] = "errors"
-    statistic_fields: ClassVar[frozenset[str]] = frozenset()
-    type: str
-
-    def loss_options(self) -> dict[str, Any]:
-        """Return the loss's keyword arguments as configured."""
-        return self.model_dump(exclude={"type", *self.statistic_fields})
-
-
-class AutomaticBetaFields(ObjectiveSection):
-    """Beta, which may follow the gaps of the steps before."""
-
-    statistic_fields: ClassVar[frozenset[str]] = frozenset(
-        {"target_gradient_factor", "beta_min", "beta_max", "gap_decay"}
-    )
-    beta: float = beta_field()
-    target_gradient_factor: float | None = identity_field(
-        "automatic beta, from the given one on: a pair with the mean |difference| of the steps before then pulls with "
-        "this share of its gradient, sigmoid(-u); none: beta is fixed",
-        default=None,
-        gt=0,
-        lt=0.5,
-    )
-    beta_min: float | None = identity_field("least automatic beta; none: a tenth of beta", default=None, gt=0)
-    beta_max: float | None = identity_field("largest automatic beta; none: 10 x beta", default=None, gt=0)
-    gap_decay: float = identity_field(
-        "share of automatic beta's running mean that a step keeps; 0: the last step alone",
-        default=GAP_DECAY,
-        ge=0,
-        lt=1,
-    )
-
-    @property
-    def beta_bounds(self) -> tuple[float, float]:
-        """Between which automatic beta stays."""
-        least = self.beta / BETA_RANGE if self.beta_min is None else self.beta_min
-        return least, self.beta * BETA_RANGE if self.beta_max is None else self.beta_max
-
-    @model_validator(mode="after")
-    def bounds_are_of_an_automatic_beta(self) -> AutomaticBetaFields:
-        if self.target_gradient_factor is None:
-            ignored = {"beta_min": self.beta_min, "beta_max": self.beta_max}
-            if self.gap_decay != GAP_DECAY:
-                ignored["gap_decay"] = self.gap_decay
-            for name, value in ignored.items():
-                if value is not None:
-                    raise ValueError(
-                        f"objective.{name} {value:g} has no effect on a fixed beta; give target_gradient_factor too, "
-                        "such as 0.2"
-                    )
-        least, largest = self.beta_bounds
-        if not least <= self.beta <= largest:
-            raise ValueError(
-                f"objective.beta {self.beta:g}, where automatic beta starts, is not within beta_min {least:g} and "
-                f"beta_max {largest:g}"
-            )
-        return self
+# In this group beta means the same, and gradients at the start differ by a factor of 2 at most.
+LOGIT_GROUP = "Diffusion-DPO's logit"
 
 
 class DpoConfig(AutomaticBetaFields):
     """Diffusion-DPO: -log sigmoid(u)."""
 
+    title: ClassVar[str] = "Diffusion-DPO"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2311.12908"
+    builds_on_dpo: ClassVar[bool] = True
+    recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
+    also_named: ClassVar[Mapping[str, str]] = {"beta_dpo": "beta", "label_smoothing": "label_smoothing"}
     type: Literal["dpo"] = identity_field("the loss", default="dpo")
     label_smoothing: float = identity_field(
         "share of labels taken to be wrong (conservative DPO)", default=0.0, ge=0, lt=0.5
     )
 
+    def formula(self) -> str:
+        smoothing = f", {self.label_smoothing:g} of labels taken to be wrong" if self.label_smoothing else ""
+        return (
+            f"dpo, beta {self.beta:g}: loss = -log sigmoid(-{self.beta / 2:g} x difference){smoothing}, where "
+            f"{DIFFERENCE}"
+        )
+
 
 class IpoConfig(ObjectiveSection):
     """IPO: (u - 1/2)^2."""
 
+    title: ClassVar[str] = "IPO on Diffusion-DPO's logit"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2310.12036"
+    builds_on_dpo: ClassVar[bool] = True
+    recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
     type: Literal["ipo"] = identity_field("the loss", default="ipo")
     beta: float = beta_field()
+
+    def formula(self) -> str:
+        return (
+            f"ipo, beta {self.beta:g}: loss = (-{self.beta / 2:g} x difference - 1/2)^2, least at a difference of "
+            f"-{1 / self.beta:g}, where {DIFFERENCE}"
+        )
 
 
 class HingeConfig(ObjectiveSection):
     """SLiC's hinge: max(0, 1 - u)."""
 
+    title: ClassVar[str] = "the hinge loss (SLiC-HF) on Diffusion-DPO's logit"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2305.10425"
+    builds_on_dpo: ClassVar[bool] = True
+    recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
     type: Literal["hinge"] = identity_field("the loss", default="hinge")
     beta: float = beta_field()
+
+    def formula(self) -> str:
+        return (
+            f"hinge, beta {self.beta:g}: loss = max(0, 1 + {self.beta / 2:g} x difference), 0 from a difference of "
+            f"-{2 / self.beta:g} on, where {DIFFERENCE}"
+        )
 
 
 class DmpoConfig(ObjectiveSection):
     """DMPO: the reverse KL divergence of the policy's preference from the label's."""
 
+    title: ClassVar[str] = "Divergence Minimization Preference Optimization"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2507.07510"
+    builds_on_dpo: ClassVar[bool] = True
+    recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
+    also_named: ClassVar[Mapping[str, str]] = {"dmpo_alpha": "alpha"}
     type: Literal["dmpo"] = identity_field("the loss", default="dmpo")
     beta: float = beta_field()
     alpha: float = identity_field(
@@ -130,11 +101,22 @@ class DmpoConfig(ObjectiveSection):
         lt=0.5,
     )
 
+    def formula(self) -> str:
+        return (
+            f"dmpo, beta {self.beta:g}: loss = KL(Bernoulli(sigmoid(-{self.beta / 2:g} x difference)) || "
+            f"Bernoulli({1 - self.alpha:g})), where {DIFFERENCE}"
+        )
+
 
 class SdpoConfig(AutomaticBetaFields):
     """Diffusion-SDPO: dpo whose pull on the rejected image spares the chosen one."""
 
+    title: ClassVar[str] = "Diffusion-SDPO, which safeguards the preferred image"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2511.03317"
+    builds_on_dpo: ClassVar[bool] = True
+    recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
+    also_named: ClassVar[Mapping[str, str]] = {"winner_preserving_mu": "mu"}
     type: Literal["sdpo"] = identity_field("the loss", default="sdpo")
     mu: float = identity_field(
         "share of the chosen image's own descent that the rejected one must leave; 1: it may take nothing from it",
@@ -143,10 +125,24 @@ class SdpoConfig(AutomaticBetaFields):
         le=1,
     )
 
+    def formula(self) -> str:
+        return (
+            f"sdpo, beta {self.beta:g}: loss = -log sigmoid(-{self.beta / 2:g} x difference), the rejected image's "
+            f"gradient scaled down until at least {self.mu:g} of the chosen image's own descent is left, where "
+            f"{DIFFERENCE}"
+        )
+
 
 class KtoConfig(ObjectiveSection):
     """Diffusion-KTO: each image alone, desirable or undesirable."""
 
+    title: ClassVar[str] = "Diffusion-KTO"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2404.04465"
+    also_named: ClassVar[Mapping[str, str]] = {
+        "halo": "utility",
+        "lambda_d_kto": "desirable_weight",
+        "lambda_u_kto": "undesirable_weight",
+    }
     type: Literal["kto"] = identity_field("the loss", default="kto")
     beta: float = beta_field()
     utility: Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"] = identity_field(
@@ -154,6 +150,14 @@ class KtoConfig(ObjectiveSection):
     )
     desirable_weight: float = identity_field("factor of the chosen images' losses", default=1.0, ge=0)
     undesirable_weight: float = identity_field("factor of the rejected images' losses", default=1.0, ge=0)
+
+    def formula(self) -> str:
+        return (
+            f"kto, beta {self.beta:g}: loss = ({self.desirable_weight:g} x (1 - h of the chosen image) + "
+            f"{self.undesirable_weight:g} x (1 - h of the rejected)) / 2, where h is the utility {self.utility} of "
+            f"{self.beta / 2:g} x (reference - policy error - the mean of that over the step before, if above 0); an "
+            "error is a mean of squares over the latent's elements"
+        )
 
     @model_validator(mode="after")
     def some_images_count(self) -> KtoConfig:
@@ -168,7 +172,10 @@ class KtoConfig(ObjectiveSection):
 class MapoConfig(ObjectiveSection):
     """MaPO: fine-tuning on the chosen image and a margin over the rejected one, without a reference."""
 
+    title: ClassVar[str] = "MaPO, without a reference model"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2406.06424"
     reference_need: ClassVar[ReferenceNeed] = "none"
+    also_named: ClassVar[Mapping[str, str]] = {"beta_mapo": "ratio_weight", "snr_value": "snr_value"}
     type: Literal["mapo"] = identity_field("the loss", default="mapo")
     ratio_weight: float = identity_field(
         "factor of the term that sets chosen and rejected apart, beside the chosen image's error", default=0.1, gt=0
@@ -178,20 +185,38 @@ class MapoConfig(ObjectiveSection):
         "factor of the difference of scores; the authors take the number of training timesteps", default=1000.0, gt=0
     )
 
+    def formula(self) -> str:
+        s = f"{self.snr_value:g}"
+        return (
+            f"mapo: loss = chosen error - {self.ratio_weight:g} x log sigmoid({self.score_scale:g} x (f(chosen error) "
+            f"- f(rejected error))), f(m) = {s} m / (exp({s} m) - 1); {ERROR}"
+        )
+
 
 class OrpoConfig(ObjectiveSection):
     """ORPO: fine-tuning on the chosen image and an odds ratio over the rejected one, without a reference."""
 
+    title: ClassVar[str] = "ORPO on squared errors, without a reference model"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2403.07691"
     reference_need: ClassVar[ReferenceNeed] = "none"
+    also_named: ClassVar[Mapping[str, str]] = {"beta_orpo": "ratio_weight"}
     type: Literal["orpo"] = identity_field("the loss", default="orpo")
     ratio_weight: float = identity_field(
         "factor of the term that sets chosen and rejected apart, beside the chosen image's error", default=0.1, gt=0
     )
 
+    def formula(self) -> str:
+        return (
+            f"orpo: loss = chosen error - {self.ratio_weight:g} x log sigmoid(rejected error - chosen error); {ERROR}"
+        )
+
 
 class DspoConfig(ObjectiveSection):
     """DSPO: the chosen image's error with a target that is moved away from the reference."""
 
+    title: ClassVar[str] = "Direct Score Preference Optimization"
+    paper: ClassVar[str | None] = "https://openreview.net/forum?id=xyfb9HHvMe"
+    builds_on_dpo: ClassVar[bool] = True
     reference_need: ClassVar[ReferenceNeed] = "predictions"
     type: Literal["dspo"] = identity_field("the loss", default="dspo")
     beta: float = beta_field()
@@ -201,6 +226,13 @@ class DspoConfig(ObjectiveSection):
         gt=0,
         lt=1,
     )
+
+    def formula(self) -> str:
+        shift = self.beta if self.shift is None else self.shift
+        return (
+            f"dspo, beta {self.beta:g}: loss = mean of ((prediction - target) - c (prediction - reference's))^2 of "
+            f"the chosen image, c = {shift:g} x sigmoid({self.beta / 2:g} x difference), where {DIFFERENCE}"
+        )
 
     @model_validator(mode="after")
     def the_target_is_moved_by_less_than_the_whole_way(self) -> DspoConfig:
@@ -215,11 +247,15 @@ class DspoConfig(ObjectiveSection):
 class SftConfig(ObjectiveSection):
     """Supervised fine-tuning on the preferred images alone; no reference, no beta."""
 
+    title: ClassVar[str] = "fine-tuning on the preferred images alone (no preference objective)"
+    paper: ClassVar[str | None] = None
     reference_need: ClassVar[ReferenceNeed] = "none"
     type: Literal["sft"] = identity_field("the loss", default="sft")
 
+    def formula(self) -> str:
+        return f"sft: loss = chosen error; {ERROR}"
 
-# A new objective's class joins here; its `type` is its row in objectives.OBJECTIVES.
+
 ObjectiveConfig = Annotated[
     DpoConfig
     | IpoConfig
@@ -234,14 +270,5 @@ ObjectiveConfig = Annotated[
     Field(discriminator="type"),
 ]
 OBJECTIVE_SECTIONS: dict[str, type[ObjectiveSection]] = {
-    section.model_fields["type"].default: section for section in get_args(get_args(ObjectiveConfig)[0])
+    section.name(): section for section in get_args(get_args(ObjectiveConfig)[0])
 }
-
-
-class TermsConfig(Section):
-    """What is added to the objective's loss of each pair."""
-
-    sft_weight: float = identity_field("factor of the chosen image's squared error", default=0.0, ge=0)
-    anchor_weight: float = identity_field(
-        "factor of 1/2 the mean squared distances between policy and reference on both images", default=0.0, ge=0
-    )

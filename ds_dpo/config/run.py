@@ -11,9 +11,10 @@ from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.config.families import LIMITS
 from ds_dpo.config.held_out import HeldOutConfig, WatchdogConfig
 from ds_dpo.config.models import ModelConfig, ReferenceConfig
-from ds_dpo.config.objectives import OBJECTIVE_SECTIONS, ObjectiveConfig, TermsConfig
+from ds_dpo.config.objectives import OBJECTIVE_SECTIONS, ObjectiveConfig, SftConfig
 from ds_dpo.config.optimization import AdapterConfig, NonFiniteConfig, OptimizerConfig, ScheduleConfig
 from ds_dpo.config.supervision import SupervisionConfig
+from ds_dpo.config.terms import TermsConfig
 
 
 class BatchConfig(Section):
@@ -180,15 +181,16 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def terms_add_what_the_objective_lacks(self) -> RunConfig:
         kind, terms = self.objective.type, self.terms
-        if terms.sft_weight and kind == "sft":
+        if terms.sft_weight and isinstance(self.objective, SftConfig):
             raise ValueError(
                 f"terms.sft_weight {terms.sft_weight:g} adds the chosen images' squared error, which is already "
-                "the whole loss of objective.type sft; set it to 0"
+                f"the whole loss of objective.type {kind}; set it to 0"
             )
         if terms.anchor_weight and self.objective.reference_need == "none":
+            having = ", ".join(name for name, section in OBJECTIVE_SECTIONS.items() if section.reference_need != "none")
             raise ValueError(
                 f"terms.anchor_weight {terms.anchor_weight:g} pulls the policy to the reference, but objective.type "
-                f"{kind} has none; set it to 0, or choose an objective with a reference, such as dpo"
+                f"{kind} has none; set it to 0, or choose an objective with a reference: {having}"
             )
         return self
 

@@ -5,8 +5,8 @@ policy's error, r the reference's, D = (m_w - r_w) - (m_l - r_l) the gap, and u 
 throughout: that of the authors' code (SalesforceAIResearch/DiffusionDPO). p is a pair's target probability: that its
 chosen image is the better one.
 
-To add an objective: one function here, one row in OBJECTIVES, one config class whose fields are the function's
-keyword arguments, and one test against numbers derived by hand.
+To add an objective: a class in config/objectives.py whose fields are the loss's keyword arguments, the loss and its row
+in OBJECTIVES here, and a test against numbers derived by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from ds_dpo.config.objectives import ReferenceNeed
+from ds_dpo.config.objective_section import ObjectiveSection, ReferenceNeed
+from ds_dpo.config.objectives import (
+    DmpoConfig,
+    DpoConfig,
+    DspoConfig,
+    HingeConfig,
+    IpoConfig,
+    KtoConfig,
+    MapoConfig,
+    OrpoConfig,
+    SdpoConfig,
+    SftConfig,
+)
 from ds_dpo.objectives.kto_utilities import UTILITIES
 from ds_dpo.objectives.pair_errors import PairErrors
 from ds_dpo.objectives.statistics import AutomaticBeta, KtoBaseline, ObjectiveStatistic
@@ -246,8 +258,8 @@ class Objective:
     """
 
     loss: Callable[..., Tensor]
-    uses_rejected: bool
     reference: ReferenceNeed
+    uses_rejected: bool = True
     uses_residual_product: bool = False
     quantities: Callable[..., Mapping[str, Tensor]] | None = None
     statistic: type[ObjectiveStatistic] | None = None
@@ -257,27 +269,25 @@ class Objective:
         return self.reference != "none"
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "dpo": Objective(
-        loss=dpo, uses_rejected=True, reference="errors", quantities=dpo_quantities, statistic=AutomaticBeta
-    ),
-    "ipo": Objective(loss=ipo, uses_rejected=True, reference="errors"),
-    "hinge": Objective(loss=hinge, uses_rejected=True, reference="errors"),
-    "dmpo": Objective(loss=dmpo, uses_rejected=True, reference="errors"),
-    "sdpo": Objective(
-        loss=sdpo,
-        uses_rejected=True,
-        reference="errors",
-        uses_residual_product=True,
-        quantities=sdpo_quantities,
-        statistic=AutomaticBeta,
-    ),
-    "kto": Objective(loss=kto, uses_rejected=True, reference="errors", statistic=KtoBaseline),
-    "mapo": Objective(loss=mapo, uses_rejected=True, reference="none"),
-    "orpo": Objective(loss=orpo, uses_rejected=True, reference="none"),
-    "dspo": Objective(loss=dspo, uses_rejected=True, reference="predictions", quantities=dspo_quantities),
-    "sft": Objective(loss=sft, uses_rejected=False, reference="none"),
-}
+def _row(config: type[ObjectiveSection], loss: Callable[..., Tensor], **more: Any) -> tuple[str, Objective]:
+    """Return an objective under its name; what it needs of the reference is said in its config class alone."""
+    return config.name(), Objective(loss=loss, reference=config.reference_need, **more)
+
+
+OBJECTIVES: dict[str, Objective] = dict(
+    [
+        _row(DpoConfig, dpo, quantities=dpo_quantities, statistic=AutomaticBeta),
+        _row(IpoConfig, ipo),
+        _row(HingeConfig, hinge),
+        _row(DmpoConfig, dmpo),
+        _row(SdpoConfig, sdpo, uses_residual_product=True, quantities=sdpo_quantities, statistic=AutomaticBeta),
+        _row(KtoConfig, kto, statistic=KtoBaseline),
+        _row(MapoConfig, mapo),
+        _row(OrpoConfig, orpo),
+        _row(DspoConfig, dspo, quantities=dspo_quantities),
+        _row(SftConfig, sft, uses_rejected=False),
+    ]
+)
 
 
 def with_terms(objective: Objective, *, sft_weight: float, anchor_weight: float) -> Objective:

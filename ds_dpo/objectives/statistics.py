@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from ds_dpo.config.objectives import AutomaticBetaFields, ObjectiveSection
+from ds_dpo.config.objective_section import AutomaticBetaFields, ObjectiveSection
 from ds_dpo.run_part import RunPart
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed, ranks_text
-from ds_dpo.planning.objective_words import describe_objective
 from ds_dpo.planning.recipes import far_from_recipes
 
 OPTIMIZER_WORDS = {
@@ -34,7 +33,8 @@ def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         f"once x {resolved.accumulation_steps} accumulated",
         f"learning rate: peak {optimizer.learning_rate:g}, as given (not scaled by batch or ranks); {_shape(config)}",
         f"optimizer: {OPTIMIZER_WORDS[optimizer.type]}, weight decay {optimizer.weight_decay:g}, {clipping}",
-        *describe_objective(config),
+        *config.objective.sentences(),
+        *config.terms.sentences(),
         *_reference(config),
         *_noising(config.diffusion),
         f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "

@@ -1,215 +1,76 @@
-"""Settings that have been trained with, as their authors ship them, and what of a run lies far from all of them.
-
-Betas are in the unit of this project (1/2 beta on the difference of mean squared errors): a recipe whose code has no
-1/2 stands here with twice its number. Learning rates are what the optimizer saw: diffusers' and the authors' scale_lr
-is multiplied in. The paper's own text (2000/beta x 2.048e-8) is left out: the authors' launchers have 1000 times that,
-and a rate that forgot scale_lr is what such a warning is for.
-"""
+"""Settings that have been trained with, read from assets/recipes.yaml, and what of a run is far from all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
-from ds_dpo.config.asset_paths import ASSET_PREFIX
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from ds_dpo.config.asset_paths import ASSET_PREFIX, PACKAGE
+from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.config.run import RunConfig
 
-FAR = 10.0  # a value this many times from every recipe's is told
-Trained = Literal["full", "lora"]
-Model = Literal["stable_diffusion", "miniature"]
+RECIPES_FILE = PACKAGE / "assets" / "recipes.yaml"
+FAR = 10.0  # a value this many times from every recipe's is far
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One setting. None: the source leaves it to the user, or the objective has none."""
+class Recipe(BaseModel):
+    """One setting; the head of assets/recipes.yaml says what its fields mean. None: left to the user."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
     objective: str
     source: str
-    beta: float | None
-    learning_rate: float
+    beta: float | None = Field(default=None, gt=0)
+    learning_rate: float = Field(gt=0)
     optimizer: str
-    pairs_per_step: int | None
-    trained: Trained = "full"
-    model: Model = "stable_diffusion"
+    pairs_per_step: int | None = Field(default=None, gt=0)
+    trained: Literal["full", "lora"] = "full"
+    model: Literal["stable_diffusion", "miniature"] = "stable_diffusion"
+
+    @model_validator(mode="after")
+    def has_beta_as_its_objective_has(self) -> Recipe:
+        section = OBJECTIVE_SECTIONS.get(self.objective)
+        if section is None:
+            raise ValueError(f"objective {self.objective} is none of {', '.join(OBJECTIVE_SECTIONS)}")
+        has_beta = "beta" in section.model_fields
+        if has_beta != (self.beta is not None):
+            raise ValueError(f"beta {self.beta}: objective {self.objective} has {'one' if has_beta else 'none'}")
+        return self
+
+    @property
+    def group(self) -> str:
+        """What it is compared by: its objective, or the group of objectives that share recipes."""
+        return OBJECTIVE_SECTIONS[self.objective].recipe_group or self.objective
 
 
-# Objectives whose beta means the same and whose gradients at the start differ by a factor of 2 at most.
-FAMILIES = {name: "dpo" for name in ("dpo", "ipo", "hinge", "dmpo", "sdpo")}
+def read_recipes(content: Any) -> tuple[Recipe, ...]:
+    """Return the recipes of a file's content. Raises pydantic.ValidationError, which names the row and the field."""
+    return TypeAdapter(tuple[Recipe, ...]).validate_python(content)
 
-RECIPES = (
-    Recipe(
-        objective="dpo",
-        source="SalesforceAIResearch/DiffusionDPO sdxl.sh, turbo.sh",
-        beta=5000,
-        learning_rate=2.048e-5,
-        optimizer="Adafactor",
-        pairs_per_step=2048,
-    ),
-    Recipe(
-        objective="dpo",
-        source="SalesforceAIResearch/DiffusionDPO sd15.sh",
-        beta=5000,
-        learning_rate=2.048e-5,
-        optimizer="AdamW",
-        pairs_per_step=2048,
-    ),
-    Recipe(
-        objective="dpo",
-        source="JaydenLyh/InPO sdxl.sh, 8 GPUs",
-        beta=5000,
-        learning_rate=1.024e-5,
-        optimizer="Adafactor",
-        pairs_per_step=1024,
-    ),
-    Recipe(
-        objective="dpo",
-        source="okotaku/diffengine stable_diffusion_xl_dpo, 8 GPUs",
-        beta=5000,
-        learning_rate=1e-5,
-        optimizer="Adafactor",
-        pairs_per_step=32,
-    ),
-    Recipe(
-        objective="dpo",
-        source="huggingface/diffusers diffusion_dpo, SDXL, 1 GPU",
-        beta=5000,
-        learning_rate=1e-5,
-        optimizer="8-bit AdamW",
-        pairs_per_step=16,
-        trained="lora",
-    ),
-    Recipe(
-        objective="dpo",
-        source="huggingface/diffusers diffusion_dpo, SD1.5, 1 GPU",
-        beta=5000,
-        learning_rate=1e-5,
-        optimizer="8-bit AdamW",
-        pairs_per_step=32,
-        trained="lora",
-    ),
-    Recipe(
-        objective="dpo",
-        source="G-U-N/Diffusion-NPO, SDXL, 1 GPU",
-        beta=2000,
-        learning_rate=5e-6,
-        optimizer="8-bit AdamW",
-        pairs_per_step=60,
-        trained="lora",
-    ),
-    Recipe(
-        objective="sdpo",
-        source="AIDC-AI/Diffusion-SDPO sdxl_diffusion_dpo.sh, mu 0.6, 8 GPUs",
-        beta=5000,
-        learning_rate=2.048e-6,
-        optimizer="Adafactor",
-        pairs_per_step=2048,
-    ),
-    Recipe(
-        objective="sdpo",
-        source="AIDC-AI/Diffusion-SDPO sd15_diffusion_dpo.sh, mu 0.9, 8 GPUs",
-        beta=5000,
-        learning_rate=2.048e-5,
-        optimizer="AdamW",
-        pairs_per_step=2048,
-    ),
-    Recipe(
-        objective="dmpo",
-        source="AIDC-AI/Diffusion-SDPO sdxl_dmpo.sh, 8 GPUs",
-        beta=6000,
-        learning_rate=2.048e-6,
-        optimizer="Adafactor",
-        pairs_per_step=2048,
-    ),
-    Recipe(
-        objective="dmpo",
-        source="AIDC-AI/Diffusion-SDPO sd15_dmpo.sh, 8 GPUs",
-        beta=2000,
-        learning_rate=2.048e-5,
-        optimizer="AdamW",
-        pairs_per_step=2048,
-    ),
-    Recipe(
-        objective="dspo",
-        source="AIDC-AI/Diffusion-SDPO sd15_dspo.sh, 8 GPUs",
-        beta=0.001,
-        learning_rate=2.048e-5,
-        optimizer="AdamW",
-        pairs_per_step=2048,
-    ),
-    Recipe(
-        objective="kto",
-        source="jacklishufan/diffusion-kto example.sh, beta 1000 without 1/2, 2 images on each of 4 GPUs",
-        beta=2000,
-        learning_rate=1e-7,
-        optimizer="8-bit AdamW",
-        pairs_per_step=4,
-    ),
-    Recipe(
-        objective="mapo",
-        source="mapo-t2i/mapo README, 8 GPUs",
-        beta=None,
-        learning_rate=1e-5,
-        optimizer="8-bit AdamW",
-        pairs_per_step=128,
-    ),
-    Recipe(
-        objective="mapo",
-        source="mapo-t2i/mapo README, 1 GPU",
-        beta=None,
-        learning_rate=1e-5,
-        optimizer="8-bit AdamW",
-        pairs_per_step=16,
-        trained="lora",
-    ),
-    Recipe(
-        objective="orpo",
-        source="huggingface/diffusers diffusion_orpo, 1 GPU",
-        beta=None,
-        learning_rate=1e-5,
-        optimizer="8-bit AdamW",
-        pairs_per_step=16,
-        trained="lora",
-    ),
-    Recipe(
-        objective="dpo",
-        source="docs/miniature_seeds.md",
-        beta=500,
-        learning_rate=2e-4,
-        optimizer="AdamW",
-        pairs_per_step=16,
-        model="miniature",
-    ),
-    Recipe(
-        objective="sft",
-        source="docs/miniature_seeds.md",
-        beta=None,
-        learning_rate=2e-4,
-        optimizer="AdamW",
-        pairs_per_step=16,
-        model="miniature",
-    ),
-)
+
+@cache
+def known_recipes() -> tuple[Recipe, ...]:
+    """Return the recipes that ship with this package."""
+    return read_recipes(yaml.safe_load(RECIPES_FILE.read_text(encoding="utf-8")))
 
 
 def recipes_like(config: RunConfig) -> list[Recipe]:
-    """Return the known recipes that a run can be compared with: its objective's or family's, full or LoRA."""
-    family = FAMILIES.get(config.objective.type, config.objective.type)
+    """Return the known recipes that a run can be compared with: its objective's or group's, full or LoRA."""
+    group = config.objective.recipe_group or config.objective.type
     trained = "full" if config.adapter.type == "none" else "lora"
     model = "miniature" if config.model.pretrained.startswith(f"{ASSET_PREFIX}assets/miniature") else "stable_diffusion"
     return [
-        recipe
-        for recipe in RECIPES
-        if FAMILIES.get(recipe.objective, recipe.objective) == family
-        and recipe.trained == trained
-        and recipe.model == model
+        recipe for recipe in known_recipes() if (recipe.group, recipe.trained, recipe.model) == (group, trained, model)
     ]
 
 
 def far_from_recipes(config: RunConfig) -> list[str]:
     """Return a line for each of beta, learning rate and pairs per step that is more than 10x from every known recipe.
 
-    None if it is near one, or where no recipe is known.
+    No line for a value that is near one, or that no recipe has.
     """
     values = {
         "objective.beta": getattr(config.objective, "beta", None),

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds_dpo.config.objectives import SftConfig
 from ds_dpo.evaluation.win_rate import bootstrap_interval, win_rate
 from ds_dpo.miniature.reward import MAX_REWARD, Measurement, measure
 
-BASE, SFT, TUNED = "base", "sft", "tuned"
+BASE, SFT, TUNED = "base", SftConfig.name(), "tuned"
 COMPARISONS = ((TUNED, BASE), (SFT, BASE), (TUNED, SFT))
 SHARES = ("valid", "background", "shape", "colour_right")  # of images
 MEANS = ("vividness", "offset")
@@ -124,7 +125,7 @@ def table(summary: Mapping[str, Any]) -> str:
         (f"better by > {summary['margin']}", [_value(c, "win_by_margin", "{:.1%}") for c in against_base]),
         (f"worse by > {summary['margin']}", [_value(c, "loss_by_margin", "{:.1%}") for c in against_base]),
         *(
-            [("wins against sft", [_with_interval(c, "win_rate", "{:.1%}") for c in against_sft])]
+            [(f"wins against {SFT}", [_with_interval(c, "win_rate", "{:.1%}") for c in against_sft])]
             if SFT in names
             else []
         ),

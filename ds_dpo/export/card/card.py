@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ds_dpo.config.asset_paths import ASSET_PREFIX
 from ds_dpo.config.documents import read_yaml
+from ds_dpo.config.objectives import OBJECTIVE_SECTIONS, DpoConfig
 from ds_dpo.export.card.usage import usage
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.precision import Precision
@@ -36,22 +37,6 @@ LICENSES: dict[str, tuple[str, str | None, str | None]] = {
 }
 UNKNOWN_LICENSE = ("other", None, None)
 
-DPO_PAPER = "https://arxiv.org/abs/2311.12908"
-# Of each objective: in words, and the paper it is from.
-OBJECTIVE_WORDS: dict[str, tuple[str, str | None]] = {
-    "dpo": ("Diffusion-DPO", DPO_PAPER),
-    "ipo": ("IPO on Diffusion-DPO's logit", "https://arxiv.org/abs/2310.12036"),
-    "hinge": ("the hinge loss (SLiC-HF) on Diffusion-DPO's logit", "https://arxiv.org/abs/2305.10425"),
-    "dmpo": ("Divergence Minimization Preference Optimization", "https://arxiv.org/abs/2507.07510"),
-    "sdpo": ("Diffusion-SDPO, which safeguards the preferred image", "https://arxiv.org/abs/2511.03317"),
-    "kto": ("Diffusion-KTO", "https://arxiv.org/abs/2404.04465"),
-    "mapo": ("MaPO, without a reference model", "https://arxiv.org/abs/2406.06424"),
-    "orpo": ("ORPO on squared errors, without a reference model", "https://arxiv.org/abs/2403.07691"),
-    "dspo": ("Direct Score Preference Optimization", "https://openreview.net/forum?id=xyfb9HHvMe"),
-    "sft": ("fine-tuning on the preferred images alone (no preference objective)", None),
-}
-# Those that are a function of Diffusion-DPO's logit, and so cite it.
-ON_DPO_LOGIT = frozenset({"dpo", "ipo", "hinge", "dmpo", "sdpo", "dspo"})
 FORMAT_TAGS = {"lora": ("lora",)}
 CONTENT_WORDS = {
     "unet": "The UNet",
@@ -247,13 +232,22 @@ def _title(facts: CardFacts) -> str:
 def _introduction(facts: CardFacts) -> str:
     base = f" of {_linked(facts.base, kind='')}" if facts.base else ""
     data = f" on {_linked(facts.dataset, kind='datasets/')}" if facts.dataset else ""
-    method, paper = OBJECTIVE_WORDS.get(facts.objective or "dpo", (facts.objective, None))
+    method, paper = _method(facts.objective) if facts.objective else (DpoConfig.title, DpoConfig.paper)
     link = "" if paper is None else f" ([{_paper_name(paper)}]({paper}))"
     return f"{CONTENT_WORDS[facts.format]}{base}, tuned{data} by {method}{link} with ds_dpo, on DeepSpeed."
 
 
+def _method(objective: str) -> tuple[str, str | None]:
+    """Return an objective's title and paper; of one that is not known, such as another version's, its name alone."""
+    section = OBJECTIVE_SECTIONS.get(objective)
+    return (objective, None) if section is None else (section.title, section.paper)
+
+
 def _cites_dpo(facts: CardFacts) -> bool:
-    return facts.objective is None or facts.objective in ON_DPO_LOGIT
+    if facts.objective is None:
+        return True
+    section = OBJECTIVE_SECTIONS.get(facts.objective)
+    return section is not None and section.builds_on_dpo
 
 
 def _paper_name(address: str) -> str:
@@ -271,7 +265,7 @@ def _training(facts: CardFacts) -> list[tuple[str, Any]]:
     options = ", ".join(
         f"{name} {_plain(value)}" for name, value in facts.objective_options.items() if value is not None
     )
-    method = None if facts.objective is None else OBJECTIVE_WORDS.get(facts.objective, (facts.objective,))[0]
+    method = None if facts.objective is None else _method(facts.objective)[0]
     split = f" ({facts.dataset_split})" if facts.dataset_split else ""
     warmup = f", {facts.warmup_steps} warm-up steps" if facts.warmup_steps else ""
     sharding = None if facts.zero_stage is None else f"ZeRO-{facts.zero_stage}"

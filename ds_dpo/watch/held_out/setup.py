@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ds_dpo.config.objectives import ReferenceNeed
+from ds_dpo.config.objective_section import ReferenceNeed
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import node_turns
@@ -68,7 +68,7 @@ def build_held_out(
     def step(compared_with: Reference | None) -> PreferenceStep:
         # it must give errors of both images for any objective; the loss is not used
         need: ReferenceNeed = "none" if compared_with is None else "errors"
-        objective = Objective(loss=sft, uses_rejected=True, reference=need)
+        objective = Objective(loss=sft, reference=need)
         return PreferenceStep(
             policy=engine.policy,
             predict=FAMILIES[config.model.family].denoiser.predict,

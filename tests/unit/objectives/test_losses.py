@@ -4,9 +4,7 @@ Every row of OBJECTIVES needs a row in CLOSED_FORMS. A closed form takes one pai
 the loss's derivatives by the fields of PairErrors; what is not named has none.
 """
 
-import inspect
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,16 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from repository import ROOT
 from torch import Tensor
 
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.objectives.kto_utilities import UTILITIES
 from ds_dpo.objectives.losses import OBJECTIVES, anchor, dpo, orpo, sft, with_terms
 from ds_dpo.objectives.pair_errors import PairErrors
-from ds_dpo.objectives.statistics import AutomaticBeta, KtoBaseline
 
-GIVEN_BY_STATISTICS = {AutomaticBeta: {"beta"}, KtoBaseline: {"baseline"}}
 FIELDS = (
     "policy_chosen_error",
     "policy_rejected_error",
@@ -471,41 +466,3 @@ def test_terms_say_what_they_need() -> None:
     assert with_terms(OBJECTIVES["dpo"], sft_weight=0, anchor_weight=1).reference == "predictions"
     assert with_terms(OBJECTIVES["mapo"], sft_weight=1, anchor_weight=0).reference == "none"
     assert anchor(as_errors([Pair(0, 0, 0, 0, 0, 0.2, 0.4)])).item() == pytest.approx(0.3)
-
-
-# ---- the table ----
-
-
-def test_every_objective_has_a_config_class_whose_fields_are_its_arguments() -> None:
-    assert OBJECTIVE_SECTIONS.keys() == OBJECTIVES.keys()
-    for name, objective in OBJECTIVES.items():
-        section = OBJECTIVE_SECTIONS[name]
-        parameters = inspect.signature(objective.loss).parameters.values()
-        arguments = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
-        given = set() if objective.statistic is None else GIVEN_BY_STATISTICS[objective.statistic]
-        own = section.model_fields.keys() - {"type", *section.statistic_fields}
-        assert arguments.keys() == own | given
-        assert section.reference_need == objective.reference
-        for field in own:
-            info = section.model_fields[field]
-            assert info.is_required() or info.default == arguments[field], f"two defaults of {name}'s {field}"
-        if objective.quantities is not None:
-            assert inspect.signature(objective.quantities).parameters.keys() == {"errors", *arguments}
-
-
-def test_the_page_on_objectives_says_what_the_table_holds() -> None:
-    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[`(\w+)`\]\(#\w+\) \| (.*) \| (.*?) \| (\w+) \| (yes|no) \|$", page, flags=re.MULTILINE)
-    assert [row[0] for row in rows] == list(OBJECTIVES)
-    for name, _, options, reference, soft in rows:
-        section = OBJECTIVE_SECTIONS[name]
-        assert reference == section.reference_need
-        assert soft == ("yes" if section.takes_soft_targets else "no")
-        given = dict(re.findall(r"`(\w+)`(?: \(([^)]*)\))?", options))
-        own = section.model_fields.keys() - {"type", *section.statistic_fields}
-        assert given.keys() == own
-        assert ("automatic beta" in options) == bool(section.statistic_fields)
-        for field in own - {"beta", "shift"}:
-            default = section.model_fields[field].default
-            assert given[field] == (default if isinstance(default, str) else f"{default:g}")
-        assert f"\n## {name}\n" in page

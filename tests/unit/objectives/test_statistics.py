@@ -9,7 +9,8 @@ import pytest
 import torch
 from small_step import ElementwiseUNet, only, random_pairs, step_of
 
-from ds_dpo.config.objectives import DpoConfig, KtoConfig, ObjectiveSection, SdpoConfig
+from ds_dpo.config.objective_section import ObjectiveSection
+from ds_dpo.config.objectives import DpoConfig, KtoConfig, SdpoConfig
 from ds_dpo.objectives.losses import OBJECTIVES, with_terms
 from ds_dpo.objectives.statistics import AutomaticBeta, KtoBaseline, ObjectiveStatistic
 from ds_dpo.run_folder.metrics import METRICS, StepSums

@@ -1,11 +1,13 @@
 """What of a run is far from all that was trained with: told for what is, silent for what is not."""
 
+import re
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from ds_dpo.config.load import load_config, preset_names
-from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
-from ds_dpo.planning.objective_words import FORMULAS, describe_objective
-from ds_dpo.planning.recipes import RECIPES, far_from_recipes
+from ds_dpo.planning.recipes import RECIPES_FILE, far_from_recipes, known_recipes, read_recipes
 
 
 def warnings(*options: str) -> list[str]:
@@ -50,11 +52,35 @@ def test_a_run_is_compared_with_its_own_kind() -> None:
     assert warnings("--objective.type", "orpo", "--learning_rate", "1") == [], "no full fine-tuning with it is known"
 
 
-def test_recipes_are_of_objectives_that_there_are() -> None:
-    assert {recipe.objective for recipe in RECIPES} <= OBJECTIVE_SECTIONS.keys()
-    for recipe in RECIPES:
-        has_beta = "beta" in OBJECTIVE_SECTIONS[recipe.objective].model_fields
-        assert (recipe.beta is not None) == has_beta, recipe
+def test_the_file_holds_what_the_sources_publish() -> None:
+    known = known_recipes()
+    assert len(known) == RECIPES_FILE.read_text(encoding="utf-8").count("- objective:") == 18
+    assert len({recipe.source for recipe in known if recipe.model != "miniature"}) == 16, "each row has its own source"
+    sdxl = next(recipe for recipe in known if recipe.source.startswith("SalesforceAIResearch/DiffusionDPO sdxl.sh"))
+    # the authors' 1e-8 x 2048 pairs of scale_lr
+    assert sdxl.learning_rate == pytest.approx(1e-8 * 2048)
+    assert (sdxl.beta, sdxl.pairs_per_step, sdxl.optimizer, sdxl.trained) == (5000, 2048, "Adafactor", "full")
+
+
+PLAIN = {"objective": "dpo", "source": "a paper", "beta": 5000, "learning_rate": 1e-5, "optimizer": "AdamW"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "of_tomorrow"}, "objective of_tomorrow is none of dpo, ipo"),
+        ({"beta": None}, "objective dpo has one"),
+        ({"objective": "mapo"}, "beta 5000.0: objective mapo has none"),
+        ({"learning_rate": "fast"}, "0.learning_rate"),
+        ({"pairs_per_step": 0}, "0.pairs_per_step"),
+        ({"trained": "half"}, "0.trained"),
+        ({"rate": 1}, "0.rate"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    assert read_recipes([PLAIN])[0].beta == 5000
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        read_recipes([{**PLAIN, **change}])
 
 
 # ---- words ----
@@ -83,8 +109,4 @@ def test_recipes_are_of_objectives_that_there_are() -> None:
 )
 def test_a_loss_is_told_with_the_numbers_that_it_amounts_to(options: str, words: str) -> None:
     config = load_config(["--objective.type", *options.split()]).config
-    assert words in "\n".join(describe_objective(config))
-
-
-def test_every_objective_has_words() -> None:
-    assert FORMULAS.keys() == OBJECTIVE_SECTIONS.keys()
+    assert words in "\n".join([*config.objective.sentences(), *config.terms.sentences()])
