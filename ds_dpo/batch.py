@@ -128,6 +128,12 @@ class PreferenceBatch(_MovableTensors):
         extras = {name: values[chosen] for name, values in self.extras.items()}
         return replace(self, latents=self.latents[chosen], extras=extras)
 
+    def reference_errors(self) -> tuple[Tensor, Tensor]:
+        """Return the reference's errors of chosen and rejected images, (B,) each. Raises LookupError without them."""
+        if self.reference_chosen_error is None or self.reference_rejected_error is None:
+            raise LookupError("this batch has no errors of the reference; only reference.residency cached gives them")
+        return self.reference_chosen_error, self.reference_rejected_error
+
     def image_noise(self) -> Tensor:
         """Return the noise of all N images, (N, C, H, W): a pair's images share theirs."""
         return self._per_image(self.noise)

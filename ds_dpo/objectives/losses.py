@@ -56,7 +56,7 @@ def dpo(errors: PairErrors, *, beta: float, label_smoothing: float = 0.0) -> Ten
     Source: arXiv:2311.12908, with the factor 1/2 of the authors' code (SalesforceAIResearch/DiffusionDPO, train.py).
     """
     logit = preference_logit(errors, beta=beta)
-    target = errors.target
+    target = errors.target_probability
     swapped_share = (1 - target) * (1 - label_smoothing) + target * label_smoothing
     return -(1 - swapped_share) * logsigmoid(logit) - swapped_share * logsigmoid(-logit)
 
@@ -89,7 +89,7 @@ def dmpo(errors: PairErrors, *, beta: float, alpha: float = 0.01) -> Tensor:
     Source: arXiv:2507.07510, as in AIDC-AI/Diffusion-SDPO, train.py.
     """
     logit = preference_logit(errors, beta=beta)
-    target = torch.as_tensor(errors.target, dtype=logit.dtype, device=logit.device)
+    target = errors.target_probability
     right = target * (1 - alpha) + (1 - target) * alpha
     wrong = target * alpha + (1 - target) * (1 - alpha)
     # sigmoid(-u), its logarithm and `wrong` by themselves, not as 1 less the other: exact in both tails
@@ -104,10 +104,9 @@ def sdpo(errors: PairErrors, *, beta: float, mu: float = 0.6) -> Tensor:
     Source: arXiv:2511.03317; the authors' code has one lambda for all pairs that a rank holds at once.
     """
     held = errors.rejected_difference
-    assert held is not None
     constant = held.detach()
     scaled = constant + rejected_gradient_scale(errors, mu=mu) * (held - constant)
-    return dpo(replace(errors, rejected_difference=scaled), beta=beta)
+    return dpo(errors.with_quantity("rejected_difference", scaled), beta=beta)
 
 
 def rejected_gradient_scale(errors: PairErrors, *, mu: float) -> Tensor:
@@ -118,7 +117,6 @@ def rejected_gradient_scale(errors: PairErrors, *, mu: float) -> Tensor:
     |a|^2 / (a . b) is m_w / residual_product.
     """
     product = errors.residual_product
-    assert product is not None
     opposes = product > 0
     largest = (1 - mu) * errors.policy_chosen_error.detach() / torch.where(opposes, product, 1.0)
     return torch.where(opposes, largest, 1.0).clamp(0, 1)
@@ -140,8 +138,6 @@ def kto(
     (objective_statistics.KtoBaseline).
     Source: arXiv:2404.04465; jacklishufan/diffusion-kto has no 1/2, so its beta 1000 is 2000 here.
     """
-    assert errors.chosen_difference is not None
-    assert errors.rejected_difference is not None
     worth = UTILITIES[utility]
     chosen = worth(0.5 * beta * (-errors.chosen_difference - baseline), 1)
     rejected = worth(0.5 * beta * (-errors.rejected_difference - baseline), -1)
@@ -156,8 +152,6 @@ def dspo(errors: PairErrors, *, beta: float, shift: float | None = None) -> Tens
     m_w - c (d + s) + c^2 s, where d = m_w - r_w and s = mean (p_w - q_w)^2, since mean (p - q)(p - t) is (d + s) / 2.
     Source: openreview.net/forum?id=xyfb9HHvMe; huaishengzhu/DSPO, train.py, its SD1.5 branch.
     """
-    assert errors.chosen_difference is not None
-    assert errors.chosen_distance is not None
     distance = errors.chosen_distance
     factor = (beta if shift is None else shift) * torch.sigmoid(-preference_logit(errors, beta=beta))
     return errors.policy_chosen_error - factor * (errors.chosen_difference + distance) + factor.square() * distance
@@ -174,7 +168,6 @@ def mapo(
     f(m) = s m / (exp(s m) - 1) with s = snr_value falls from 1 as an error grows.
     Source: arXiv:2406.06424; mapo-t2i/mapo, utils.py, where score_scale is the number of training timesteps.
     """
-    assert errors.policy_rejected_error is not None
     chosen = _score(snr_value * errors.policy_chosen_error)
     rejected = _score(snr_value * errors.policy_rejected_error)
     return errors.policy_chosen_error - ratio_weight * logsigmoid(score_scale * (chosen - rejected))
@@ -199,7 +192,6 @@ def orpo(errors: PairErrors, *, ratio_weight: float = 0.1) -> Tensor:
     rejected image, too.
     Source: arXiv:2403.07691, eq. 6 and 7; the form without a likelihood is that of diffusers' example.
     """
-    assert errors.policy_rejected_error is not None
     return errors.policy_chosen_error - ratio_weight * logsigmoid(
         errors.policy_rejected_error - errors.policy_chosen_error
     )
@@ -218,14 +210,12 @@ def anchor(errors: PairErrors) -> Tensor:
 
     Source: anchor_alpha of bghira/SimpleTuner's Flow-DPO.
     """
-    assert errors.chosen_distance is not None
-    assert errors.rejected_distance is not None
     return 0.5 * (errors.chosen_distance + errors.rejected_distance)
 
 
 def _expected(errors: PairErrors, of_label: Tensor, of_swapped: Tensor) -> Tensor:
     """Return the mean of a loss over what the label may be."""
-    return errors.target * of_label + (1 - errors.target) * of_swapped
+    return errors.target_probability * of_label + (1 - errors.target_probability) * of_swapped
 
 
 # ---- what a log shows ----

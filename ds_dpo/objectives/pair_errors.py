@@ -7,46 +7,89 @@ chosen and l the rejected image, m the policy's error and r the reference's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import Tensor
 
-NOT_ERRORS = ("target_probability",)  # fields of PairErrors that a weight of errors leaves alone
+# What a step computes only for objectives that ask for it.
+Quantity = Literal[
+    "policy_rejected_error",
+    "chosen_difference",
+    "rejected_difference",
+    "residual_product",
+    "chosen_distance",
+    "rejected_distance",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairErrors:
-    """The errors of B pairs, each (B,) fp32; what an objective does not use is None.
+    """The errors of B pairs, each (B,) fp32: of the chosen images always, and what else the objective asked for.
 
-    The rejected side is absent where an objective looks at chosen images alone, the differences where it has no
-    reference. residual_product: mean of (policy - target of the chosen) x (policy - target of the rejected), without
-    gradient: times 4 over the number of elements, the inner product of both errors' gradients by the prediction.
-    chosen_distance, rejected_distance: mean of (policy - reference)^2. target_probability: that the chosen image is
-    the better one, (B,); None: 1 for every pair.
+    target_probability: probability that the chosen image is the better one. asked_for: read it by the properties, which
+    raise LookupError where a quantity is missing.
     """
 
     policy_chosen_error: Tensor
-    policy_rejected_error: Tensor | None = None
-    chosen_difference: Tensor | None = None
-    rejected_difference: Tensor | None = None
-    residual_product: Tensor | None = None
-    chosen_distance: Tensor | None = None
-    rejected_distance: Tensor | None = None
-    target_probability: Tensor | None = None
+    target_probability: Tensor
+    asked_for: Mapping[Quantity, Tensor] = field(default_factory=dict)
 
-    def weighted(self, weights: Tensor) -> PairErrors:
-        """Return the same pairs with all their errors times (B,) weights; an error of exactly 0 stays so."""
-        errors = {name: value for name, value in vars(self).items() if name not in NOT_ERRORS and value is not None}
-        return replace(self, **{name: value * weights for name, value in errors.items()})
+    @property
+    def policy_rejected_error(self) -> Tensor:
+        """The policy's error of the rejected image."""
+        return self._quantity("policy_rejected_error")
+
+    @property
+    def chosen_difference(self) -> Tensor:
+        """m_w - r_w."""
+        return self._quantity("chosen_difference")
+
+    @property
+    def rejected_difference(self) -> Tensor:
+        """m_l - r_l."""
+        return self._quantity("rejected_difference")
 
     @property
     def difference_gap(self) -> Tensor:
-        """The chosen minus the rejected difference, (m_w - r_w) - (m_l - r_l), (B,)."""
-        assert self.chosen_difference is not None
-        assert self.rejected_difference is not None
+        """The chosen minus the rejected difference, (m_w - r_w) - (m_l - r_l)."""
         return self.chosen_difference - self.rejected_difference
 
     @property
-    def target(self) -> Tensor | float:
-        """target_probability, or 1."""
-        return 1.0 if self.target_probability is None else self.target_probability
+    def residual_product(self) -> Tensor:
+        """The mean of (policy - target of the chosen) x (policy - target of the rejected), without gradient.
+
+        Times 4 over the number of elements it is the inner product of both errors' gradients by the prediction.
+        """
+        return self._quantity("residual_product")
+
+    @property
+    def chosen_distance(self) -> Tensor:
+        """The mean of (policy - reference)^2 on the chosen image."""
+        return self._quantity("chosen_distance")
+
+    @property
+    def rejected_distance(self) -> Tensor:
+        """The mean of (policy - reference)^2 on the rejected image."""
+        return self._quantity("rejected_distance")
+
+    def weighted(self, weights: Tensor) -> PairErrors:
+        """Return the same pairs with all their errors times (B,) weights; an error of exactly 0 stays so."""
+        return replace(
+            self,
+            policy_chosen_error=self.policy_chosen_error * weights,
+            asked_for={name: value * weights for name, value in self.asked_for.items()},
+        )
+
+    def with_quantity(self, name: Quantity, value: Tensor) -> PairErrors:
+        """Return the same pairs with one quantity replaced."""
+        return replace(self, asked_for={**self.asked_for, name: value})
+
+    def _quantity(self, name: Quantity) -> Tensor:
+        if name not in self.asked_for:
+            raise LookupError(
+                f"{name} was not computed; the objective's row in OBJECTIVES must ask for it (computed: "
+                f"{', '.join(self.asked_for) or 'chosen errors alone'})"
+            )
+        return self.asked_for[name]

@@ -7,7 +7,7 @@ alone; C,H,W latent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ds_dpo.diffusion.noise_schedule import paired_error_difference, squared_err
 from ds_dpo.models.denoiser.predict import Predict
 from ds_dpo.models.reference import Reference
 from ds_dpo.objectives.losses import Objective
-from ds_dpo.objectives.pair_errors import PairErrors
+from ds_dpo.objectives.pair_errors import PairErrors, Quantity
 from ds_dpo.objectives.statistics import Statistic
 
 
@@ -95,29 +95,29 @@ class PreferenceStep:
         prediction = self._predict(self._policy, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
         policy_error = squared_error(prediction, inputs.target)
         if not self._objective.uses_rejected:
-            return PairErrors(policy_chosen_error=policy_error)
-        policy_chosen_error, policy_rejected_error = split_pair(policy_error)
-        errors = PairErrors(
-            policy_chosen_error=policy_chosen_error,
-            policy_rejected_error=policy_rejected_error,
-            target_probability=batch.target_probabilities,
-        )
+            return PairErrors(policy_chosen_error=policy_error, target_probability=batch.target_probabilities)
+        chosen_error, rejected_error = split_pair(policy_error)
+        asked_for: dict[Quantity, Tensor] = {"policy_rejected_error": rejected_error}
         if self._objective.uses_residual_product:
-            errors = replace(errors, residual_product=_residual_product(prediction, inputs.target))
-        if not self._objective.uses_reference:
-            return errors
-        if reference is None:
-            return _compared_with_kept_errors(errors, batch)
-        return self._compared(errors, prediction, reference, inputs.target)
+            asked_for["residual_product"] = _residual_product(prediction, inputs.target)
+        if reference is not None:
+            asked_for |= self._compared(prediction, reference, inputs.target)
+        elif self._objective.uses_reference:
+            asked_for |= _compared_with_kept_errors(chosen_error, rejected_error, batch)
+        return PairErrors(
+            policy_chosen_error=chosen_error, target_probability=batch.target_probabilities, asked_for=asked_for
+        )
 
-    def _compared(self, errors: PairErrors, prediction: Tensor, reference: Tensor, target: Tensor) -> PairErrors:
-        """Add what both predictions give, (N, C, H, W) each."""
+    def _compared(self, prediction: Tensor, reference: Tensor, target: Tensor) -> dict[Quantity, Tensor]:
+        """Return what the objective asks for of both predictions, (N, C, H, W) each."""
         chosen_difference, rejected_difference = split_pair(paired_error_difference(prediction, reference, target))
-        errors = replace(errors, chosen_difference=chosen_difference, rejected_difference=rejected_difference)
-        if self._objective.reference != "predictions":
-            return errors
-        chosen_distance, rejected_distance = split_pair(squared_error(prediction, reference))
-        return replace(errors, chosen_distance=chosen_distance, rejected_distance=rejected_distance)
+        found: dict[Quantity, Tensor] = {
+            "chosen_difference": chosen_difference,
+            "rejected_difference": rejected_difference,
+        }
+        if self._objective.reference == "predictions":
+            found["chosen_distance"], found["rejected_distance"] = split_pair(squared_error(prediction, reference))
+        return found
 
     @torch.no_grad()
     def policy_errors(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
@@ -128,8 +128,6 @@ class PreferenceStep:
     def largest_difference(self, batch: PreferenceBatch) -> float:
         """Return the largest |policy error - reference error| over a batch: 0 while both hold the same weights."""
         errors = self.errors(batch)
-        assert errors.chosen_difference is not None
-        assert errors.rejected_difference is not None
         return float(torch.cat([errors.chosen_difference, errors.rejected_difference]).abs().max())
 
 
@@ -174,25 +172,23 @@ def _residual_product(prediction: Tensor, target: Tensor) -> Tensor:
     return (chosen * rejected).mean(dim=(1, 2, 3))
 
 
-def _compared_with_kept_errors(errors: PairErrors, batch: PreferenceBatch) -> PairErrors:
-    """Add the differences from a reference whose errors came with the batch, up to the rounding of two means."""
-    assert batch.reference_chosen_error is not None
-    assert batch.reference_rejected_error is not None
-    assert errors.policy_rejected_error is not None
-    return replace(
-        errors,
-        chosen_difference=errors.policy_chosen_error - batch.reference_chosen_error,
-        rejected_difference=errors.policy_rejected_error - batch.reference_rejected_error,
-    )
+def _compared_with_kept_errors(
+    policy_chosen_error: Tensor, policy_rejected_error: Tensor, batch: PreferenceBatch
+) -> dict[Quantity, Tensor]:
+    """Return the differences from a reference whose errors came with the batch, up to the rounding of two means."""
+    chosen_error, rejected_error = batch.reference_errors()
+    return {
+        "chosen_difference": policy_chosen_error - chosen_error,
+        "rejected_difference": policy_rejected_error - rejected_error,
+    }
 
 
 def _pair_quantities(errors: PairErrors) -> dict[str, Tensor]:
     """Return what a log shows of each pair, (B,) each; the names are rows of metrics.METRICS."""
     quantities = {"policy_chosen_error": errors.policy_chosen_error}
-    if errors.policy_rejected_error is not None:
+    if "policy_rejected_error" in errors.asked_for:
         quantities["policy_rejected_error"] = errors.policy_rejected_error
-    if errors.chosen_difference is not None and errors.rejected_difference is not None:
-        assert errors.policy_rejected_error is not None
+    if "chosen_difference" in errors.asked_for:
         gap = errors.difference_gap
         quantities |= {
             "reference_chosen_error": errors.policy_chosen_error - errors.chosen_difference,
@@ -203,15 +199,13 @@ def _pair_quantities(errors: PairErrors) -> dict[str, Tensor]:
             "absolute_margin": gap.abs(),
             "implicit_accuracy": _accuracy(gap, errors.target_probability),
         }
-    if errors.chosen_distance is not None and errors.rejected_distance is not None:
+    if "chosen_distance" in errors.asked_for:
         quantities |= {"chosen_distance": errors.chosen_distance, "rejected_distance": errors.rejected_distance}
     return quantities
 
 
-def _accuracy(gap: Tensor, target_probability: Tensor | None) -> Tensor:
+def _accuracy(gap: Tensor, target_probability: Tensor) -> Tensor:
     """Return 1 where the policy sides with the label, 0 where not, (B,); alike counts half, as in the authors' code."""
     agrees = (gap < 0).float() + 0.5 * (gap == 0).float()
-    if target_probability is None:
-        return agrees
     # a tie has no side to take
     return torch.where(target_probability == 0.5, 0.5, agrees)

@@ -53,10 +53,8 @@ def require_near_start(step: PreferenceStep, batch: PreferenceBatch, *, precisio
     Returns the largest difference over all ranks as a share of the error; every rank must call this. Raises
     PreflightError on all ranks if it is larger than rounding in this precision can be.
     """
-    assert batch.reference_chosen_error is not None
-    assert batch.reference_rejected_error is not None
     policy = torch.cat(step.policy_errors(batch))
-    cached = torch.cat([batch.reference_chosen_error, batch.reference_rejected_error])
+    cached = torch.cat(batch.reference_errors())
     own = float(relative_difference(policy, cached).max())
     # NaN counts as infinite
     largest = max(math.inf if math.isnan(value) else value for value in gather_objects(own))

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ class HeldOut(RunPart):
     def _errors_of_start(self, step: int) -> tuple[Errors, int]:
         """Return the reference's errors of pairs that are new to a running run, and the step that they belong to."""
         if self._reference_step is not None:
-            return self._errors(self._reference_errors), 0
+            return self._errors(partial(_reference_errors, self._reference_step)), 0
         self._say(
             f"the held-out pairs are new to this run, and no reference is loaded: they are compared with step {step}"
         )
@@ -206,13 +207,6 @@ class HeldOut(RunPart):
 
     def _policy_errors(self, batch: PreferenceBatch) -> Tensor:
         return _both(self._policy_step.errors(batch))
-
-    def _reference_errors(self, batch: PreferenceBatch) -> Tensor:
-        assert self._reference_step is not None
-        errors = self._reference_step.errors(batch)
-        assert errors.chosen_difference is not None
-        assert errors.rejected_difference is not None
-        return _both(errors) - torch.stack([errors.chosen_difference, errors.rejected_difference], dim=1)
 
     def _batch(self, items: Sequence[tuple[int, int]]) -> PreferenceBatch:
         pairs = [self._pairs.own[pair] for pair, _ in items]
@@ -271,9 +265,14 @@ def _join(pairs: Sequence[PreferenceBatch], timesteps: Tensor, noise: Tensor) ->
     )
 
 
+def _reference_errors(step: PreferenceStep, batch: PreferenceBatch) -> Tensor:
+    """Return the reference's errors of chosen and rejected images, (B, 2)."""
+    errors = step.errors(batch)
+    return _both(errors) - torch.stack([errors.chosen_difference, errors.rejected_difference], dim=1)
+
+
 def _both(errors: PairErrors) -> Tensor:
     """Return the policy's errors of chosen and rejected images, (B, 2)."""
-    assert errors.policy_rejected_error is not None
     return torch.stack([errors.policy_chosen_error, errors.policy_rejected_error], dim=1)
 
 

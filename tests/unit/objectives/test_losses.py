@@ -5,7 +5,7 @@ the loss's derivatives by the fields of PairErrors; what is not named has none.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from math import exp, log
@@ -217,8 +217,16 @@ def as_errors(pairs: list[Pair], *, dtype: torch.dtype = torch.float64, with_gra
         name: torch.tensor([pair.fields()[name] for pair in pairs], dtype=dtype, requires_grad=with_gradient)
         for name in FIELDS
     }
-    targets = torch.tensor([pair.target for pair in pairs], dtype=dtype)
-    return PairErrors(**columns, target_probability=None if bool((targets == 1).all()) else targets)
+    return of_columns(columns, target=torch.tensor([pair.target for pair in pairs], dtype=dtype))
+
+
+def of_columns(columns: dict[str, Tensor], *, target: Tensor | None = None) -> PairErrors:
+    chosen = columns["policy_chosen_error"]
+    return PairErrors(
+        policy_chosen_error=chosen,
+        target_probability=torch.ones_like(chosen) if target is None else target,
+        asked_for={name: value for name, value in columns.items() if name != "policy_chosen_error"},  # type: ignore[misc]
+    )
 
 
 def gradients(loss: Tensor, errors: PairErrors) -> dict[str, Tensor]:
@@ -269,7 +277,7 @@ def test_gradients_are_those_of_finite_differences(name: str, options: dict[str,
     columns = [getattr(as_errors(some_pairs(8)), field) for field in FIELDS]
 
     def loss(*values: Tensor) -> Tensor:
-        return OBJECTIVES[name].loss(PairErrors(**dict(zip(FIELDS, values, strict=True))), **options)
+        return OBJECTIVES[name].loss(of_columns(dict(zip(FIELDS, values, strict=True))), **options)
 
     assert torch.autograd.gradcheck(loss, columns, eps=1e-7, atol=1e-4, rtol=1e-4)
 
@@ -309,7 +317,7 @@ def test_a_loss_that_is_not_finite_passes_a_gradient_of_nan_on(name: str, option
     num_tried = 0
     for field, poison in product(FIELDS, (math.nan, math.inf, -math.inf)):
         columns = {key: torch.tensor([value]).requires_grad_() for key, value in (usual | {field: poison}).items()}
-        errors = PairErrors(**columns)
+        errors = of_columns(columns)
         loss = OBJECTIVES[name].loss(errors, **options)
         if not torch.isfinite(loss).all():
             num_tried += 1
@@ -441,7 +449,56 @@ def test_dpo_is_the_loss_of_the_swapped_pair_where_labels_are_smoothed() -> None
 
 
 def test_sft_is_the_chosen_error_and_nothing_else() -> None:
-    assert sft(PairErrors(policy_chosen_error=torch.tensor([0.25, 0.5]))).tolist() == [0.25, 0.5]
+    alone = PairErrors(policy_chosen_error=torch.tensor([0.25, 0.5]), target_probability=torch.ones(2))
+    assert sft(alone).tolist() == [0.25, 0.5]
+
+
+# ---- what a loss asks for ----
+
+
+class Recorded(dict[Any, Tensor]):
+    """Quantities that remember which of them were read."""
+
+    def __init__(self, values: Mapping[Any, Tensor]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_row_asks_for_exactly_what_its_loss_reads(name: str) -> None:
+    objective, options = OBJECTIVES[name], CLOSED_FORMS[name][1][-1]
+    errors = as_errors(some_pairs(3))
+    recorded = Recorded(errors.asked_for)
+    objective.loss(replace(errors, asked_for=recorded), **options)
+    read = recorded.read
+    assert objective.uses_rejected == any("rejected" in one for one in read)
+    assert objective.uses_reference == any("difference" in one or "distance" in one for one in read)
+    assert (objective.reference == "predictions") == any("distance" in one for one in read)
+    assert objective.uses_residual_product == ("residual_product" in read)
+    if objective.quantities is not None:
+        objective.quantities(replace(errors, asked_for=recorded), **options)
+        assert recorded.read == read, "what a log shows costs no more"
+
+
+def test_what_was_not_asked_for_is_named() -> None:
+    errors = PairErrors(policy_chosen_error=torch.ones(1), target_probability=torch.ones(1))
+    with pytest.raises(LookupError, match=r"chosen_difference was not computed; .* chosen errors alone"):
+        dpo(errors, beta=1.0)
+    compared = errors.with_quantity("chosen_difference", torch.zeros(1))
+    with pytest.raises(LookupError, match=r"rejected_difference was not computed; .*\(computed: chosen_difference\)"):
+        dpo(compared, beta=1.0)
+
+
+def test_a_weight_acts_on_every_error_and_on_no_target() -> None:
+    pair = Pair(1, 2, 3, 4, 5, 6, 7, target=0.5)
+    weighted = as_errors([pair]).weighted(torch.tensor([0.5], dtype=torch.float64))
+    assert [getattr(weighted, field).item() for field in FIELDS] == [0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+    assert weighted.target_probability.item() == 0.5
+    assert weighted.difference_gap.item() == -0.5
 
 
 # ---- terms ----

@@ -216,7 +216,6 @@ def test_the_unet_is_shown_the_input_noise_and_judged_by_the_target_s() -> None:
     assert policy.calls[0]["noisy"][:, 0, 0, 0].tolist() == pytest.approx(noisy)
     assert reference.unet.calls[0]["noisy"][:, 0, 0, 0].tolist() == pytest.approx(noisy)
     assert errors.policy_chosen_error.tolist() == pytest.approx([(2.2 - 1) ** 2, (1.4 - 2) ** 2])
-    assert errors.policy_rejected_error is not None
     assert errors.policy_rejected_error.tolist() == pytest.approx([0, 2.2**2], abs=1e-6)
 
 
@@ -225,11 +224,11 @@ def test_errors_and_differences_weigh_by_their_timestep() -> None:
     weighted = replace(SCHEDULE, error_weighting="min_snr", snr_gamma=1.0)
     plain, other = (dpo_step(schedule=schedule).errors(two_pairs()) for schedule in (SCHEDULE, weighted))
     weights = torch.tensor([1, 9 / 16])
-    for name, value in vars(plain).items():
-        if name == "target_probability":
-            assert torch.equal(getattr(other, name), value)
-        elif value is not None:
-            torch.testing.assert_close(getattr(other, name), value * weights)
+    assert torch.equal(other.target_probability, plain.target_probability)
+    torch.testing.assert_close(other.policy_chosen_error, plain.policy_chosen_error * weights)
+    assert plain.asked_for.keys() == {"policy_rejected_error", "chosen_difference", "rejected_difference"}
+    for name, value in plain.asked_for.items():
+        torch.testing.assert_close(other.asked_for[name], value * weights)
     assert other.difference_gap.tolist() == pytest.approx([GAPS[0], GAPS[1] * 9 / 16])
     assert dpo_step(reference=FrozenScaling(1.0), schedule=weighted).largest_difference(two_pairs()) == 0
 

@@ -64,9 +64,12 @@ class NumberStep:
         chosen_error, rejected_error = errors(chosen, self.weight), errors(rejected, self.weight)
         return PairErrors(
             policy_chosen_error=chosen_error,
-            policy_rejected_error=rejected_error,
-            chosen_difference=chosen_error - errors(chosen, 0),
-            rejected_difference=rejected_error - errors(rejected, 0),
+            target_probability=batch.target_probabilities,
+            asked_for={
+                "policy_rejected_error": rejected_error,
+                "chosen_difference": chosen_error - errors(chosen, 0),
+                "rejected_difference": rejected_error - errors(rejected, 0),
+            },
         )
 
 
