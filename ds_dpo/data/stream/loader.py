@@ -50,37 +50,42 @@ class PairReader(Protocol[S]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded(Generic[S]):
-    """The result of a worker. error: the message of a DataError; torch would wrap the error itself in a traceback."""
+    """A micro-batch as a worker returns it."""
 
-    samples: S | None
+    samples: S
     bad_rows: list[BadRow]
-    error: str | None
 
     def pin_memory(self) -> _Loaded[S]:
         """Return a copy in page-locked memory; DataLoader calls it."""
         samples: Any = self.samples
-        if samples is None:
-            return self
         values = {field.name: getattr(samples, field.name) for field in fields(samples)}
         pinned = {name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, samples=replace(samples, **pinned))
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Unreadable:
+    """A worker's result without a micro-batch. error: of a DataError; torch would wrap the error itself in a traceback."""
+
+    bad_rows: list[BadRow]
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadPair(Generic[S]):
-    """What was read at a position. sample: of the pair `index`; None if it is unreadable and was not replaced.
+    """What was read at a position. sample: of the pair `index`; None if the reader replaces nothing and it is unreadable.
 
     bad: index and reason of each unreadable pair that was tried before.
     """
 
-    sample: S | None
+    sample: S
     index: int
     visit: int
     bad: Sequence[tuple[int, BadRow]]
 
 
 def read_position(pairs: PairReader[S], order: PairOrder, position: int) -> ReadPair[S]:
-    """Return the pair at a position, or its first readable replacement; `sample` is never None.
+    """Return the pair at a position, or its first readable replacement.
 
     Raises DataError if none of them can be read.
     """
@@ -107,26 +112,25 @@ class UnreadablePositionError(DataError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _MicroBatches(Dataset[_Loaded[S]]):
+class _MicroBatches(Dataset[_Loaded[S] | _Unreadable]):
     """Micro-batches by positions. They depend on the fields and the positions alone, so workers share nothing."""
 
     pairs: PairReader[S]
     order: PairOrder
 
-    def __getitem__(self, positions: range) -> _Loaded[S]:
+    def __getitem__(self, positions: range) -> _Loaded[S] | _Unreadable:
         bad_rows: list[BadRow] = []
         parts: list[S] = []
         try:
             for position in positions:
                 read = read_position(self.pairs, self.order, position)
                 bad_rows += [row for _, row in read.bad]
-                assert read.sample is not None, "a sample or an error"
                 parts.append(read.sample)
         except UnreadablePositionError as error:
-            return _Loaded(samples=None, bad_rows=bad_rows + error.bad_rows, error=str(error))
+            return _Unreadable(bad_rows=bad_rows + error.bad_rows, error=str(error))
         except DataError as error:
-            return _Loaded(samples=None, bad_rows=bad_rows, error=str(error))
-        return _Loaded(samples=self.pairs.join(parts), bad_rows=bad_rows, error=None)
+            return _Unreadable(bad_rows=bad_rows, error=str(error))
+        return _Loaded(samples=self.pairs.join(parts), bad_rows=bad_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +171,7 @@ class PairStream(Generic[S]):
         self._say = say
         self._bad_rows: list[BadRow] = []
         # batch_size None, because an item is a whole micro-batch already
-        self._loader: DataLoader[_Loaded[S]] = DataLoader(
+        self._loader: DataLoader[_Loaded[S] | _Unreadable] = DataLoader(
             micro_batches,
             sampler=positions,
             batch_size=None,
@@ -201,7 +205,7 @@ class PairStream(Generic[S]):
         while True:
             yield self._take(loaded)
 
-    def _take(self, loaded: Iterator[_Loaded[S]]) -> S:
+    def _take(self, loaded: Iterator[_Loaded[S] | _Unreadable]) -> S:
         with _deaths_explained():
             batch = next(loaded)
         for bad_row in batch.bad_rows:
@@ -210,9 +214,8 @@ class PairStream(Generic[S]):
         error = too_many_bad_rows(self._bad_rows, limit=self._max_bad_rows)
         if error is not None:
             raise error
-        if batch.error is not None:
+        if isinstance(batch, _Unreadable):
             raise DataError(batch.error)
-        assert batch.samples is not None, "samples or an error"
         return batch.samples
 
 

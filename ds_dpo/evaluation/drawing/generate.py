@@ -81,18 +81,17 @@ def generate(request: Request, *, say: Say = print) -> dict[str, Any]:
     loading = _loading(request)
     say(f"{len(drawings)} images with each of {len(found)} models, on {loading.device} in {loading.dtype}")
     drawn: dict[str, Drawn] = {}
-    noise = resolution = None
+    noise, resolution = None, request.resolution or 0
     for label, model in zip(labels, found, strict=True):
         start = time.perf_counter()
         pipeline = load_model(model, loading)
-        resolution = resolution or request.resolution or own_resolution(pipeline)
+        resolution = resolution or own_resolution(pipeline)
         noise = _same_noise(pipeline, resolution, first=noise, name=str(model.choice))
         images = _draw(pipeline, drawings, resolution, request, name=str(model.choice))
         drawn[label] = Drawn(images, _facts(model, pipeline, loading))
         _save_images(request.out, label, drawings, drawn[label], request)
         del pipeline  # so that the next one fits
         say(f"drew {label}: {model.choice}, {time.perf_counter() - start:.1f} s")
-    assert resolution is not None
     picture = labelled_picture(drawn, drawings, notes=_notes(drawn, request, loading, resolution))
     save_png(picture, request.out / PICTURE_NAME)
     record = _record(drawn, drawings, request, loading, resolution)

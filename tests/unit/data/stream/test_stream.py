@@ -248,7 +248,7 @@ def test_every_tensor_of_any_samples_is_pinned_and_the_rest_is_left(monkeypatch)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: 2 * tensor)
     for pooled in (None, torch.ones(2)):
         samples = SomeSamples(latents=torch.arange(3), pooled=pooled, prompts=["a"])
-        pinned = _Loaded(samples=samples, bad_rows=[], error=None).pin_memory().samples
+        pinned = _Loaded(samples=samples, bad_rows=[]).pin_memory().samples
         assert pinned.latents.tolist() == [0, 2, 4]
         assert pinned.prompts == ["a"]
         assert pinned.pooled is None if pooled is None else pinned.pooled.tolist() == [2, 2]
