@@ -25,6 +25,7 @@ setup(
     packages=[*find_packages(include=["ds_dpo", "ds_dpo.*"]), "ds_configs"],
     package_data={
         "ds_dpo": [*files_under("ds_dpo", "presets"), *files_under("ds_dpo", "assets")],
+        "ds_dpo.export.card": ["*.jinja"],
         "ds_configs": ["*.json"],
     },
     install_requires=[
@@ -35,6 +36,7 @@ setup(
         "accelerate>=1.10",
         "datasets>=5.0",
         "huggingface_hub>=2.0",
+        "jinja2>=3.1",
         "safetensors>=0.6",
         "tensorboard>=2.20",
         "pydantic>=2.12,<3",

@@ -1,5 +1,6 @@
 import platform
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_an_objective_has_its_own_paper(tmp_path) -> None:
     assert "ratio_weight 0.1, snr_value 0.5, score_scale 1000, sft_weight 0.5 |" in text
     assert "2311.12908" not in text
     assert "diffusion-dpo" not in card.data.tags
-    _, text = write(tmp_path, CardFacts(format="unet", base=SDXL, objective="dspo"))
+    _, text = write(tmp_path, CardFacts(format="unet", base=SDXL, config={"objective.type": "dspo"}))
     assert "([paper](https://openreview.net/forum?id=xyfb9HHvMe))" in text
     assert "## Citation" in text, "its logit is Diffusion-DPO's"
 
@@ -147,8 +148,18 @@ def test_a_lora_is_an_adapter(tmp_path) -> None:
     assert "EMA" in text
 
 
+def test_a_card_without_a_run_states_what_the_export_knows(tmp_path) -> None:
+    _, text = write(tmp_path, CardFacts(format="unet", base=SDXL, steps=7, family="sdxl"))
+    table = text[text.index("| | |") : text.index("This card")]
+    assert table == f"| | |\n|---|---|\n| base | {SDXL} |\n| optimizer steps | 7 |\n\n"
+    assert "tuned by Diffusion-DPO ([arXiv:2311.12908](https://arxiv.org/abs/2311.12908)) with ds_dpo" in text
+    assert text.startswith("---\n")
+    assert text.endswith("```\n")
+    assert "\n\n\n" not in text
+
+
 def test_a_control_claims_no_preference_objective(tmp_path) -> None:
-    card, text = write(tmp_path, CardFacts(format="unet", base=SDXL, objective="sft"))
+    card, text = write(tmp_path, CardFacts(format="unet", base=SDXL, config={"objective.type": "sft"}))
     assert "diffusion-dpo" not in card.data.tags
     assert "2311.12908" not in text
 
@@ -159,11 +170,12 @@ def test_text_of_users_cannot_break_the_card(tmp_path) -> None:
         base="a\n---\nlicense: mit",
         title='t: "x"\n# y',
         details={"note": "a | b\nc"},
-        dataset="o'ne/#two",
+        config={"data.dataset": "o'ne/#two", "optimizer.type": "{{ title }} | <b>"},
     )
     card, text = write(tmp_path, facts)
     assert card.data.license == "other"
     assert "| note | a \\| b c |" in text
+    assert "| optimizer | {{ title }} \\| <b> |" in text, "a value is no template, and stays as it is"
     compile(python_of(text), "card", "exec")
 
 
@@ -174,9 +186,16 @@ def test_given_facts_stay_and_unknown_fields_of_other_versions_do_no_harm(tmp_pa
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "new_section": {"a": 1}}))
     for name in ("deepspeed.json", "environment.json"):
         (run / name).unlink()
-    facts = facts_of_run(run, CardFacts(format="unet", base="someone/else", seed=0))
-    assert (facts.base, facts.precision, facts.ranks) == ("someone/else", None, None)
-    assert "| objective | of_tomorrow, beta 5000, " in write(tmp_path, facts)[1]
+    facts = facts_of_run(run, CardFacts(format="unet", base="someone/else", zero_stage=0))
+    assert (facts.base, facts.zero_stage, facts.precision, facts.ranks) == ("someone/else", 0, None, None)
+    card, text = write(tmp_path, replace(facts, family="of_tomorrow"))
+    assert "| objective | of_tomorrow, beta 5000, " in text
+    assert "| sharding | ZeRO-0 |" in text
+    assert (
+        "tuned on [yuvalkirstain/pickapic_v2](https://huggingface.co/datasets/yuvalkirstain/pickapic_v2) by of_tomor"
+        in text
+    )
+    assert "diffusion-dpo" not in card.data.tags
     for content in ("a: [", "just text"):
         (run / "config.yaml").write_text(content)
         with pytest.raises(ConfigError, match=r"config\.yaml"):
