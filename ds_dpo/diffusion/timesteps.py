@@ -61,8 +61,9 @@ def timestep_distribution(diffusion: DiffusionConfig, *, num_train_timesteps: in
     inside = range(diffusion.min_timestep, last + 1)
     if diffusion.timestep_sampling == "turbo":
         return _turbo(inside, num_train_timesteps=num_train_timesteps)
-    if diffusion.timestep_sampling == "logit_normal":
-        return _logit_normal(diffusion, inside, num_train_timesteps=num_train_timesteps)
+    mean, deviation = diffusion.logit_mean, diffusion.logit_std
+    if mean is not None and deviation is not None:  # given for logit_normal, and for nothing else
+        return _logit_normal(NormalDist(mean, deviation), inside, num_train_timesteps=num_train_timesteps)
     return TimestepDistribution(values=inside)
 
 
@@ -82,20 +83,17 @@ def _turbo(inside: range, *, num_train_timesteps: int) -> TimestepDistribution:
     return TimestepDistribution(values=values)
 
 
-def _logit_normal(diffusion: DiffusionConfig, inside: range, *, num_train_timesteps: int) -> TimestepDistribution:
+def _logit_normal(normal: NormalDist, inside: range, *, num_train_timesteps: int) -> TimestepDistribution:
     """Return the distribution of floor(T sigmoid(z)) for a normal z.
 
     Source: arXiv:2403.03206, section 3.1 (t there is t / T here).
     """
-    assert diffusion.logit_mean is not None
-    assert diffusion.logit_std is not None
-    normal = NormalDist(diffusion.logit_mean, diffusion.logit_std)
     edges = [_logit(edge / num_train_timesteps) for edge in range(inside[0], inside[-1] + 2)]
     below = [0.0 if edge == -inf else 1.0 if edge == inf else normal.cdf(edge) for edge in edges]
     share = below[-1] - below[0]
     if share < SMALLEST_SHARE:
         raise ConfigError(
-            f"diffusion.logit_mean {diffusion.logit_mean:g} with logit_std {diffusion.logit_std:g} gives a share of "
+            f"diffusion.logit_mean {normal.mean:g} with logit_std {normal.stdev:g} gives a share of "
             f"{share:.1g} of its draws to timesteps {inside[0]} to {inside[-1]}; at least {SMALLEST_SHARE:g} is needed"
         )
     return TimestepDistribution(values=inside, cumulative=tuple((each - below[0]) / share for each in below[1:]))

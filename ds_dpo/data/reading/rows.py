@@ -91,18 +91,17 @@ class ParquetRows:
         """Read the files' footers. Raises DataError if one is not parquet, or has other columns than the first."""
         self._files = list(files)
         self._root = root
-        starts, places, first_schema, num_rows = [], [], None, 0
+        starts, places, num_rows = [], [], 0
         for number, path in enumerate(self._files):
             metadata, schema = _footer(path)
-            first_schema = first_schema or schema
-            if _types(schema) != _types(first_schema):
-                raise DataError(_other_columns(self._files[0], first_schema, path, schema))
+            if number == 0:
+                self._schema = schema
+            if _types(schema) != _types(self._schema):
+                raise DataError(_other_columns(self._files[0], self._schema, path, schema))
             for group in range(metadata.num_row_groups):
                 starts.append(num_rows)
                 places.append((number, group))
                 num_rows += metadata.row_group(group).num_rows
-        assert first_schema is not None, "there is at least one file"
-        self._schema: pa.Schema = first_schema
         self._starts: NDArray[np.int64] = np.array(starts, dtype=np.int64)
         self._places = places
         self._num_rows = num_rows
