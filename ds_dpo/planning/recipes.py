@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from ds_dpo.config.asset_paths import ASSET_PREFIX, PACKAGE
+from ds_dpo.config.documents import read_yaml
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.config.run import RunConfig
 
@@ -54,7 +54,7 @@ def read_recipes(content: Any) -> tuple[Recipe, ...]:
 @cache
 def known_recipes() -> tuple[Recipe, ...]:
     """Return the recipes that ship with this package."""
-    return read_recipes(yaml.safe_load(RECIPES_FILE.read_text(encoding="utf-8")))
+    return read_recipes(read_yaml(RECIPES_FILE, list))
 
 
 def recipes_like(config: RunConfig) -> list[Recipe]:

@@ -65,7 +65,7 @@ class _Loaded(Generic[S]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Unreadable:
-    """A worker's result without a micro-batch. error: of a DataError; torch would wrap the error itself in a traceback."""
+    """The other result of a worker. error: the message of a DataError; torch would wrap the error in a traceback."""
 
     bad_rows: list[BadRow]
     error: str
@@ -73,8 +73,9 @@ class _Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPair(Generic[S]):
-    """What was read at a position. sample: of the pair `index`; None if the reader replaces nothing and it is unreadable.
+    """What was read at a position.
 
+    sample: of the pair `index`; None if it is unreadable and nothing replaces it (only reference/cache reads so).
     bad: index and reason of each unreadable pair that was tried before.
     """
 
