@@ -204,7 +204,7 @@ def test_the_noise_schedule_is_that_of_any_samplers_config(
 def test_flow_matching_is_refused(sdxl_copy: ModelConfig) -> None:
     FlowMatchEulerDiscreteScheduler().save_pretrained(Path(sdxl_copy.pretrained, "scheduler"))
     for read in (read_noise_schedule, drawing_scheduler):
-        with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler without beta_schedule"):
+        with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler has no beta_schedule"):
             read(sdxl_copy)
 
 
@@ -248,7 +248,7 @@ def test_the_latent_shape_is_that_of_an_encoded_image(sdxl: ModelConfig) -> None
 
 def test_an_unreadable_config_is_named(sdxl_copy: ModelConfig) -> None:
     path = Path(sdxl_copy.pretrained, "unet", "config.json")
-    for content, message in (("{", "not readable as JSON"), ("[]", "holds a list")):
+    for content, message in (("{", "cannot be read as JSON"), ("[]", "holds a list")):
         path.write_text(content)
         with pytest.raises(ModelError, match=f"unet/config.json: {message}"):
             load_denoiser(sdxl_copy, dtype=torch.float32)

@@ -46,7 +46,7 @@ def test_description_counts_elements():
         (
             ["atn2.*"],
             [],
-            r"model.train atn2.\* matches no parameter of this UNet; .* attn2.bias and attn2.weight",
+            r"model.train atn2.\* matches no parameter of this model; .* attn2.bias and attn2.weight",
         ),
         ([], ["conv_out.*"], r"model.freeze conv_out.\* matches no parameter.*conv_in.weight"),
         (["attn1"], [], r"model.train attn1 matches no .*attn1.weight and attn1.bias"),
