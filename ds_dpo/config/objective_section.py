@@ -1,4 +1,4 @@
-"""What every objective's section of the run configuration has, and automatic beta, which two of them share."""
+"""The base class of all objectives' sections, and automatic beta, which two of them share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from ds_dpo.config.base import Section, identity_field
 
-# What an objective needs of the reference: nothing, two errors a pair, or its predictions.
+# What an objective needs from the reference: nothing, two errors per pair, or its predictions.
 ReferenceNeed = Literal["none", "errors", "predictions"]
 
 # Automatic beta stays within beta / 10 and 10 beta unless the run says otherwise.
@@ -26,22 +26,22 @@ ERROR = "an error is a mean of squares over the latent's elements; no reference"
 
 
 def beta_field() -> Any:
-    """The same in every objective that has one."""
+    """Return the field of beta, the same in every objective that has one."""
     return identity_field(
-        "pull towards the reference, in the authors' unit: 1/2 beta is the factor of the difference between the "
-        "policy's and the reference's mean squared error",
+        "Pull towards the reference, in the authors' unit: beta / 2 multiplies the difference between the policy's and "
+        "the reference's mean squared error.",
         gt=0,
     )
 
 
 class ObjectiveSection(Section):
-    """All that is known of an objective without torch; its fields are the loss's keyword arguments.
+    """All facts about an objective that need no torch; its fields are the loss's keyword arguments.
 
-    title: what a model card calls it. paper: its address; None where there is none. builds_on_dpo: its loss is a
-    function of Diffusion-DPO's logit, so a model card cites that paper too. recipe_group: objectives of one group are
-    compared with each other's recipes; None: with its own alone. takes_soft_targets: a label may be a probability.
-    statistic_fields: fields that are no arguments of the loss, but options of the statistic that changes some of them.
-    also_named: names of its fields in other training scripts.
+    title: its name in a model card. paper: the paper's address, None without one. builds_on_dpo: its loss is a function
+    of Diffusion-DPO's logit, so that a model card also cites that paper. recipe_group: objectives of one group share
+    recipes; None: the objective has only its own. takes_soft_targets: a label may be a probability. statistic_fields:
+    fields that are not arguments of the loss, but options of the statistic that changes some arguments. also_named:
+    names of its fields in other training scripts.
     """
 
     title: ClassVar[str]
@@ -68,28 +68,28 @@ class ObjectiveSection(Section):
         return self.model_dump(exclude={"type", *self.statistic_fields})
 
     def sentences(self) -> list[str]:
-        """Return what a start prints of the objective, a line each."""
+        """Return the lines on the objective that a start prints."""
         return [f"objective: {self.formula()}"]
 
 
 class AutomaticBetaFields(ObjectiveSection):
-    """Beta, which may follow the gaps of the steps before."""
+    """Beta, which may follow the gaps of earlier steps."""
 
     statistic_fields: ClassVar[frozenset[str]] = frozenset(
         {"target_gradient_factor", "beta_min", "beta_max", "gap_decay"}
     )
     beta: float = beta_field()
     target_gradient_factor: float | None = identity_field(
-        "automatic beta, from the given one on: a pair with the mean |difference| of the steps before then pulls with "
-        "this share of its gradient, sigmoid(-u); none: beta is fixed",
+        "Adapt beta during training, starting at objective.beta: a pair with the mean |difference| of earlier steps "
+        "keeps this share of its gradient, sigmoid(-u) (beta is fixed if unset).",
         default=None,
         gt=0,
         lt=0.5,
     )
-    beta_min: float | None = identity_field("least automatic beta; none: a tenth of beta", default=None, gt=0)
-    beta_max: float | None = identity_field("largest automatic beta; none: 10 x beta", default=None, gt=0)
+    beta_min: float | None = identity_field("Smallest automatic beta (a tenth of beta if unset).", default=None, gt=0)
+    beta_max: float | None = identity_field("Largest automatic beta (10 x beta if unset).", default=None, gt=0)
     gap_decay: float = identity_field(
-        "share of automatic beta's running mean that a step keeps; 0: the last step alone",
+        "Share of automatic beta's running mean that each step keeps (0: only the last step counts).",
         default=GAP_DECAY,
         ge=0,
         lt=1,
@@ -97,20 +97,20 @@ class AutomaticBetaFields(ObjectiveSection):
 
     @property
     def beta_bounds(self) -> tuple[float, float]:
-        """Between which automatic beta stays."""
+        """The smallest and the largest automatic beta."""
         least = self.beta / BETA_RANGE if self.beta_min is None else self.beta_min
         return least, self.beta * BETA_RANGE if self.beta_max is None else self.beta_max
 
     def sentences(self) -> list[str]:
-        """Add a line on automatic beta, where it is on."""
+        """Add a line on automatic beta, if it is on."""
         if self.target_gradient_factor is None:
             return super().sentences()
         least, largest = self.beta_bounds
         return [
             *super().sentences(),
-            f"automatic beta: from {self.beta:g} on it follows the mean |difference| of the steps before, within "
-            f"{least:g} and {largest:g}, so that a pair with that difference has {self.target_gradient_factor:g} of "
-            "its gradient left",
+            f"automatic beta: it starts at {self.beta:g} and follows the mean |difference| of earlier steps, from "
+            f"{least:g} to {largest:g}, so that a pair with that difference keeps {self.target_gradient_factor:g} of "
+            "its gradient",
         ]
 
     @model_validator(mode="after")
@@ -122,13 +122,13 @@ class AutomaticBetaFields(ObjectiveSection):
             for name, value in ignored.items():
                 if value is not None:
                     raise ValueError(
-                        f"objective.{name} {value:g} has no effect on a fixed beta; give target_gradient_factor too, "
-                        "such as 0.2"
+                        f"objective.{name} {value:g} has no effect on a fixed beta; also set "
+                        "objective.target_gradient_factor, such as 0.2"
                     )
         least, largest = self.beta_bounds
         if not least <= self.beta <= largest:
             raise ValueError(
-                f"objective.beta {self.beta:g}, where automatic beta starts, is not within beta_min {least:g} and "
+                f"objective.beta {self.beta:g}, at which automatic beta starts, must be from beta_min {least:g} to "
                 f"beta_max {largest:g}"
             )
         return self

@@ -1,7 +1,7 @@
-"""The objectives: of each a class with its options, its formula in words, its title and its paper.
+"""The objectives: a class for each, with its options, its formula in words, its title and its paper.
 
-To add one: a class here that joins ObjectiveConfig, a loss with its row in objectives/losses.py, and a test against
-numbers derived by hand.
+To add one, write a class here that joins ObjectiveConfig, a loss with its row in objectives/losses.py, and a test
+against numbers derived by hand.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class DpoConfig(AutomaticBetaFields):
     recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
     also_named: ClassVar[Mapping[str, str]] = {"beta_dpo": "beta", "label_smoothing": "label_smoothing"}
-    type: Literal["dpo"] = identity_field("the loss", default="dpo")
+    type: Literal["dpo"] = identity_field("Loss of preference pairs.", default="dpo")
     label_smoothing: float = identity_field(
-        "share of labels taken to be wrong (conservative DPO)", default=0.0, ge=0, lt=0.5
+        "Assumed share of wrong labels (conservative DPO).", default=0.0, ge=0, lt=0.5
     )
 
     def formula(self) -> str:
-        smoothing = f", {self.label_smoothing:g} of labels taken to be wrong" if self.label_smoothing else ""
+        smoothing = f", with {self.label_smoothing:g} of labels assumed wrong" if self.label_smoothing else ""
         return (
             f"dpo, beta {self.beta:g}: loss = -log sigmoid(-{self.beta / 2:g} x difference){smoothing}, where "
             f"{DIFFERENCE}"
@@ -55,12 +55,12 @@ class IpoConfig(ObjectiveSection):
     builds_on_dpo: ClassVar[bool] = True
     recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
-    type: Literal["ipo"] = identity_field("the loss", default="ipo")
+    type: Literal["ipo"] = identity_field("Loss of preference pairs.", default="ipo")
     beta: float = beta_field()
 
     def formula(self) -> str:
         return (
-            f"ipo, beta {self.beta:g}: loss = (-{self.beta / 2:g} x difference - 1/2)^2, least at a difference of "
+            f"ipo, beta {self.beta:g}: loss = (-{self.beta / 2:g} x difference - 1/2)^2, smallest at a difference of "
             f"-{1 / self.beta:g}, where {DIFFERENCE}"
         )
 
@@ -73,13 +73,13 @@ class HingeConfig(ObjectiveSection):
     builds_on_dpo: ClassVar[bool] = True
     recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
-    type: Literal["hinge"] = identity_field("the loss", default="hinge")
+    type: Literal["hinge"] = identity_field("Loss of preference pairs.", default="hinge")
     beta: float = beta_field()
 
     def formula(self) -> str:
         return (
-            f"hinge, beta {self.beta:g}: loss = max(0, 1 + {self.beta / 2:g} x difference), 0 from a difference of "
-            f"-{2 / self.beta:g} on, where {DIFFERENCE}"
+            f"hinge, beta {self.beta:g}: loss = max(0, 1 + {self.beta / 2:g} x difference), 0 below a difference of "
+            f"-{2 / self.beta:g}, where {DIFFERENCE}"
         )
 
 
@@ -92,10 +92,10 @@ class DmpoConfig(ObjectiveSection):
     recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
     also_named: ClassVar[Mapping[str, str]] = {"dmpo_alpha": "alpha"}
-    type: Literal["dmpo"] = identity_field("the loss", default="dmpo")
+    type: Literal["dmpo"] = identity_field("Loss of preference pairs.", default="dmpo")
     beta: float = beta_field()
     alpha: float = identity_field(
-        "probability that a label is wrong: the policy is to prefer the chosen image with 1 - alpha",
+        "Assumed probability of a wrong label: the policy should prefer the chosen image with probability 1 - alpha.",
         default=0.01,
         gt=0,
         lt=0.5,
@@ -109,7 +109,7 @@ class DmpoConfig(ObjectiveSection):
 
 
 class SdpoConfig(AutomaticBetaFields):
-    """Diffusion-SDPO: dpo whose pull on the rejected image spares the chosen one."""
+    """Diffusion-SDPO: dpo whose push away from the rejected image spares the chosen one."""
 
     title: ClassVar[str] = "Diffusion-SDPO, which safeguards the preferred image"
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2511.03317"
@@ -117,9 +117,9 @@ class SdpoConfig(AutomaticBetaFields):
     recipe_group: ClassVar[str | None] = LOGIT_GROUP
     takes_soft_targets: ClassVar[bool] = True
     also_named: ClassVar[Mapping[str, str]] = {"winner_preserving_mu": "mu"}
-    type: Literal["sdpo"] = identity_field("the loss", default="sdpo")
+    type: Literal["sdpo"] = identity_field("Loss of preference pairs.", default="sdpo")
     mu: float = identity_field(
-        "share of the chosen image's own descent that the rejected one must leave; 1: it may take nothing from it",
+        "Share of the chosen image's own descent that the rejected image's gradient must leave (1: all of it).",
         default=0.6,
         ge=0,
         le=1,
@@ -143,19 +143,19 @@ class KtoConfig(ObjectiveSection):
         "lambda_d_kto": "desirable_weight",
         "lambda_u_kto": "undesirable_weight",
     }
-    type: Literal["kto"] = identity_field("the loss", default="kto")
+    type: Literal["kto"] = identity_field("Loss of preference pairs.", default="kto")
     beta: float = beta_field()
     utility: Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"] = identity_field(
-        "what an image is worth by how far the policy has moved towards it", default="sigmoid"
+        "Utility of an image as a function of how far the policy has moved towards it.", default="sigmoid"
     )
-    desirable_weight: float = identity_field("factor of the chosen images' losses", default=1.0, ge=0)
-    undesirable_weight: float = identity_field("factor of the rejected images' losses", default=1.0, ge=0)
+    desirable_weight: float = identity_field("Factor of the chosen images' losses.", default=1.0, ge=0)
+    undesirable_weight: float = identity_field("Factor of the rejected images' losses.", default=1.0, ge=0)
 
     def formula(self) -> str:
         return (
             f"kto, beta {self.beta:g}: loss = ({self.desirable_weight:g} x (1 - h of the chosen image) + "
             f"{self.undesirable_weight:g} x (1 - h of the rejected)) / 2, where h is the utility {self.utility} of "
-            f"{self.beta / 2:g} x (reference - policy error - the mean of that over the step before, if above 0); an "
+            f"{self.beta / 2:g} x (reference - policy error - the mean of that over the previous step, if above 0); an "
             "error is a mean of squares over the latent's elements"
         )
 
@@ -176,13 +176,17 @@ class MapoConfig(ObjectiveSection):
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2406.06424"
     reference_need: ClassVar[ReferenceNeed] = "none"
     also_named: ClassVar[Mapping[str, str]] = {"beta_mapo": "ratio_weight", "snr_value": "snr_value"}
-    type: Literal["mapo"] = identity_field("the loss", default="mapo")
+    type: Literal["mapo"] = identity_field("Loss of preference pairs.", default="mapo")
     ratio_weight: float = identity_field(
-        "factor of the term that sets chosen and rejected apart, beside the chosen image's error", default=0.1, gt=0
+        "Factor of the term that separates chosen from rejected; it is added to the chosen image's error.",
+        default=0.1,
+        gt=0,
     )
-    snr_value: float = identity_field("s in an image's score s m / (exp(s m) - 1) of its error m", default=0.5, gt=0)
+    snr_value: float = identity_field(
+        "The s in an image's score s m / (exp(s m) - 1) of its error m.", default=0.5, gt=0
+    )
     score_scale: float = identity_field(
-        "factor of the difference of scores; the authors take the number of training timesteps", default=1000.0, gt=0
+        "Factor of the difference of scores; the authors use the number of training timesteps.", default=1000.0, gt=0
     )
 
     def formula(self) -> str:
@@ -200,9 +204,11 @@ class OrpoConfig(ObjectiveSection):
     paper: ClassVar[str | None] = "https://arxiv.org/abs/2403.07691"
     reference_need: ClassVar[ReferenceNeed] = "none"
     also_named: ClassVar[Mapping[str, str]] = {"beta_orpo": "ratio_weight"}
-    type: Literal["orpo"] = identity_field("the loss", default="orpo")
+    type: Literal["orpo"] = identity_field("Loss of preference pairs.", default="orpo")
     ratio_weight: float = identity_field(
-        "factor of the term that sets chosen and rejected apart, beside the chosen image's error", default=0.1, gt=0
+        "Factor of the term that separates chosen from rejected; it is added to the chosen image's error.",
+        default=0.1,
+        gt=0,
     )
 
     def formula(self) -> str:
@@ -218,10 +224,10 @@ class DspoConfig(ObjectiveSection):
     paper: ClassVar[str | None] = "https://openreview.net/forum?id=xyfb9HHvMe"
     builds_on_dpo: ClassVar[bool] = True
     reference_need: ClassVar[ReferenceNeed] = "predictions"
-    type: Literal["dspo"] = identity_field("the loss", default="dspo")
+    type: Literal["dspo"] = identity_field("Loss of preference pairs.", default="dspo")
     beta: float = beta_field()
     shift: float | None = identity_field(
-        "how far dspo's target is moved away from the reference; none: by beta, as in the authors' code",
+        "Factor by which the target is moved away from the reference (beta if unset, as in the authors' code).",
         default=None,
         gt=0,
         lt=1,
@@ -238,8 +244,8 @@ class DspoConfig(ObjectiveSection):
     def the_target_is_moved_by_less_than_the_whole_way(self) -> DspoConfig:
         if self.shift is None and self.beta >= 1:
             raise ValueError(
-                f"objective.beta {self.beta:g} is dspo's shift, too, and from 1 on the chosen image's error rises; "
-                "give objective.shift, such as 0.05, beside it, or a beta below 1, such as the authors' 0.001 (SD1.5)"
+                f"objective.beta {self.beta:g} is also dspo's shift, and with a shift of 1 or more the chosen image's "
+                "error rises; also set objective.shift, such as 0.05, or a beta below 1, such as 0.001 (SD1.5)"
             )
         return self
 
@@ -250,7 +256,7 @@ class SftConfig(ObjectiveSection):
     title: ClassVar[str] = "fine-tuning on the preferred images alone (no preference objective)"
     paper: ClassVar[str | None] = None
     reference_need: ClassVar[ReferenceNeed] = "none"
-    type: Literal["sft"] = identity_field("the loss", default="sft")
+    type: Literal["sft"] = identity_field("Loss of preference pairs.", default="sft")
 
     def formula(self) -> str:
         return f"sft: loss = chosen error; {ERROR}"

@@ -1,4 +1,4 @@
-"""The run configuration's section on what is added to the objective's loss."""
+"""The section on terms that are added to the objective's loss."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from ds_dpo.config.base import Section, identity_field
 
 
 class TermsConfig(Section):
-    """What is added to the objective's loss of each pair. also_named: names of its fields in other scripts."""
+    """Terms that are added to the objective's loss of each pair. also_named: names of its fields in other scripts."""
 
     also_named: ClassVar[Mapping[str, str]] = {"sft_loss_weight": "sft_weight", "anchor_alpha": "anchor_weight"}
-    sft_weight: float = identity_field("factor of the chosen image's squared error", default=0.0, ge=0)
+    sft_weight: float = identity_field(
+        "Factor of the chosen image's squared error, which is added to the loss (0: off).", default=0.0, ge=0
+    )
     anchor_weight: float = identity_field(
-        "factor of 1/2 the mean squared distances between policy and reference on both images", default=0.0, ge=0
+        "Factor of half the sum of both images' mean squared distances between policy and reference, added to the loss "
+        "(0: off).",
+        default=0.0,
+        ge=0,
     )
 
     def sentences(self) -> list[str]:
-        """Return what a start prints of the terms: a line, or nothing where none is added."""
+        """Return the line on the terms that a start prints, or no line without terms."""
         parts = []
         if self.sft_weight:
             parts.append(f"{self.sft_weight:g} x chosen error")
@@ -27,4 +32,4 @@ class TermsConfig(Section):
                 f"{self.anchor_weight / 2:g} x (mean squared distance between policy and reference on the chosen image "
                 "+ that on the rejected)"
             )
-        return [f"terms: the loss has further + {' + '.join(parts)}"] if parts else []
+        return [f"terms added to the loss: {' + '.join(parts)}"] if parts else []

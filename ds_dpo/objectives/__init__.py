@@ -1,3 +1,1 @@
-"""Preference losses: errors of pairs in, one loss per pair out; pure functions and what they need of the steps
-before.
-"""
+"""Preference losses: pure functions from errors of pairs to one loss per pair, and statistics of earlier steps."""

@@ -1,12 +1,12 @@
-"""Preference objectives: errors of pairs in, one loss per pair out; nothing here knows ranks, logs or configs.
+"""Preference objectives: functions from errors of pairs to one loss per pair, without ranks, logs or configuration.
 
 Legend: B pairs; errors and differences as in pair_errors. In formulas, w is the chosen and l the rejected image, m the
 policy's error, r the reference's, D = (m_w - r_w) - (m_l - r_l) the gap, and u = -beta/2 D, so that beta has one unit
-throughout: that of the authors' code (SalesforceAIResearch/DiffusionDPO). p is a pair's target probability: that its
+everywhere: that of the authors' code (SalesforceAIResearch/DiffusionDPO). p is a pair's target probability: that its
 chosen image is the better one.
 
-To add an objective: a class in config/objectives.py whose fields are the loss's keyword arguments, the loss and its row
-in OBJECTIVES here, and a test against numbers derived by hand.
+To add an objective, write a class in config/objectives.py whose fields are the loss's keyword arguments, the loss and
+its row in OBJECTIVES here, and a test against numbers derived by hand.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def preference_logit(errors: PairErrors, *, beta: float) -> Tensor:
 def dpo(errors: PairErrors, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Diffusion-DPO loss of each pair, (B,): -log sigmoid(-beta/2 ((m_w - r_w) - (m_l - r_l))).
 
-    beta: inverse temperature on mean errors, 2000 to 5000 in the authors' runs. label_smoothing: the share of
-    labels taken to be wrong, 0 to 0.5 (cDPO). A pair whose target probability p is below 1, such as a tie with 0.5,
+    beta: inverse temperature on mean errors, 2000 to 5000 in the authors' runs. label_smoothing: assumed
+    share of wrong labels, 0 to 0.5 (cDPO). A pair whose target probability p is below 1, such as a tie with 0.5,
     has the cross-entropy with p: the loss of the swapped pair gets the weight 1 - p.
     Source: arXiv:2311.12908, with the factor 1/2 of the authors' code (SalesforceAIResearch/DiffusionDPO, train.py).
     """
@@ -62,10 +62,10 @@ def dpo(errors: PairErrors, *, beta: float, label_smoothing: float = 0.0) -> Ten
 
 
 def ipo(errors: PairErrors, *, beta: float) -> Tensor:
-    """IPO loss of each pair, (B,): p (u - 1/2)^2 + (1 - p) (u + 1/2)^2, least at u = p - 1/2.
+    """IPO loss of each pair, (B,): p (u - 1/2)^2 + (1 - p) (u + 1/2)^2, smallest at u = p - 1/2.
 
     The paper's (h - 1/(2 tau))^2 with tau = beta and u = beta h, times beta^2: the gradient at u = 0 is then -1, twice
-    dpo's, at any beta, and a learning rate fits both.
+    dpo's, at any beta, so that one learning rate suits both.
     Source: arXiv:2310.12036, eq. 17.
     """
     logit = preference_logit(errors, beta=beta)
@@ -73,7 +73,7 @@ def ipo(errors: PairErrors, *, beta: float) -> Tensor:
 
 
 def hinge(errors: PairErrors, *, beta: float) -> Tensor:
-    """Hinge loss of each pair, (B,): p max(0, 1 - u) + (1 - p) max(0, 1 + u); a pair with u above 1 pulls no more.
+    """Hinge loss of each pair, (B,): p max(0, 1 - u) + (1 - p) max(0, 1 + u); a pair with u above 1 has no gradient.
 
     Source: arXiv:2305.10425 (SLiC-HF), eq. 2, on dpo's logit as in huggingface/diffusers, train_diffusion_dpo.py.
     """
@@ -84,22 +84,22 @@ def hinge(errors: PairErrors, *, beta: float) -> Tensor:
 def dmpo(errors: PairErrors, *, beta: float, alpha: float = 0.01) -> Tensor:
     """DMPO loss of each pair, (B,): KL(Bernoulli(sigmoid(u)) || Bernoulli(q)), with q the label's probability.
 
-    q = 1 - alpha of a certain label, p (1 - alpha) + (1 - p) alpha of an uncertain one; the loss is least, 0, where
-    sigmoid(u) = q. The gradient by u is s (1 - s) (u - logit q), s = sigmoid(u): it fades on both sides.
+    q = 1 - alpha for a certain label, p (1 - alpha) + (1 - p) alpha for an uncertain one; the smallest loss is 0, at
+    sigmoid(u) = q. The gradient by u is s (1 - s) (u - logit q), s = sigmoid(u): it vanishes on both sides.
     Source: arXiv:2507.07510, as in AIDC-AI/Diffusion-SDPO, train.py.
     """
     logit = preference_logit(errors, beta=beta)
     target = errors.target_probability
     right = target * (1 - alpha) + (1 - target) * alpha
     wrong = target * alpha + (1 - target) * (1 - alpha)
-    # sigmoid(-u), its logarithm and `wrong` by themselves, not as 1 less the other: exact in both tails
+    # sigmoid(-u), its logarithm and `wrong` are computed directly, not as 1 - the other: exact in both tails
     preferred = torch.sigmoid(logit) * (logsigmoid(logit) - right.log())
     dispreferred = torch.sigmoid(-logit) * (logsigmoid(-logit) - wrong.log())
     return preferred + dispreferred
 
 
 def sdpo(errors: PairErrors, *, beta: float, mu: float = 0.6) -> Tensor:
-    """Diffusion-SDPO loss of each pair, (B,): the value of dpo, its gradient through the rejected image times lambda.
+    """Diffusion-SDPO loss of each pair, (B,): dpo with its gradient through the rejected image times lambda.
 
     Source: arXiv:2511.03317; the authors' code has one lambda for all pairs that a rank holds at once.
     """
@@ -113,7 +113,7 @@ def rejected_gradient_scale(errors: PairErrors, *, mu: float) -> Tensor:
     """Return sdpo's lambda of each pair, (B,) in 0..1, without gradient.
 
     With a and b the gradients of the chosen and the rejected error by the prediction, a step along -a + lambda b leaves
-    at least mu of the chosen image's own descent: lambda = min(1, (1 - mu) |a|^2 / (a . b)) where a . b > 0, else 1.
+    at least mu of the chosen image's own descent: lambda = min(1, (1 - mu) |a|^2 / (a . b)) if a . b > 0, else 1.
     |a|^2 / (a . b) is m_w / residual_product.
     """
     product = errors.residual_product
@@ -134,8 +134,8 @@ def kto(
     """Diffusion-KTO loss of each pair, (B,): the mean of both images' weight x (1 - utility(beta/2 (g - baseline))).
 
     g = r - m is how far the policy has moved towards an image; the chosen one is desirable, the rejected one not.
-    utility: a name in kto_utilities.UTILITIES. baseline: the mean of g over the step before, at least 0
-    (objective_statistics.KtoBaseline).
+    utility: a name in kto_utilities.UTILITIES. baseline: the mean of g over the previous step, at least 0
+    (statistics.KtoBaseline).
     Source: arXiv:2404.04465; jacklishufan/diffusion-kto has no 1/2, so its beta 1000 is 2000 here.
     """
     worth = UTILITIES[utility]
@@ -148,8 +148,8 @@ def dspo(errors: PairErrors, *, beta: float, shift: float | None = None) -> Tens
     """DSPO loss of each pair, (B,): mean of (p_w - t_w - c (p_w - q_w))^2 with c = shift (1 - sigmoid(u)).
 
     p is the policy's prediction, q the reference's, t the target. shift: below 1, else the chosen image's error rises:
-    the loss is least where p = t + c (t - q) / (1 - c). None: beta, as in the authors' code. It is computed as
-    m_w - c (d + s) + c^2 s, where d = m_w - r_w and s = mean (p_w - q_w)^2, since mean (p - q)(p - t) is (d + s) / 2.
+    the loss is smallest at p = t + c (t - q) / (1 - c). None: beta, as in the authors' code. It is computed as
+    m_w - c (d + s) + c^2 s, where d = m_w - r_w and s = mean (p_w - q_w)^2, because mean (p - q)(p - t) is (d + s) / 2.
     Source: openreview.net/forum?id=xyfb9HHvMe; huaishengzhu/DSPO, train.py, its SD1.5 branch.
     """
     distance = errors.chosen_distance
@@ -176,20 +176,20 @@ def mapo(
 def _score(x: Tensor) -> Tensor:
     """Return x / (exp(x) - 1) for x of 0 and above, 1 at 0, with a gradient that is exact and finite everywhere."""
     is_small = x < 0.25
-    # Bernoulli's numbers; the next term is below 3e-14
+    # a series with Bernoulli's numbers; its next term is below 3e-14
     small = torch.where(is_small, x, 0.0)
     square = small.square()
     series = 1 - small / 2 + square * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
-    # what is not chosen must have a finite gradient too; exp(-x) does not overflow
+    # the branch that is not used must also have a finite gradient; exp(-x) does not overflow
     large = torch.where(is_small, 1.0, x)
     return torch.where(is_small, series, large * (-large).exp() / -torch.expm1(-large))
 
 
 def orpo(errors: PairErrors, *, ratio_weight: float = 0.1) -> Tensor:
-    """ORPO loss of each pair, (B,): m_w - ratio_weight log sigmoid(m_l - m_w), -m standing for an image's log-odds.
+    """ORPO loss of each pair, (B,): m_w - ratio_weight log sigmoid(m_l - m_w), with -m as an image's log-odds.
 
-    huggingface/diffusers' diffusion_orpo has the difference the other way round, so that it draws the policy to the
-    rejected image, too.
+    huggingface/diffusers' diffusion_orpo has the opposite difference, so that it also draws the policy to the rejected
+    image.
     Source: arXiv:2403.07691, eq. 6 and 7; the form without a likelihood is that of diffusers' example.
     """
     return errors.policy_chosen_error - ratio_weight * logsigmoid(
@@ -198,7 +198,7 @@ def orpo(errors: PairErrors, *, ratio_weight: float = 0.1) -> Tensor:
 
 
 def sft(errors: PairErrors) -> Tensor:
-    """Supervised fine-tuning on the chosen image alone: its squared error, (B,); rejected images play no part.
+    """Supervised fine-tuning on the chosen image alone: its squared error, (B,); rejected images are not used.
 
     Source: arXiv:2006.11239, eq. 14, as in the --sft branch of SalesforceAIResearch/DiffusionDPO, train.py.
     """
@@ -206,7 +206,7 @@ def sft(errors: PairErrors) -> Tensor:
 
 
 def anchor(errors: PairErrors) -> Tensor:
-    """A further term: half the mean squared distances between policy and reference on both images, (B,).
+    """Return a further term: half the sum of both images' mean squared distances between policy and reference, (B,).
 
     Source: anchor_alpha of bghira/SimpleTuner's Flow-DPO.
     """
@@ -214,15 +214,15 @@ def anchor(errors: PairErrors) -> Tensor:
 
 
 def _expected(errors: PairErrors, of_label: Tensor, of_swapped: Tensor) -> Tensor:
-    """Return the mean of a loss over what the label may be."""
+    """Return the mean of a loss over both possible labels."""
     return errors.target_probability * of_label + (1 - errors.target_probability) * of_swapped
 
 
-# ---- what a log shows ----
+# ---- quantities for the log ----
 
 
 def dpo_quantities(errors: PairErrors, *, beta: float, label_smoothing: float = 0.0) -> Mapping[str, Tensor]:
-    """gradient_factor: sigmoid(-u), the share of its largest gradient with which a pair still pulls."""
+    """Return gradient_factor: sigmoid(-u), the share of a pair's largest gradient that is left."""
     return {"gradient_factor": torch.sigmoid(-preference_logit(errors, beta=beta))}
 
 
@@ -239,12 +239,12 @@ def sdpo_quantities(errors: PairErrors, *, beta: float, mu: float = 0.6) -> Mapp
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A loss and what it must be given beside the policy's errors of the chosen images.
+    """A loss and what it needs besides the policy's errors of the chosen images.
 
-    loss: of errors and keyword arguments. uses_rejected: rejected images. reference: nothing of it, its errors, or its
-    predictions, which the distances are made of. uses_residual_product: sdpo's. quantities: what a log shows beside
-    what it shows of every objective, by name in metrics.METRICS, from the same arguments. statistic: gives some
-    arguments the values that the steps before left.
+    loss: function of errors and keyword arguments. uses_rejected: needs rejected images. reference: needs nothing, its
+    errors, or its predictions, from which the distances are computed. uses_residual_product: needs sdpo's product.
+    quantities: further quantities for the log, by name in metrics.METRICS, from the same arguments. statistic: sets
+    some arguments from earlier steps.
     """
 
     loss: Callable[..., Tensor]
@@ -260,7 +260,7 @@ class Objective:
 
 
 def _row(config: type[ObjectiveSection], loss: Callable[..., Tensor], **more: Any) -> tuple[str, Objective]:
-    """Return an objective under its name; what it needs of the reference is said in its config class alone."""
+    """Return an objective under its name; its config class states what it needs from the reference."""
     return config.name(), Objective(loss=loss, reference=config.reference_need, **more)
 
 

@@ -1,7 +1,7 @@
-"""The numbers of a pair that every objective is a function of.
+"""The errors of pairs, from which every objective is computed.
 
 Legend: B pairs. "Error" is an image's squared error, the mean over C,H,W, fp32. "Difference" is the policy's
-error minus the reference's; below 0 means that the policy has moved towards the image. In formulas, w is the
+error minus the reference's; it is below 0 if the policy has moved towards the image. In formulas, w is the
 chosen and l the rejected image, m the policy's error and r the reference's.
 """
 
@@ -26,10 +26,10 @@ Quantity = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class PairErrors:
-    """The errors of B pairs, each (B,) fp32: of the chosen images always, and what else the objective asked for.
+    """The errors of B pairs, each (B,) fp32: those of the chosen images, and others that the objective asks for.
 
-    target_probability: probability that the chosen image is the better one. asked_for: read it by the properties, which
-    raise LookupError where a quantity is missing.
+    target_probability: probability that the chosen image is the better one. asked_for: the properties read it and raise
+    LookupError if a quantity is missing.
     """
 
     policy_chosen_error: Tensor
@@ -60,7 +60,7 @@ class PairErrors:
     def residual_product(self) -> Tensor:
         """The mean of (policy - target of the chosen) x (policy - target of the rejected), without gradient.
 
-        Times 4 over the number of elements it is the inner product of both errors' gradients by the prediction.
+        Times 4 / (number of elements), it is the inner product of both errors' gradients by the prediction.
         """
         return self._quantity("residual_product")
 

@@ -1,7 +1,7 @@
-"""What an objective takes from the steps before: numbers of previous whole optimizer steps, never of a micro-batch.
+"""Statistics of earlier whole optimizer steps that an objective uses, never those of a micro-batch.
 
-Each is a part of the run: it sees the reduced means of a step, so it is the same on every rank and for every cut of a
-step into micro-batches, and its state is in every checkpoint. A mean that is not finite leaves it as it was.
+Each is a part of the run: it gets the reduced means of a step, so that it is the same on every rank and for every
+division of a step into micro-batches, and every checkpoint has its state. A mean that is not finite does not change it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Statistic(Protocol):
     """The present values of some keyword arguments of a loss."""
 
     def options(self) -> Mapping[str, float]:
-        """Return them by name; they change only between optimizer steps."""
+        """Return the values by name; they change only between optimizer steps."""
         ...
 
 
@@ -38,10 +38,10 @@ class ObjectiveStatistic(RunPart, ABC):
 
 
 class KtoBaseline(ObjectiveStatistic):
-    """kto's `baseline`: the mean of g = reference error - policy error over all images of the step before, at least 0.
+    """kto's `baseline`: the mean of g = reference error - policy error over the previous step's images, at least 0.
 
-    It stands for the divergence of policy and reference: 0 until a step is over.
-    Source: arXiv:2402.01306, eq. 8 with its clamp; jacklishufan/diffusion-kto takes the mean of the micro-batch itself.
+    It represents the divergence of policy and reference, and is 0 in the first step.
+    Source: arXiv:2402.01306, eq. 8 with its clamp; jacklishufan/diffusion-kto uses the mean of the micro-batch itself.
     """
 
     name = "kto_baseline"
@@ -57,7 +57,7 @@ class KtoBaseline(ObjectiveStatistic):
         return {"baseline": self._baseline}
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Take in a step's mean differences; returns the baseline that the step itself used."""
+        """Update from a step's mean differences; returns the baseline that the step itself used."""
         used = self._baseline
         mean = -0.5 * (metrics["chosen_difference"] + metrics["rejected_difference"])
         if math.isfinite(mean):
@@ -74,10 +74,10 @@ class KtoBaseline(ObjectiveStatistic):
 class AutomaticBeta(ObjectiveStatistic):
     """`beta` such that a pair with the running mean of |gap| has a given gradient factor.
 
-    A pair that the policy tells apart by d, gap = -d, has u = beta d / 2 and the factor sigmoid(-u); this is f where
-    beta d / 2 = logit(1 - f), so beta = 2 logit(1 - f) / d, then clamped. Before any gap is above 0, as in the first
-    step, where policy and reference are equal, it is the start value.
-    Source: auto_beta of bghira/SimpleTuner's Flow-DPO, there with the mean of a micro-batch.
+    A pair with gap = -d has u = beta d / 2 and the factor sigmoid(-u), which is f if beta d / 2 = logit(1 - f): so
+    beta = 2 logit(1 - f) / d, clamped. It is the start value until a gap is above 0, because in the first step policy
+    and reference are equal.
+    Source: auto_beta of bghira/SimpleTuner's Flow-DPO, which uses the mean of a micro-batch.
     """
 
     name = "automatic_beta"
@@ -85,7 +85,7 @@ class AutomaticBeta(ObjectiveStatistic):
     def __init__(
         self, *, beta: float, target_gradient_factor: float, beta_min: float, beta_max: float, gap_decay: float
     ) -> None:
-        """Begin with beta. gap_decay: the share of the running mean that a step keeps; 0: the last step alone."""
+        """Begin with beta. gap_decay: share of the running mean that a step keeps; 0: only the last step counts."""
         self._start = beta
         self._logit = math.log1p(-target_gradient_factor) - math.log(target_gradient_factor)
         self._beta_min, self._beta_max, self._gap_decay = beta_min, beta_max, gap_decay
@@ -114,7 +114,7 @@ class AutomaticBeta(ObjectiveStatistic):
         return min(self._beta_max, max(self._beta_min, 2 * self._logit / self._mean_absolute_gap))
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Take in a step's mean |gap|; returns the beta that the step itself used."""
+        """Update from a step's mean |gap|; returns the beta that the step itself used."""
         used = self._beta()
         gap = metrics["absolute_margin"]
         if math.isfinite(gap):

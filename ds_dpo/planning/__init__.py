@@ -1,1 +1,1 @@
-"""What a run amounts to before it starts: in words, against known recipes; memory, time and bytes next."""
+"""Describe a run before it starts: in words, and compared with known recipes."""

@@ -1,4 +1,4 @@
-"""A whole run in words: what its numbers amount to, before it starts."""
+"""Describe a whole run in words before it starts."""
 
 from __future__ import annotations
 

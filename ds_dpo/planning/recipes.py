@@ -1,4 +1,4 @@
-"""Settings that have been trained with, read from assets/recipes.yaml, and what of a run is far from all of them."""
+"""Published settings, read from assets/recipes.yaml, and the values of a run that are far from all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAR = 10.0  # a value this many times from every recipe's is far
 
 
 class Recipe(BaseModel):
-    """One setting; the head of assets/recipes.yaml says what its fields mean. None: left to the user."""
+    """One setting; the head of assets/recipes.yaml explains its fields. None: the source leaves it to the user."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     objective: str
@@ -34,15 +34,15 @@ class Recipe(BaseModel):
     def has_beta_as_its_objective_has(self) -> Recipe:
         section = OBJECTIVE_SECTIONS.get(self.objective)
         if section is None:
-            raise ValueError(f"objective {self.objective} is none of {', '.join(OBJECTIVE_SECTIONS)}")
+            raise ValueError(f"objective {self.objective} must be one of {', '.join(OBJECTIVE_SECTIONS)}")
         has_beta = "beta" in section.model_fields
         if has_beta != (self.beta is not None):
-            raise ValueError(f"beta {self.beta}: objective {self.objective} has {'one' if has_beta else 'none'}")
+            raise ValueError(f"beta {self.beta}: objective {self.objective} {'needs one' if has_beta else 'has none'}")
         return self
 
     @property
     def group(self) -> str:
-        """What it is compared by: its objective, or the group of objectives that share recipes."""
+        """Its objective, or the group of objectives that share recipes."""
         return OBJECTIVE_SECTIONS[self.objective].recipe_group or self.objective
 
 
@@ -53,12 +53,12 @@ def read_recipes(content: Any) -> tuple[Recipe, ...]:
 
 @cache
 def known_recipes() -> tuple[Recipe, ...]:
-    """Return the recipes that ship with this package."""
+    """Return the recipes in this package."""
     return read_recipes(read_yaml(RECIPES_FILE, list))
 
 
 def recipes_like(config: RunConfig) -> list[Recipe]:
-    """Return the known recipes that a run can be compared with: its objective's or group's, full or LoRA."""
+    """Return the known recipes that fit a run: those of its objective or group, for full training or for LoRA."""
     group = config.objective.recipe_group or config.objective.type
     trained = "full" if config.adapter.type == "none" else "lora"
     model = "miniature" if config.model.pretrained.startswith(f"{ASSET_PREFIX}assets/miniature") else "stable_diffusion"
@@ -70,7 +70,7 @@ def recipes_like(config: RunConfig) -> list[Recipe]:
 def far_from_recipes(config: RunConfig) -> list[str]:
     """Return a line for each of beta, learning rate and pairs per step that is more than 10x from every known recipe.
 
-    No line for a value that is near one, or that no recipe has.
+    There is no line for a value that no recipe has.
     """
     values = {
         "objective.beta": getattr(config.objective, "beta", None),
@@ -91,5 +91,5 @@ def far_from_recipes(config: RunConfig) -> list[str]:
 
 
 def _known(recipes: list[Recipe], name: str) -> Mapping[float, str]:
-    """Return the values that recipes have of a setting, each with a source."""
+    """Return the recipes' values of a setting, each with its source."""
     return {getattr(recipe, name): recipe.source for recipe in recipes if getattr(recipe, name) is not None}

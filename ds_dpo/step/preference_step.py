@@ -1,7 +1,7 @@
 """One micro-batch, from tensors to loss: the policy, the reference, their errors, the objective.
 
-Legend: B pairs; N = 2B images (all chosen, then all rejected), or N = B where the objective looks at chosen images
-alone; C,H,W latent.
+Legend: B pairs; N = 2B images (all chosen, then all rejected), or N = B if the objective uses only chosen images;
+C,H,W latent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StepOutput:
 
 
 class PreferenceStep:
-    """A function of a PreferenceBatch; it knows no DeepSpeed, no rank and no cadence."""
+    """A function of a PreferenceBatch, independent of DeepSpeed, ranks and cadence."""
 
     def __init__(
         self,
@@ -48,8 +48,7 @@ class PreferenceStep:
         """Join the parts.
 
         predict: calls the policy. reference: None if the objective uses none, or if each batch brings the reference's
-        errors. options: the loss's keyword arguments. statistic: gives some of them the values that the steps before
-        left.
+        errors. options: the loss's keyword arguments. statistic: sets some of them from earlier steps.
         """
         assert (reference is not None) or objective.reference != "predictions"
         self._policy, self._predict = policy, predict
@@ -65,14 +64,14 @@ class PreferenceStep:
 
     @property
     def reads_reference_errors(self) -> bool:
-        """Whether the batches bring the reference's errors, as no reference is at hand."""
+        """Whether the batches must bring the reference's errors, because there is no reference."""
         return self._objective.uses_reference and self._reference is None
 
     def __call__(self, batch: PreferenceBatch) -> StepOutput:
-        """Predict, compare and judge one micro-batch."""
+        """Predict and compare one micro-batch, and compute its loss."""
         errors = self.errors(batch)
         options = self._options if self._statistic is None else {**self._options, **self._statistic.options()}
-        # not divided by the weights' sum: the mean would then depend on how a step is cut into micro-batches
+        # not divided by the weights' sum: the mean would then depend on the micro-batches of a step
         pair_losses = self._objective.loss(errors, **options) * batch.weights
         quantities = {"loss": pair_losses, **_pair_quantities(errors)}
         if self._objective.quantities is not None:
@@ -90,7 +89,7 @@ class PreferenceStep:
         inputs = _noisy_inputs(batch, self._schedule, with_rejected=self._objective.uses_rejected)
         reference = None
         if self._objective.uses_reference and self._reference is not None:
-            # first, while no activations of the policy are held; and its backward pass directly follows its own forward
+            # first, without activations of the policy, whose backward pass then directly follows its forward pass
             reference = self._reference.predict(inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
         prediction = self._predict(self._policy, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
         policy_error = squared_error(prediction, inputs.target)
@@ -109,7 +108,7 @@ class PreferenceStep:
         )
 
     def _compared(self, prediction: Tensor, reference: Tensor, target: Tensor) -> dict[Quantity, Tensor]:
-        """Return what the objective asks for of both predictions, (N, C, H, W) each."""
+        """Return the quantities of both predictions, (N, C, H, W) each, that the objective asks for."""
         chosen_difference, rejected_difference = split_pair(paired_error_difference(prediction, reference, target))
         found: dict[Quantity, Tensor] = {
             "chosen_difference": chosen_difference,
@@ -121,7 +120,7 @@ class PreferenceStep:
 
     @torch.no_grad()
     def policy_errors(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """Return the policy's squared errors of chosen and rejected images, each (B,) fp32, weighted by nothing."""
+        """Return the policy's squared errors of chosen and rejected images, each (B,) fp32, without weights."""
         return squared_errors_of_pairs(self._policy, batch, self._schedule, predict=self._predict)
 
     @torch.no_grad()
@@ -137,7 +136,7 @@ def squared_errors_of_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Return a denoiser's squared errors of chosen and rejected images, each (B,) fp32, as a step would compute them.
 
-    They are the plain means over C,H,W: what weighs errors acts where they are compared.
+    They are plain means over C,H,W; weights are applied when errors are compared.
     """
     inputs = _noisy_inputs(batch, schedule, with_rejected=True)
     prediction = predict(denoiser, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
@@ -175,7 +174,7 @@ def _residual_product(prediction: Tensor, target: Tensor) -> Tensor:
 def _compared_with_kept_errors(
     policy_chosen_error: Tensor, policy_rejected_error: Tensor, batch: PreferenceBatch
 ) -> dict[Quantity, Tensor]:
-    """Return the differences from a reference whose errors came with the batch, up to the rounding of two means."""
+    """Return the differences from a reference whose errors are in the batch, up to the rounding of two means."""
     chosen_error, rejected_error = batch.reference_errors()
     return {
         "chosen_difference": policy_chosen_error - chosen_error,
@@ -184,7 +183,7 @@ def _compared_with_kept_errors(
 
 
 def _pair_quantities(errors: PairErrors) -> dict[str, Tensor]:
-    """Return what a log shows of each pair, (B,) each; the names are rows of metrics.METRICS."""
+    """Return the quantities of each pair for the log, (B,) each, with names of metrics.METRICS."""
     quantities = {"policy_chosen_error": errors.policy_chosen_error}
     if "policy_rejected_error" in errors.asked_for:
         quantities["policy_rejected_error"] = errors.policy_rejected_error
@@ -205,7 +204,7 @@ def _pair_quantities(errors: PairErrors) -> dict[str, Tensor]:
 
 
 def _accuracy(gap: Tensor, target_probability: Tensor) -> Tensor:
-    """Return 1 where the policy sides with the label, 0 where not, (B,); alike counts half, as in the authors' code."""
+    """Return 1 if the policy agrees with the label, else 0, (B,); equal counts half, as in the authors' code."""
     agrees = (gap < 0).float() + 0.5 * (gap == 0).float()
-    # a tie has no side to take
+    # with a tie there is nothing to agree with
     return torch.where(target_probability == 0.5, 0.5, agrees)

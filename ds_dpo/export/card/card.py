@@ -23,7 +23,7 @@ CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 Format = Literal["unet", "pipeline", "single-file", "lora"]
 
-# Of each base: license, and for "other" its name and address, as the base's own card states them.
+# The license of each base, and for "other" its name and address, as in the base's own card.
 LICENSES: dict[str, tuple[str, str | None, str | None]] = {
     "stabilityai/stable-diffusion-xl-base-1.0": ("openrail++", None, None),
     "stabilityai/stable-diffusion-xl-refiner-1.0": ("openrail++", None, None),
@@ -44,11 +44,11 @@ UNKNOWN_LICENSE = ("other", None, None)
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card states; what is not known is left out of it.
+    """The facts of a card; unknown ones are left out of it.
 
-    base, vae: as the user named them; of a path only the last part is published. repo_id: where on the hub it goes.
-    file_name: of the weights, for a single file or a LoRA. holds_unet_only: of a single file. details: further lines of
-    the table, such as a LoRA's rank. license: in place of what the base implies. config: of the run, by dotted names.
+    base, vae: as the user gave them; only the last part of a path is published. repo_id: repository on the hub.
+    file_name: file of the weights, for a single file or a LoRA. holds_unet_only: for a single file. details: further
+    lines of the table, such as a LoRA's rank. license: replaces the base's. config: the run's, by dotted names.
     """
 
     format: Format
@@ -73,10 +73,9 @@ class CardFacts:
 
 
 def facts_of_run(run_folder: Path, exported: CardFacts) -> CardFacts:
-    """Add to the facts of an export what its run folder tells; what is given already stays.
+    """Add the facts in the run folder to those of an export; given facts stay.
 
-    Read leniently, as a run of another version is no less a run. Raises ConfigError if a file of the folder holds
-    something else than it should.
+    It accepts the folder of a run of another version. Raises ConfigError if a file of the folder is not valid.
     """
     run = RunFolder(run_folder)
     config = flatten(read_yaml(run.config, dict, advice="no model card can be written without it"))
@@ -95,7 +94,7 @@ def facts_of_run(run_folder: Path, exported: CardFacts) -> CardFacts:
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
-    """Write folder/README.md, in place of one that is there, from the template beside this module."""
+    """Write or replace folder/README.md, from the template beside this module."""
     from huggingface_hub import ModelCard
 
     objective = objective_of(facts)
@@ -115,13 +114,13 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 
 
 def objective_of(facts: CardFacts) -> type[ObjectiveSection] | None:
-    """Return what is known of the run's objective: Diffusion-DPO's without a run, None of another version's."""
+    """Return the section of the run's objective; Diffusion-DPO's without a run, None for an unknown objective."""
     name = facts.config.get("objective.type")
     return DpoConfig if name is None else OBJECTIVE_SECTIONS.get(name)
 
 
 def published_name(name: str) -> str:
-    """A model's or dataset's name as others may read it: a hub id or ds_dpo:// name, of a path only its last part."""
+    """Return the published form of a model's or dataset's name: a hub id or ds_dpo:// name, or a path's last part."""
     if name.startswith(ASSET_PREFIX) or is_hub_id(name):
         return name
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
@@ -133,7 +132,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def license_of(facts: CardFacts) -> tuple[str, str | None, str | None]:
-    """License, its name and its address, as the hub's metadata has them; "other" where the base's is not known."""
+    """Return license, its name and its address for the hub's metadata; "other" if the base's is unknown."""
     if facts.license is not None:
         return (facts.license, None, None)
     return LICENSES.get((facts.base or "").lower(), UNKNOWN_LICENSE)

@@ -106,5 +106,5 @@ def test_help_shows_every_field_and_the_chosen_configurations_values(capsys: pyt
     assert all(f"--{alias}" in text for alias in ALIASES)
     assert text.index("--learning_rate X, --optimizer.learning_rate X") < text.index("--optimizer.weight_decay X")
     assert "by the batch size or the number of ranks. [0.0002] * (also --lr)" in " ".join(text.split())
-    assert "the policy is to prefer the chosen image with 1 - alpha For dmpo. [0.01] *" in " ".join(text.split())
+    assert "prefer the chosen image with probability 1 - alpha. For dmpo. [0.01] *" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 112

@@ -120,9 +120,15 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
             ["--objective.type", "sft", "--data.confidence", "target"],
             "sft ignores; dpo, ipo, hinge",
         ),
-        (["--beta", "100", "--objective.type", "dspo"], "objective.beta 100 is dspo's shift, too, and from 1 on"),
+        (
+            ["--beta", "100", "--objective.type", "dspo"],
+            "objective.beta 100 is also dspo's shift, and with a shift of 1 or more",
+        ),
         (["--objective.type", "mapo", "--beta", "5"], "objective.beta = 5: objective.type mapo has no such field"),
-        (["--objective.beta_min", "100"], "objective.beta_min 100 has no effect on a fixed beta; give target_gradient"),
+        (
+            ["--objective.beta_min", "100"],
+            "objective.beta_min 100 has no effect on a fixed beta; also set objective.target_gradient",
+        ),
         (["--objective.target_gradient_factor", "0.7"], "objective.target_gradient_factor = 0.7: Input should be less"),
         (["--objective.type", "orpo", "--terms.anchor_weight", "0.1"], "to the reference, but objective.type orpo has"),
         (

@@ -131,10 +131,16 @@ def test_a_resumed_run_goes_on_with_what_it_had(config: ObjectiveSection) -> Non
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"beta_min": 100}, "objective.beta_min 100 has no effect on a fixed beta; give target_gradient_factor"),
+        (
+            {"beta_min": 100},
+            "objective.beta_min 100 has no effect on a fixed beta; also set objective.target_gradient_factor",
+        ),
         ({"gap_decay": 0.5}, "objective.gap_decay 0.5 has no effect"),
-        ({"target_gradient_factor": 0.2, "beta_min": 900}, "objective.beta 500, where automatic beta starts, is not"),
-        ({"target_gradient_factor": 0.2, "beta_max": 90}, "is not within beta_min 50 and beta_max 90"),
+        (
+            {"target_gradient_factor": 0.2, "beta_min": 900},
+            "objective.beta 500, at which automatic beta starts, must be",
+        ),
+        ({"target_gradient_factor": 0.2, "beta_max": 90}, "must be from beta_min 50 to beta_max 90"),
         ({"target_gradient_factor": 0.5}, "less than 0.5"),
     ],
 )

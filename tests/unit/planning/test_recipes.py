@@ -90,9 +90,9 @@ def test_a_row_that_cannot_be_is_refused(change: dict[str, Any], message: str) -
     ("options", "words"),
     [
         ("dpo --beta 5000", "loss = -log sigmoid(-2500 x difference), where difference = (policy - reference) error"),
-        ("dpo --beta 5000 --objective.label_smoothing 0.1", "x difference), 0.1 of labels taken to be wrong, where"),
-        ("ipo --beta 1000", "loss = (-500 x difference - 1/2)^2, least at a difference of -0.001, where"),
-        ("hinge --beta 1000", "loss = max(0, 1 + 500 x difference), 0 from a difference of -0.002 on, where"),
+        ("dpo --beta 5000 --objective.label_smoothing 0.1", "x difference), with 0.1 of labels assumed wrong, where"),
+        ("ipo --beta 1000", "loss = (-500 x difference - 1/2)^2, smallest at a difference of -0.001, where"),
+        ("hinge --beta 1000", "loss = max(0, 1 + 500 x difference), 0 below a difference of -0.002, where"),
         ("dmpo --beta 3000", "KL(Bernoulli(sigmoid(-1500 x difference)) || Bernoulli(0.99))"),
         ("sdpo --beta 5000 --objective.mu 0.7", "until at least 0.7 of the chosen image's own descent is left"),
         ("kto --beta 2000", "h is the utility sigmoid of 1000 x (reference - policy error - the mean of that"),
@@ -101,9 +101,12 @@ def test_a_row_that_cannot_be_is_refused(change: dict[str, Any], message: str) -
         ("dspo --beta 0.001", "c = 0.001 x sigmoid(0.0005 x difference)"),
         ("dspo --beta 5000 --objective.shift 0.1", "c = 0.1 x sigmoid(2500 x difference)"),
         ("sft", "objective: sft: loss = chosen error; an error is a mean of squares"),
-        ("dpo --beta 5000 --objective.target_gradient_factor 0.2", "from 5000 on it follows the mean |difference|"),
+        (
+            "dpo --beta 5000 --objective.target_gradient_factor 0.2",
+            "it starts at 5000 and follows the mean |difference|",
+        ),
         ("dpo --beta 5000 --objective.target_gradient_factor 0.2 --objective.beta_max 6e3", "within 500 and 6000"),
-        ("dpo --beta 5000 --terms.sft_weight 0.5", "terms: the loss has further + 0.5 x chosen error"),
+        ("dpo --beta 5000 --terms.sft_weight 0.5", "terms added to the loss: 0.5 x chosen error"),
         ("dpo --beta 5000 --terms.anchor_weight 0.5", "+ 0.25 x (mean squared distance between policy and reference"),
     ],
 )
