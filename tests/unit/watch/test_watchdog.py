@@ -111,7 +111,7 @@ def test_rate_is_lowered_so_often_and_no_more() -> None:
     assert run.scales == [0.5, 0.5]
     assert "0.25 in all" in run.said[1]
     assert "max_interventions 2 is reached" in run.said[2]
-    assert "used up" in run.said[3]
+    assert "is reached" in run.said[3]
 
 
 @pytest.mark.parametrize("action", ["roll_back", "stop"])

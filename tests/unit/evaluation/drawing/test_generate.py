@@ -332,7 +332,7 @@ def test_requests_that_cannot_be_drawn(tmp_path) -> None:
         ({"seeds": (-1,)}, "seed -1"),
         ({"labels": ("a", "b")}, "--labels: 2 for 1 models"),
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used"),
-        ({"device": "nonsense"}, "--device nonsense: not usable"),
+        ({"device": "nonsense"}, "--device nonsense cannot be used"),
         ({"prompt_file": tmp_path / "absent"}, "--prompts .*absent: cannot be read"),
     ]:
         with pytest.raises(ConfigError, match=message):
