@@ -27,8 +27,8 @@ def let_fp16_reference_take_the_policys_kernels() -> None:
 
     freeze = reference.FrozenCopy.__init__
 
-    def freeze_but_in_fp16(self, policy, *, dtype, device) -> None:
-        freeze(self, policy, dtype=dtype, device=device)
+    def freeze_but_in_fp16(self, policy, *, dtype, **others) -> None:
+        freeze(self, policy, dtype=dtype, **others)
         self.module.requires_grad_(dtype == torch.float16)
 
     reference.FrozenCopy.__init__ = freeze_but_in_fp16
