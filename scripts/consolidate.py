@@ -20,14 +20,20 @@ from ds_dpo.precision import TORCH_NAMES
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ds_dpo.export.request import FORMAT_OPTIONS, LORA_NAMINGS
+    from ds_dpo.export.request import FORMAT_OPTIONS, LORA_NAMINGS, format_name
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("source", type=Path, help="Run folder, one of its checkpoints, or a save_dir of DeepSpeed.")
     parser.add_argument("out", type=Path, help="Folder or .safetensors file to write; an earlier export is replaced.")
-    parser.add_argument("--format", choices=list(FORMAT_OPTIONS), default="unet", help="What to write (default: unet).")
+    parser.add_argument(
+        "--format",
+        type=format_name,
+        choices=list(FORMAT_OPTIONS),
+        default="denoiser",
+        help="What to write (default: denoiser; unet means the same).",
+    )
     parser.add_argument("--step", type=int, help="Step of the checkpoint to export (default: the newest valid one).")
     parser.add_argument(
         "--dtype", choices=list(TORCH_NAMES), default="fp16", help="Precision of the files (default: fp16)."
@@ -36,15 +42,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--ema", action="store_true", help="Export the moving average of the weights; the run needs ema.decay."
     )
-    parser.add_argument("--keys", metavar="PREFIX", help="Prefix of the UNet's parameters in the shards, such as unet.")
-    folder = parser.add_argument_group("unet, pipeline")
+    parser.add_argument(
+        "--keys", metavar="PREFIX", help="Prefix of the denoiser's parameters in the shards, such as unet."
+    )
+    folder = parser.add_argument_group("denoiser, pipeline")
     folder.add_argument(
         "--variant", metavar="NAME", help="Name the files for from_pretrained(variant=NAME), such as fp16."
     )
     folder.add_argument("--max_shard_gb", type=float, metavar="GB", help="Largest size of a file (default: 10).")
     folder.add_argument("--vae", metavar="MODEL", help="Folder or hub id of a VAE to put into the pipeline.")
     single = parser.add_argument_group("single-file")
-    single.add_argument("--base_file", type=Path, metavar="FILE", help="Checkpoint file to put the UNet into.")
+    single.add_argument("--base_file", type=Path, metavar="FILE", help="Checkpoint file to put the denoiser into.")
     lora = parser.add_argument_group("lora")
     lora.add_argument("--rank", type=int, help="Rank of the LoRA that approximates the change of a full run.")
     lora.add_argument(

@@ -145,7 +145,7 @@ def card_facts(
         title=job.title,
         repo_id=request.push_to_hub,
         file_name=plan.file_name,
-        holds_unet_only=request.format == "single-file" and request.base_file is None,
+        holds_denoiser_only=request.format == "single-file" and request.base_file is None,
         dtype=request.dtype,
         is_ema=request.ema,
         base=request.base,

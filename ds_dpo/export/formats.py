@@ -145,7 +145,7 @@ def _write_denoiser(job: Job, folder: Path, distance: Distance | None) -> Writte
 
 
 def plan_single_file(job: Job) -> Plan:
-    """Plan one file with the names of A1111, Forge and ComfyUI: the UNet alone, or inside a base file."""
+    """Plan one file with the names of A1111, Forge and ComfyUI: the denoiser alone, or inside a base file."""
     request = job.request
     check_parameters(job.weights, expected_shapes(job.config))
     shapes = single_file_shapes(job.config)
@@ -170,7 +170,9 @@ def plan_single_file(job: Job) -> Plan:
 
 def _remarks_on(others: frozenset[str]) -> list[str]:
     if not others:
-        return ["the file holds the UNet alone, but A1111 and Forge need a whole checkpoint; give one with --base_file"]
+        return [
+            "the file holds the denoiser alone, but A1111 and Forge need a whole checkpoint; give one with --base_file"
+        ]
     lines = [f"copied {len(others)} tensors of the base file unchanged"]
     averages = sum(name.startswith(EMA_PREFIX) for name in others)
     if averages:
@@ -205,7 +207,7 @@ def _plan_computed_lora(job: Job) -> Plan:
     request = job.request
     if request.rank is None:
         raise ConfigError(
-            f"--format lora: {request.source} holds a fully trained UNet and no LoRA; add --rank R, such as 64, to "
+            f"--format lora: {request.source} holds a fully trained model and no LoRA; add --rank R, such as 64, to "
             "approximate its change by a LoRA"
         )
     check_parameters(job.weights, expected_shapes(job.config))
@@ -266,7 +268,7 @@ def _lora_details(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
 
 
 FORMATS: dict[str, Callable[[Job], Plan]] = {
-    "unet": plan_denoiser,
+    "denoiser": plan_denoiser,
     "pipeline": plan_pipeline,
     "single-file": plan_single_file,
     "lora": plan_lora,

@@ -17,14 +17,14 @@ FILE_SUFFIX = ".safetensors"
 class Request:
     """What to export: source is a run, a checkpoint or a DeepSpeed save_dir; base and vae override the run's own.
 
-    keys: prefix of the UNet's parameters in a checkpoint that holds more. max_shard_gb: in 10^9 bytes.
+    keys: prefix of the denoiser's parameters in a checkpoint that holds more. max_shard_gb: in 10^9 bytes.
     """
 
     source: Path
     out: Path
     step: int | None = None
     dtype: Precision = "fp16"
-    format: str = "unet"
+    format: str = "denoiser"
     base: str | None = None
     vae: str | None = None
     variant: str | None = None
@@ -43,13 +43,19 @@ class Request:
 SOURCE_OPTIONS = frozenset({"source", "step", "base", "keys", "ema", "lora_alpha"})
 ALWAYS = SOURCE_OPTIONS | {"out", "format", "dtype", "license", "push_to_hub", "private"}
 FORMAT_OPTIONS: dict[str, frozenset[str]] = {
-    "unet": ALWAYS | {"variant", "max_shard_gb"},
+    "denoiser": ALWAYS | {"variant", "max_shard_gb"},
     "pipeline": ALWAYS | {"variant", "max_shard_gb", "vae"},
     "single-file": ALWAYS | {"base_file"},
     "lora": ALWAYS | {"rank", "lora_naming"},
 }
+FIRST_FORMAT_NAMES = {"unet": "denoiser"}  # of earlier versions, still taken
 LORA_NAMINGS = ("diffusers", "kohya")
 FILE_FORMATS = ("single-file", "lora")  # formats that fit into one file
+
+
+def format_name(name: str) -> str:
+    """Return the present name of a format, given that or its first one."""
+    return FIRST_FORMAT_NAMES.get(name, name)
 
 
 def is_one_file(request: Request) -> bool:

@@ -152,7 +152,7 @@ def test_single_file_and_lora_of_a_real_run(runs, tmp_path):
         assert said in done.stdout
     refused = consolidate(runs / "zero3_bf16", tmp_path / "x", "--rank", "8", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "--rank 8: --format unet ignores it; give it with lora" in refused.stderr
+    assert "--rank 8: --format denoiser ignores it; give it with lora" in refused.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora.safetensors", "tuned.safetensors"]
 
 

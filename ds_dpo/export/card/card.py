@@ -21,7 +21,7 @@ from ds_dpo.run_folder.folder import RunFolder, flatten, precision_of
 
 CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-Format = Literal["unet", "pipeline", "single-file", "lora"]
+Format = Literal["denoiser", "pipeline", "single-file", "lora"]
 
 # The license of each base, and for "other" its name and address, as in the base's own card.
 LICENSES: dict[str, tuple[str, str | None, str | None]] = {
@@ -47,7 +47,7 @@ class CardFacts:
     """The facts of a card; unknown ones are left out of it.
 
     base, vae: as the user gave them; only the last part of a path is published. repo_id: repository on the hub.
-    file_name: file of the weights, for a single file or a LoRA. holds_unet_only: for a single file. details: further
+    file_name: file of the weights, for a single file or a LoRA. holds_denoiser_only: for a single file. details: further
     lines of the table, such as a LoRA's rank. license: replaces the base's. config: the run's, by dotted names.
     """
 
@@ -55,7 +55,7 @@ class CardFacts:
     title: str | None = None
     repo_id: str | None = None
     file_name: str | None = None
-    holds_unet_only: bool = False
+    holds_denoiser_only: bool = False
     dtype: Precision | None = None
     is_ema: bool = False
     base: str | None = None
@@ -98,12 +98,14 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     from huggingface_hub import ModelCard
 
     objective = objective_of(facts)
+    family = FAMILIES[facts.family if facts.family in FAMILIES else DEFAULT_FAMILY]
     card = ModelCard.from_template(
         _metadata(facts, objective),
         template_path=str(TEMPLATE),
         facts=facts,
         objective=objective,
-        family=FAMILIES[facts.family if facts.family in FAMILIES else DEFAULT_FAMILY].published,
+        family=family.published,
+        denoiser=family.denoiser,
         title=_title(facts),
         dtype=f"torch.{TORCH_NAMES[facts.dtype or 'fp16']}",
         published=published_name,

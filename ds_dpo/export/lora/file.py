@@ -106,7 +106,8 @@ def _kohya_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Itera
         if layers[module].magnitude is not None:
             raise ConfigError(
                 "--lora_naming kohya: this is a DoRA, and the programs that read kohya's names divide by other norms "
-                "than it was trained with; give --lora_naming diffusers, or merge it with --format unet or single-file"
+                "than it was trained with; give --lora_naming diffusers, or merge it with --format denoiser or "
+                "single-file"
             )
         yield Entry(TensorSpec(f"{name}.alpha", (), torch.float32), module, "alpha")
     for module, name in named.items():

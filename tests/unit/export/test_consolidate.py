@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import runpy
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from repository import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from unet_shapes import TINY_SDXL, tiny_unet
@@ -22,7 +24,7 @@ from ds_dpo.export.lora.file import NAMINGS
 from ds_dpo.export.request import FORMAT_OPTIONS, LORA_NAMINGS, Request
 
 FORMATS = {
-    "unet": {},
+    "denoiser": {},
     "pipeline": {},
     "single-file": {},
     "lora": {"rank": 2},
@@ -163,17 +165,17 @@ def test_a_file_alone(run, tmp_path, form):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"vae": "x"}, "--vae x: --format unet ignores it; give it with pipeline"),
+        ({"vae": "x"}, "--vae x: --format denoiser ignores it; give it with pipeline"),
         ({"format": "lora", "rank": 4, "variant": "fp16"}, "--variant fp16: --format lora .* for unet and pipeline"),
         ({"format": "pipeline", "rank": 4}, "--rank 4: --format pipeline .* for lora"),
         ({"format": "single-file", "max_shard_gb": 1.0}, r"--max_shard_gb 1.0: --format single-file"),
-        ({"lora_naming": "kohya"}, "--lora_naming kohya: --format unet"),
-        ({"out": "x.safetensors"}, "--format unet writes a folder"),
+        ({"lora_naming": "kohya"}, "--lora_naming kohya: --format denoiser"),
+        ({"out": "x.safetensors"}, "--format denoiser writes a folder"),
         ({"out": "x.safetensors", "format": "single-file", "push_to_hub": "me/x"}, "name a folder"),
         ({"private": True}, "no effect without an upload"),
         ({"variant": "../x"}, "must be a word such as fp16"),
         ({"format": "lora", "rank": 0}, "--rank 0 must be above 0"),
-        ({"format": "lora"}, "holds a fully trained UNet and no LoRA; add --rank"),
+        ({"format": "lora"}, "holds a fully trained model and no LoRA; add --rank"),
         ({"lora_alpha": 8.0}, "--lora_alpha 8: .* has no LoRA"),
         ({"ema": True}, "has no EMA weights"),
         ({"keys": "unet"}, r"no parameter under 'unet\.'; names begin with add_embedding, conv_in"),
@@ -199,6 +201,12 @@ def test_each_value_that_may_be_asked_for_can_be_written():
 
 
 # ---- what comes out ----
+
+
+@pytest.mark.parametrize(("given", "meant"), [("unet", "denoiser"), ("denoiser", "denoiser"), ("lora", "lora")])
+def test_a_format_may_be_given_by_its_first_name(given, meant):
+    parse_arguments = runpy.run_path(str(ROOT / "scripts" / "consolidate.py"))["parse_arguments"]
+    assert parse_arguments(["runs/mine", "out", "--format", given]).format == meant
 
 
 def test_variant_in_shards(run, tmp_path, tuned):

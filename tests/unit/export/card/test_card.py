@@ -49,7 +49,7 @@ def python_of(text: str) -> str:
 
 def test_a_run_tells_what_the_card_states(tmp_path) -> None:
     run = run_folder(tmp_path / "run")
-    facts = facts_of_run(run, CardFacts(format="unet", dtype="fp16", steps=2000, repo_id="me/sdxl-dpo"))
+    facts = facts_of_run(run, CardFacts(format="denoiser", dtype="fp16", steps=2000, repo_id="me/sdxl-dpo"))
     card, text = write(tmp_path, facts)
     assert card.data.base_model == SDXL
     assert card.data.base_model_relation == "finetune"
@@ -72,12 +72,12 @@ def test_a_run_tells_what_the_card_states(tmp_path) -> None:
 
 def test_an_objective_has_its_own_paper(tmp_path) -> None:
     options = ("--objective.type", "mapo", "--terms.sft_weight", "0.5")
-    card, text = write(tmp_path, facts_of_run(run_folder(tmp_path / "run", *options), CardFacts(format="unet")))
+    card, text = write(tmp_path, facts_of_run(run_folder(tmp_path / "run", *options), CardFacts(format="denoiser")))
     assert "by MaPO, without a reference model ([arXiv:2406.06424](https://arxiv.org/abs/2406.06424)) with" in text
     assert "ratio_weight 0.1, snr_value 0.5, score_scale 1000, sft_weight 0.5 |" in text
     assert "2311.12908" not in text
     assert "diffusion-dpo" not in card.data.tags
-    _, text = write(tmp_path, CardFacts(format="unet", base=SDXL, config={"objective.type": "dspo"}))
+    _, text = write(tmp_path, CardFacts(format="denoiser", base=SDXL, config={"objective.type": "dspo"}))
     assert "([paper](https://openreview.net/forum?id=xyfb9HHvMe))" in text
     assert "## Citation" in text, "its logit is Diffusion-DPO's"
 
@@ -91,7 +91,7 @@ def test_nothing_of_the_machine_is_published(tmp_path) -> None:
         *("--model.pretrained", f"{secret}/base/", "--model.vae", str(secret / "vae")),
         *("--data.dataset", str(secret / "pairs"), "--deepspeed_config", str(secret / "mine.json")),
     )
-    card, text = write(tmp_path, facts_of_run(run, CardFacts(format="unet")))
+    card, text = write(tmp_path, facts_of_run(run, CardFacts(format="denoiser")))
     assert "secret_place" not in text
     assert str(tmp_path) not in text
     assert platform.node() not in text
@@ -134,7 +134,7 @@ def test_names_are_published_where_others_can_read_them(tmp_path, monkeypatch) -
     ],
 )
 def test_the_license_is_the_bases_unless_the_user_sets_it(tmp_path, base, override, license_id, license_name) -> None:
-    card, text = write(tmp_path, CardFacts(format="unet", base=base, license=override))
+    card, text = write(tmp_path, CardFacts(format="denoiser", base=base, license=override))
     assert (card.data.license, card.data.license_name) == (license_id, license_name)
     assert ("**Not known**" in text) == (license_id == "other" and license_name is None)
 
@@ -149,7 +149,7 @@ def test_a_lora_is_an_adapter(tmp_path) -> None:
 
 
 def test_a_card_without_a_run_states_what_the_export_knows(tmp_path) -> None:
-    _, text = write(tmp_path, CardFacts(format="unet", base=SDXL, steps=7, family="sdxl"))
+    _, text = write(tmp_path, CardFacts(format="denoiser", base=SDXL, steps=7, family="sdxl"))
     table = text[text.index("| | |") : text.index("This card")]
     assert table == f"| | |\n|---|---|\n| base | {SDXL} |\n| optimizer steps | 7 |\n\n"
     assert "tuned by Diffusion-DPO ([arXiv:2311.12908](https://arxiv.org/abs/2311.12908)) with ds_dpo" in text
@@ -159,14 +159,14 @@ def test_a_card_without_a_run_states_what_the_export_knows(tmp_path) -> None:
 
 
 def test_a_control_claims_no_preference_objective(tmp_path) -> None:
-    card, text = write(tmp_path, CardFacts(format="unet", base=SDXL, config={"objective.type": "sft"}))
+    card, text = write(tmp_path, CardFacts(format="denoiser", base=SDXL, config={"objective.type": "sft"}))
     assert "diffusion-dpo" not in card.data.tags
     assert "2311.12908" not in text
 
 
 def test_text_of_users_cannot_break_the_card(tmp_path) -> None:
     facts = CardFacts(
-        format="unet",
+        format="denoiser",
         base="a\n---\nlicense: mit",
         title='t: "x"\n# y',
         details={"note": "a | b\nc"},
@@ -186,7 +186,7 @@ def test_given_facts_stay_and_unknown_fields_of_other_versions_do_no_harm(tmp_pa
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "new_section": {"a": 1}}))
     for name in ("deepspeed.json", "environment.json"):
         (run / name).unlink()
-    facts = facts_of_run(run, CardFacts(format="unet", base="someone/else", zero_stage=0))
+    facts = facts_of_run(run, CardFacts(format="denoiser", base="someone/else", zero_stage=0))
     assert (facts.base, facts.zero_stage, facts.precision, facts.ranks) == ("someone/else", 0, None, None)
     card, text = write(tmp_path, replace(facts, family="of_tomorrow"))
     assert "| objective | of_tomorrow, beta 5000, " in text
@@ -199,10 +199,10 @@ def test_given_facts_stay_and_unknown_fields_of_other_versions_do_no_harm(tmp_pa
     for content in ("a: [", "just text"):
         (run / "config.yaml").write_text(content)
         with pytest.raises(ConfigError, match=r"config\.yaml"):
-            facts_of_run(run, CardFacts(format="unet"))
+            facts_of_run(run, CardFacts(format="denoiser"))
     (run / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"config\.yaml"):
-        facts_of_run(run, CardFacts(format="unet"))
+        facts_of_run(run, CardFacts(format="denoiser"))
 
 
 # ---- the lines of Python are run as they stand, but on a CPU and small ----
@@ -224,13 +224,13 @@ def miniature(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("export_format", ["pipeline", "unet"])
+@pytest.mark.parametrize("export_format", ["pipeline", "denoiser"])
 def test_the_python_of_the_card_draws(miniature, monkeypatch, export_format) -> None:
-    if export_format == "unet":
+    if export_format == "denoiser":
         UNet2DConditionModel.from_pretrained(miniature / "mine", subfolder="unet").save_pretrained(
             miniature / "alone" / "unet"
         )
-    title = "alone" if export_format == "unet" else "mine"
+    title = "alone" if export_format == "denoiser" else "mine"
     facts = CardFacts(format=export_format, title=title, base=MINIATURE, dtype="fp32")
     assert execute(write(miniature, facts)[1], miniature, monkeypatch).size == (32, 32)
 
@@ -260,7 +260,7 @@ def test_a_single_file_is_found_on_the_hub_and_on_disk(tmp_path) -> None:
         file_name="m.safetensors",
         base=SDXL,
         family="sd15",
-        holds_unet_only=True,
+        holds_denoiser_only=True,
     )
     code = python_of(write(tmp_path, alone)[1])
     compile(code, "card", "exec")

@@ -40,7 +40,7 @@ def export(tmp_path: Path) -> Path:
     (folder / "unet" / "config.json").write_text('{"a": 1}')
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(os.urandom(300_000))
     (folder / "lora.safetensors").write_bytes(os.urandom(1000))
-    write_card(folder, CardFacts(format="unet"))
+    write_card(folder, CardFacts(format="denoiser"))
     return folder
 
 

@@ -142,7 +142,7 @@ def test_kohya_file_loads_with_its_scale(tmp_path, case):
 
 def test_dora_has_no_kohya_names(tmp_path):
     checkpoint = save_lora_run(tmp_path / "tag", add_lora(tiny_unet(TINY_SDXL, seed=9), **CASES["dora"]))
-    with pytest.raises(ConfigError, match=r"this is a DoRA.*--format unet or single-file"):
+    with pytest.raises(ConfigError, match=r"this is a DoRA.*--format denoiser or single-file"):
         write_adapter(tmp_path / "x.safetensors", checkpoint, TINY_SDXL, naming="kohya")
     assert not (tmp_path / "x.safetensors").exists()
 
