@@ -47,8 +47,8 @@ class CardFacts:
     """The facts of a card; unknown ones are left out of it.
 
     base, vae: as the user gave them; only the last part of a path is published. repo_id: repository on the hub.
-    file_name: file of the weights, for a single file or a LoRA. holds_denoiser_only: for a single file. details: further
-    lines of the table, such as a LoRA's rank. license: replaces the base's. config: the run's, by dotted names.
+    file_name: file of the weights, for a single file or a LoRA. holds_denoiser_only: for a single file. details:
+    further lines of the table, such as a LoRA's rank. license: replaces the base's. config: the run's, by dotted names.
     """
 
     format: Format
