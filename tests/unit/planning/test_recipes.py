@@ -68,8 +68,8 @@ PLAIN = {"objective": "dpo", "source": "a paper", "beta": 5000, "learning_rate":
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": "of_tomorrow"}, "objective of_tomorrow is none of dpo, ipo"),
-        ({"beta": None}, "objective dpo has one"),
+        ({"objective": "of_tomorrow"}, "objective of_tomorrow must be one of dpo, ipo"),
+        ({"beta": None}, "objective dpo needs one"),
         ({"objective": "mapo"}, "beta 5000.0: objective mapo has none"),
         ({"learning_rate": "fast"}, "0.learning_rate"),
         ({"pairs_per_step": 0}, "0.pairs_per_step"),
@@ -105,9 +105,9 @@ def test_a_row_that_cannot_be_is_refused(change: dict[str, Any], message: str) -
             "dpo --beta 5000 --objective.target_gradient_factor 0.2",
             "it starts at 5000 and follows the mean |difference|",
         ),
-        ("dpo --beta 5000 --objective.target_gradient_factor 0.2 --objective.beta_max 6e3", "within 500 and 6000"),
+        ("dpo --beta 5000 --objective.target_gradient_factor 0.2 --objective.beta_max 6e3", "from 500 to 6000"),
         ("dpo --beta 5000 --terms.sft_weight 0.5", "terms added to the loss: 0.5 x chosen error"),
-        ("dpo --beta 5000 --terms.anchor_weight 0.5", "+ 0.25 x (mean squared distance between policy and reference"),
+        ("dpo --beta 5000 --terms.anchor_weight 0.5", "terms added to the loss: 0.25 x (mean squared distance between policy and reference"),
     ],
 )
 def test_a_loss_is_told_with_the_numbers_that_it_amounts_to(options: str, words: str) -> None:
