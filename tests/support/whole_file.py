@@ -55,7 +55,7 @@ def small_sdxl() -> StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=64 + 6 * 8,
     )
     return build_pipeline(
-        unet=unet.eval(),
+        denoiser=unet.eval(),
         vae=make_vae().eval(),
         scheduler=make_scheduler(),
         tokenizers=(text.tokenizer, text.tokenizer_2),

@@ -94,8 +94,8 @@ def test_without_a_launcher_it_is_the_only_rank() -> None:
     [
         ({"RANK": "0"}, "not WORLD_SIZE, LOCAL_RANK; start with"),
         ({"WORLD_SIZE": "2"}, "not RANK, LOCAL_RANK; start with"),
-        ({**TORCHRUN, "RANK": "first"}, "RANK='first'; a whole number"),
-        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8x2"}, r"SLURM_STEP_TASKS_PER_NODE='8x2'.*8\(x2\),4 would fit"),
+        ({**TORCHRUN, "RANK": "first"}, "RANK='first', which must be a whole number"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8x2"}, r"SLURM_STEP_TASKS_PER_NODE='8x2'.*must be like 8\(x2\),4"),
     ],
 )
 def test_half_an_environment_is_refused(environ: dict[str, str], said: str) -> None:
@@ -131,5 +131,5 @@ def test_the_rank_alone_is_known_at_once(
 
 
 def test_a_rank_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ConfigError, match="RANK='first'; a whole number"):
+    with pytest.raises(ConfigError, match="RANK='first', which must be a whole number"):
         rank_in({"RANK": "first"})

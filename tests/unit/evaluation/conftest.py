@@ -24,7 +24,7 @@ def pipeline() -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     text = make_text_parts()
     return build_pipeline(
-        unet=make_unet().eval(),
+        denoiser=make_unet().eval(),
         vae=make_vae().eval(),
         scheduler=ddim_from(make_scheduler().config),
         tokenizers=(text.tokenizer, text.tokenizer_2),

@@ -166,19 +166,22 @@ def test_a_file_alone(run, tmp_path, form):
     ("options", "said"),
     [
         ({"vae": "x"}, "--vae x: --format denoiser ignores it; give it with pipeline"),
-        ({"format": "lora", "rank": 4, "variant": "fp16"}, "--variant fp16: --format lora .* for unet and pipeline"),
-        ({"format": "pipeline", "rank": 4}, "--rank 4: --format pipeline .* for lora"),
+        (
+            {"format": "lora", "rank": 4, "variant": "fp16"},
+            "--variant fp16: --format lora .* with denoiser or pipeline",
+        ),
+        ({"format": "pipeline", "rank": 4}, "--rank 4: --format pipeline .* with lora"),
         ({"format": "single-file", "max_shard_gb": 1.0}, r"--max_shard_gb 1.0: --format single-file"),
         ({"lora_naming": "kohya"}, "--lora_naming kohya: --format denoiser"),
         ({"out": "x.safetensors"}, "--format denoiser writes a folder"),
-        ({"out": "x.safetensors", "format": "single-file", "push_to_hub": "me/x"}, "name a folder"),
+        ({"out": "x.safetensors", "format": "single-file", "push_to_hub": "me/x"}, "give a folder"),
         ({"private": True}, "no effect without an upload"),
         ({"variant": "../x"}, "must be a word such as fp16"),
         ({"format": "lora", "rank": 0}, "--rank 0 must be above 0"),
         ({"format": "lora"}, "holds a fully trained model and no LoRA; add --rank"),
         ({"lora_alpha": 8.0}, "--lora_alpha 8: .* has no LoRA"),
         ({"ema": True}, "has no EMA weights"),
-        ({"keys": "unet"}, r"no parameter under 'unet\.'; names begin with add_embedding, conv_in"),
+        ({"keys": "unet"}, r"no parameter under 'unet\.'; its names begin with add_embedding, conv_in"),
         ({"base": "/nowhere/sdxl", "format": "lora", "rank": 4}, "'/nowhere/sdxl'"),
     ],
 )
@@ -258,7 +261,7 @@ def test_keys_take_the_unet_out_of_more(tmp_path, base, tuned):
     out = tmp_path / "out"
     with pytest.raises(CheckpointError, match="not the weights of this configuration"):
         export(folder, out)
-    assert f"took {len(tuned)} parameters under 'unet', left out 2 others" in export(
+    assert f"took {len(tuned)} parameters under 'unet', skipped 2 others" in export(
         folder, out, keys="unet", dtype="fp32"
     )
     found = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")

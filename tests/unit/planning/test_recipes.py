@@ -107,7 +107,10 @@ def test_a_row_that_cannot_be_is_refused(change: dict[str, Any], message: str) -
         ),
         ("dpo --beta 5000 --objective.target_gradient_factor 0.2 --objective.beta_max 6e3", "from 500 to 6000"),
         ("dpo --beta 5000 --terms.sft_weight 0.5", "terms added to the loss: 0.5 x chosen error"),
-        ("dpo --beta 5000 --terms.anchor_weight 0.5", "terms added to the loss: 0.25 x (mean squared distance between policy and reference"),
+        (
+            "dpo --beta 5000 --terms.anchor_weight 0.5",
+            "terms added to the loss: 0.25 x (mean squared distance between policy and reference",
+        ),
     ],
 )
 def test_a_loss_is_told_with_the_numbers_that_it_amounts_to(options: str, words: str) -> None:

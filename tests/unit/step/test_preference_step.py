@@ -276,7 +276,7 @@ def test_a_fresh_policy_must_be_near_the_kept_errors_of_its_start() -> None:
     with pytest.raises(PreflightError, match=r"by a share of up to 0\.08"):
         require_near_start(step, off, precision="fp32")
     assert require_near_start(step, off, precision="bf16") == pytest.approx(0.08, abs=1e-5)
-    with pytest.raises(PreflightError, match="by up to inf"):
+    with pytest.raises(PreflightError, match="by a share of up to inf"):
         require_near_start(step_without_reference(ScalingUNet(float("nan"))), off, precision="bf16")
 
 

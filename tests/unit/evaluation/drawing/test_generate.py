@@ -269,7 +269,7 @@ def test_models_that_cannot_be_drawn_are_refused_before_the_first_is(lora, chang
         str(changed): r"export: holds a UNet alone; .*--base",
         str(lora): r"my_lora: a LoRA, not a model; .*--model BASE --lora",
         str(lora_file): r"a LoRA, not a model; .*--model BASE --lora",
-        str(tmp_path / "other.safetensors"): r"other.safetensors: no UNet.*'weight'",
+        str(tmp_path / "other.safetensors"): r"other.safetensors: has no UNet.*'weight'",
         str(tmp_path / "model.ckpt"): r"model.ckpt: only .safetensors files are read, because others can run code",
         str(tmp_path / "torn.safetensors"): r"torn.safetensors: cannot be read as safetensors",
         str(tmp_path / "absent.safetensors"): r"absent.safetensors: no such file",
@@ -330,7 +330,7 @@ def test_requests_that_cannot_be_drawn(tmp_path) -> None:
         ({"guidance": float("nan")}, "--guidance nan"),
         ({"resolution": 30}, "--resolution 30: must be a multiple of 8"),
         ({"seeds": (-1,)}, "seed -1"),
-        ({"labels": ("a", "b")}, "--labels: 2 for 1 models"),
+        ({"labels": ("a", "b")}, "--labels: 2 labels for 1 models"),
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used"),
         ({"device": "nonsense"}, "--device nonsense cannot be used"),
         ({"prompt_file": tmp_path / "absent"}, "--prompts .*absent: cannot be read"),
@@ -386,5 +386,5 @@ def test_labels_tell_models_apart() -> None:
     assert labels("runs/x/export/", "runs/y/export") == ("x/export", "y/export")
     assert labels("a/sdxl", "b/sdxl.safetensors") == ("sdxl", "sdxl.safetensors")
     assert labels("runs/one/s/export", "runs/two/s/export") == ("one/s/export", "two/s/export")
-    with pytest.raises(ConfigError, match="are the same"):
+    with pytest.raises(ConfigError, match="have the same name and LoRAs"):
         labels("a", "a")

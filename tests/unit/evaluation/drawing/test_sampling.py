@@ -13,7 +13,7 @@ SETTINGS = {"num_inference_steps": 3, "guidance_scale": 1.0, "resolution": 32}
 def live_parts(pipeline: DiffusionPipeline) -> dict:
     """What training has at hand, by the arguments of ValidationSampler."""
     return {
-        "unet": pipeline.unet,
+        "denoiser": pipeline.unet,
         "vae": pipeline.vae,
         "scheduler": pipeline.scheduler,
         "tokenizers": (pipeline.tokenizer, pipeline.tokenizer_2),
@@ -96,7 +96,7 @@ def test_one_text_encoder_makes_stable_diffusion_1(pipeline) -> None:
         norm_num_groups=8,
     )
     parts = {"tokenizers": [pipeline.tokenizer], "text_encoders": [pipeline.text_encoder]}
-    small = build_pipeline(unet=unet.eval(), vae=pipeline.vae, scheduler=pipeline.scheduler, **parts)
+    small = build_pipeline(denoiser=unet.eval(), vae=pipeline.vae, scheduler=pipeline.scheduler, **parts)
     assert isinstance(small, StableDiffusionPipeline)
     assert draw_images(small, PROMPTS[:2], [1, 2], **{**SETTINGS, "guidance_scale": 3.0}).shape == (2, 3, 32, 32)
 

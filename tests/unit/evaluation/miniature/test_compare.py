@@ -45,7 +45,7 @@ def test_the_program_writes_a_summary_and_a_picture(model_folder: Path, tuned: P
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
-    for words in ("48 images a model", "step 7", "wins against base", "colour right", "grid.png", "summary.json"):
+    for words in ("48 images per model", "step 7", "wins against base", "colour right", "grid.png", "summary.json"):
         assert words in found.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "summary.json"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

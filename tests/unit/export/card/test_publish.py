@@ -82,7 +82,7 @@ def test_private_weights_go_into_no_public_repository(hub, export) -> None:
 
 def test_the_login_file_is_a_token_too(hub, export, monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ConfigError, match=r"me/mine: no token.*HF_TOKEN.*hf auth login"):
+    with pytest.raises(ConfigError, match=r"me/mine: there is no token.*HF_TOKEN.*hf auth login"):
         push_folder(export, "me/mine")
     assert hub.requests == []
     (tmp_path / "token").write_text(TOKEN)
@@ -115,7 +115,7 @@ def test_an_empty_folder_makes_no_repository(hub, tmp_path) -> None:
         ("/preupload/", 403, r"me/mine: the token may not write there.*status 403"),
         ("/objects/batch", 413, r"me/mine: .*too large.*status 413"),
         ("/storage/", 403, r"me/mine: .*status 403"),
-        ("/commit/", 409, r"me/mine: .*conflict.*try again.*status 409"),
+        ("/commit/", 409, r"me/mine: another upload is writing there; try again .status 409"),
         ("/commit/", 412, r"me/mine: .*wrote there.*status 412"),
         ("/commit/", 404, r"me/mine: .*the owner or repository does not exist.*status 404"),
     ],
@@ -154,5 +154,5 @@ def test_no_network(hub, export, monkeypatch) -> None:
         push_folder(export, "me/mine")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     close_session()
-    with pytest.raises(DsDpoError, match=r"me/mine: HF_HUB_OFFLINE is set"):
+    with pytest.raises(DsDpoError, match=r"me/mine: nothing is uploaded while HF_HUB_OFFLINE is set"):
         push_folder(export, "me/mine")

@@ -154,7 +154,7 @@ def test_the_scale_must_be_known(tmp_path):
         find_adapter(checkpoint, lora_alpha=5)
     settings = tmp_path / "tag" / "adapter_config.json"
     settings.unlink()
-    with pytest.raises(ConfigError, match=r"adapter_config.json: missing.*lora_alpha / rank.*add --lora_alpha"):
+    with pytest.raises(ConfigError, match=r"adapter_config.json is missing.*lora_alpha / rank.*add --lora_alpha"):
         find_adapter(checkpoint)
     assert {layer.scale for layer in find_adapter(checkpoint, lora_alpha=6).layers.values()} == {1.5}
     settings.write_text(json.dumps({"lora_alpha": 6, "bias": "all"}))

@@ -194,7 +194,7 @@ def test_every_name_has_a_row_that_agrees_with_its_limits() -> None:
 
 def test_base_and_refiner_are_told_apart(refiner: tuple[Any, ModelConfig], sdxl: ModelConfig) -> None:
     for model, other in ((refiner[1], "sdxl"), (sdxl, "sdxl_refiner")):
-        with pytest.raises(ModelError, match=rf"family {other}, but .* is {model.family}'s"):
+        with pytest.raises(ModelError, match=rf"family {other}, but .* is of family {model.family}"):
             load_denoiser(model.model_copy(update={"family": other}), dtype=torch.float32)
 
 

@@ -250,7 +250,7 @@ def test_a_file_of_another_family_is_named(tmp_path: Path, family: str) -> None:
         (["down_blocks.0.resnets.0.conv1.weight"], "a UNet without text encoder or VAE; .*model.denoiser_init"),
         (["double_blocks.0.img_attn.qkv.weight"], "Flux.*only UNets of sdxl"),
         (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3; only UNets"),
-        (["encoder.conv_in.weight"], "no checkpoint of sdxl, .*its first tensor is 'encoder.conv_in.weight'"),
+        (["encoder.conv_in.weight"], "not a checkpoint of sdxl, .*its first tensor is 'encoder.conv_in.weight'"),
     ],
 )
 def test_what_a_file_is_instead_of_a_checkpoint_is_said(tmp_path: Path, names: list[str], message: str) -> None:

@@ -76,7 +76,7 @@ def test_headers_give_the_number_of_parameters(sdxl: ModelConfig) -> None:
 
 
 def test_a_missing_variant_names_what_is_there(sdxl: ModelConfig) -> None:
-    with pytest.raises(ModelError, match=r"no diffusion_pytorch_model.fp16.safetensors, .* there is diffusion_pytorch"):
+    with pytest.raises(ModelError, match=r"no diffusion_pytorch_model.fp16.safetensors, .* but diffusion_pytorch"):
         find_weights(unet_folder(sdxl), DIFFUSERS_STEM, variant="fp16")
 
 
