@@ -86,7 +86,7 @@ def test_another_unet_in_the_base_file_is_refused(tmp_path, dtype):
     path = tmp_path / "base.safetensors"
     for config, missing, said in (
         (TINY_SDXL, leave_out, rf"1 tensors differ; the first, '{leave_out}', is absent in the file and \(16,\)"),
-        (TINY_SD15, None, r"first: 'model.diffusion_model.input_blocks.1.1"),
+        (TINY_SD15, None, r"the first, 'model.diffusion_model.input_blocks.1.1"),
     ):
         base_file(path, config, leave_out=missing)
         with pytest.raises(ModelError, match=said):

@@ -280,9 +280,9 @@ def test_models_that_cannot_be_drawn_are_refused_before_the_first_is(lora, chang
         with pytest.raises(ModelError, match=message):
             draw(tmp_path / "out", name)
     for name, message in {
-        "other.safetensors": "no LoRA",
+        "other.safetensors": "not a LoRA",
         "absent": "no such file",
-        "run": "0 .safetensors files",
+        "run": "has 0 .safetensors files",
     }.items():
         with pytest.raises(ModelError, match=f"--lora {tmp_path / name}: {message}"):
             draw(tmp_path / "out", MINIATURE, ModelChoice(MINIATURE, (Lora(str(tmp_path / name)),)))

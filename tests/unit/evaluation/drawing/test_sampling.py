@@ -120,5 +120,5 @@ def test_refuses_what_cannot_be_drawn(pipeline) -> None:
     with pytest.raises(ValueError, match="2 text encoders and 1 tokenizers"):
         build_pipeline(**{**live_parts(pipeline), "tokenizers": [pipeline.tokenizer]})
     pipeline.unet.to(torch.bfloat16)
-    with pytest.raises(ValueError, match=r"UNet in torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"denoiser in torch\.bfloat16"):
         ValidationSampler(**live_parts(pipeline), prompts=["a red circle"], seeds=[1], **SETTINGS)
