@@ -286,7 +286,7 @@ def test_models_that_cannot_be_drawn_are_refused_before_the_first_is(lora, chang
     }.items():
         with pytest.raises(ModelError, match=f"--lora {tmp_path / name}: {message}"):
             draw(tmp_path / "out", MINIATURE, ModelChoice(MINIATURE, (Lora(str(tmp_path / name)),)))
-    with pytest.raises(ModelError, match=r"--base .*my_lora: no model_index.json"):
+    with pytest.raises(ModelError, match=r"--base .*my_lora: has no model_index.json"):
         draw(tmp_path / "out", MINIATURE, base=str(lora))
     assert not (tmp_path / "out").exists()
 
