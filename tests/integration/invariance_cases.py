@@ -17,7 +17,7 @@ from launching import ENVIRONMENT, ROOT, curve, spell
 STEPS, PAIRS_PER_STEP = 20, 4
 LARGEST_DEVIATION = 1e-4  # of one step's loss
 LARGEST_MEAN_RESIDUAL = 1e-5
-# Of the residual from the first step to the last, on its least-squares line. A LoRA run with automatic beta that resumes
+# Of the residual from the first step to the last, on its least-squares line. A LoRA with automatic beta that resumes
 # at other ZeRO stages reaches 2.1e-5 on an AMD EPYC; each change of the page's table on sensitivity exceeds a limit.
 LARGEST_DRIFT = 2.5e-5
 COMMON = {
