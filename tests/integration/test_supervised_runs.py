@@ -70,7 +70,7 @@ def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tmp_path):
     assert re.search(r"a step has taken more than \d+ s|another rank has found a hang", stacks[0])
     assert "fault_points.py" in stacks[1], "where rank 1 sleeps"
     assert "fault_points.py" not in stacks[0]
-    assert "_train_step" in stacks[0], "where rank 0 waits for it"
+    assert "optimizer_step.py" in stacks[0], "where rank 0 waits for it"
 
 
 def test_a_request_while_ranks_load_ends_them_before_training(tmp_path):
