@@ -35,10 +35,13 @@ class DiffusionConfig(Section):
         default=False,
     )
     noise_offset: float = identity_field(
-        "Add to the noise and to the target one normal draw per channel, times this (0: off).", default=0.0, ge=0
+        "Add to the noise, also to that of the target, one normal draw per channel, times this (0: off).",
+        default=0.0,
+        ge=0,
     )
     input_perturbation: float = identity_field(
-        "Add to the denoiser's input, but not to its target, a second normal noise, times this (0: off).",
+        "Add to the noise in the denoiser's input, but not to that of its target, a second normal noise, times this "
+        "(0: off).",
         default=0.0,
         ge=0,
     )

@@ -32,7 +32,8 @@ class HeldOutConfig(Section):
         "Number of held-out pairs, chosen by held_out.seed; all of them if the dataset has fewer.", default=128, ge=2
     )
     draws_per_decile: int = free_field(
-        "Evaluate each held-out pair at N timesteps in each tenth of the schedule, each with its own noise.",
+        "Evaluate each held-out pair at N timesteps, each with its own noise, in each tenth of the timesteps that "
+        "training draws from.",
         default=1,
         ge=1,
     )

@@ -96,7 +96,7 @@ EXPLAINED: dict[str, str] = {
     "use_dora": "give --adapter.type dora",
     **{objective: f"give --objective.type {objective}" for objective in OBJECTIVE_SECTIONS},
     "train_method": _OBJECTIVES,
-    "loss_type": f"{_OBJECTIVES}; without it the loss is sigmoid (Diffusion-DPO)",
+    "loss_type": f"{_OBJECTIVES}; the loss that is called sigmoid elsewhere is dpo",
     **{family: f"give --model.family {family}" for family in FAMILY_NAMES},
     "enable_xformers_memory_efficient_attention": "give --model.attention xformers",
     "resume_from_checkpoint": "the same command with the same --output_dir resumes its newest valid checkpoint",

@@ -36,7 +36,8 @@ def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpee
     if config.expected_world_size not in (None, world_size):
         raise ConfigError(
             f"expected_world_size is {config.expected_world_size}, but the launch has {ranks_text(world_size)}; check "
-            "the launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` ignores a missing hostfile)"
+            "the launcher's --hostfile, --num_gpus or srun's --ntasks (`deepspeed` without its hostfile "
+            "starts on this host alone)"
         )
     path = deepspeed_config_path(config.deepspeed_config)
     file = read_deepspeed_file(path)

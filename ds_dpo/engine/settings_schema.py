@@ -186,7 +186,7 @@ REFUSED = {
     "zero_optimization.zero_quantized_nontrainable_weights": "the reference is not part of the engine",
     "bf16.bf16_master_weights_and_grads": "updates with rates of 1e-5 are lost in bf16 master weights",
     "bf16.bf16_optimizer_states": "updates with rates of 1e-5 are lost in bf16 master weights",
-    "bf16.immediate_grad_update": "only ZeRO-1's BF16 optimizer reads it, and SDXL does not need that memory",
+    "bf16.immediate_grad_update": "only ZeRO-1's BF16 optimizer reads it, to save memory that SDXL does not need",
     "fp16.auto_cast": "latents and embeddings already have the right precision",
     "fp16.fp16_master_weights_and_grads": "updates with rates of 1e-5 are lost in fp16 master weights",
     "zero_optimization.offload_optimizer.ratio": "either the whole state is offloaded or nothing",

@@ -66,7 +66,7 @@ def _of_run(checkpoints: Path, *, step: int | None, say: Say) -> Source:
     for reason in reasons:
         say(f"skipped: {reason}")
     if newest is None:
-        raise CheckpointError(f"{checkpoints}: has no valid checkpoint; of the newest: {reasons[0]}")
+        raise CheckpointError(f"{checkpoints}: has no valid checkpoint; the newest: {reasons[0]}")
     return Source(newest, run=_run_around(newest), is_verified=True)
 
 

@@ -1,4 +1,4 @@
-"""The fixed timesteps and noise of held-out pairs: K timesteps in each tenth of the schedule.
+"""The fixed timesteps and noise of held-out pairs: K timesteps in each tenth of the range of training.
 
 Legend: K draws per decile, I = 10 K items per pair (all draws of the first decile first); C,H,W latent.
 """
