@@ -1,4 +1,4 @@
-"""The model families by name, and what a configuration may ask of each; models.families has all else of them."""
+"""The model families by name, and what a configuration may ask of each; models.families has the rest."""
 
 from __future__ import annotations
 

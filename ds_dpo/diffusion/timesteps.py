@@ -16,9 +16,8 @@ import numpy as np
 from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.errors import ConfigError
 
-SMALLEST_SHARE = (
-    1e-6  # of a distribution's draws that a range must keep: a smaller share is a mistake, and loses digits
-)
+# a range must keep this share of a distribution's draws: a smaller share is a mistake, and loses digits
+SMALLEST_SHARE = 1e-6
 TURBO_STEPS = 4
 
 

@@ -20,7 +20,7 @@ def start_communication(*, timeout: timedelta, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        # its shared-memory collectives for CPUs need a C++ compiler and minutes to compile; gloo works without them
+        # DeepSpeed's shared-memory collectives for CPUs need a C++ compiler and minutes to compile; gloo needs neither
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with quiet_output():
         deepspeed.init_distributed(timeout=timeout, verbose=False)

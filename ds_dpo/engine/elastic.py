@@ -28,7 +28,7 @@ SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def read_into(raw: Any, folder: Path, *, average: MovingAverage | None, has_frozen_weights: bool) -> Mapping[str, Any]:
-    """Set a deepspeed.DeepSpeedEngine to a checkpoint of any layout; every rank must call this.
+    """Set a deepspeed.DeepSpeedEngine, new or in use, to a checkpoint of any layout; every rank must call this.
 
     The files' checksums must already be verified. average: the run's moving average, if it keeps one.
     has_frozen_weights: whether the checkpoint must also hold the weights that are not trained.

@@ -59,9 +59,8 @@ def resolve_deepspeed(config: RunConfig, *, world_size: int) -> ResolvedDeepSpee
         "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
     }
     if config.optimizer.type != "adamw":
-        owned_by_run["zero_allow_untested_optimizer"] = (
-            True  # they update each element, or each block of 256, independently
-        )
+        # the other optimizers update each element, or each block of 256, independently
+        owned_by_run["zero_allow_untested_optimizer"] = True
     for key, value in owned_by_run.items():
         stated = getattr(file, key)
         if stated not in (None, value):

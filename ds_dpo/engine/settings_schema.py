@@ -87,9 +87,8 @@ def _always_on(value: Any) -> Any:
 
 class Bf16(Block):
     enabled: Switch
-    check_grad_overflow: Annotated[Switch, BeforeValidator(_always_on)] = (
-        True  # with false, ZeRO-1 and 2 would apply such an update
-    )
+    # with false, ZeRO-1 and 2 would apply an update whose gradients are not finite
+    check_grad_overflow: Annotated[Switch, BeforeValidator(_always_on)] = True
 
 
 class Fp16(Block):

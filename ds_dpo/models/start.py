@@ -1,4 +1,4 @@
-"""The weights that policy and reference start from: those of the pipeline, of another UNet, or of an earlier run."""
+"""The weights that policy and reference start from: of the pipeline, of another denoiser, or of an earlier run."""
 
 from __future__ import annotations
 

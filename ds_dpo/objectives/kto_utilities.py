@@ -1,7 +1,7 @@
 """Diffusion-KTO's five utilities: the value of an image as a function of how far the policy has moved towards it.
 
 Each is a function of advantages x, (B,), above 0 if the policy has moved towards an image by more than the baseline,
-and of the judgement: +1 for a desirable image, -1 for an undesirable one. It returns the utility h, (B,); a loss is a
+and of the judgement s: +1 for a desirable image, -1 for an undesirable one. It returns the utility h, (B,); a loss is a
 weight times 1 - h.
 Source: arXiv:2404.04465, in the forms of --halo in jacklishufan/diffusion-kto, train_kto_sd_v1.5.py.
 """

@@ -241,10 +241,10 @@ def sdpo_quantities(errors: PairErrors, *, beta: float, mu: float = 0.6) -> Mapp
 class Objective:
     """A loss and what it needs besides the policy's errors of the chosen images.
 
-    loss: function of errors and keyword arguments. uses_rejected: needs rejected images. reference: needs nothing, its
-    errors, or its predictions, from which the distances are computed. uses_residual_product: needs sdpo's product.
-    quantities: further quantities for the log, by name in metrics.METRICS, from the same arguments. statistic: sets
-    some arguments from earlier steps.
+    loss: function of errors and keyword arguments. reference: what it needs from the reference: nothing, errors, or
+    predictions, from which the distances are computed. uses_rejected: needs rejected images. uses_residual_product:
+    needs sdpo's product. quantities: further quantities for the log, by name in metrics.METRICS, from the same
+    arguments. statistic: sets some arguments from earlier steps.
     """
 
     loss: Callable[..., Tensor]

@@ -17,9 +17,9 @@ from ds_dpo.export.tensors.weights import Weights
 def decompose(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return factors (up, down) of a matrix, [rows, rank] and [rank, columns], by its singular value decomposition.
 
-    Both factors get the root of the singular values. The eigenvectors of the smaller Gram matrix need half the time of
-    a full decomposition and, unlike torch.svd_lowrank, give the best approximation of a matrix whose singular values
-    hardly decay, as those of a tuned layer's change do.
+    Only the rank largest singular values are kept, and both factors get the root of them. The eigenvectors of the
+    smaller Gram matrix need half the time of a full decomposition and, unlike torch.svd_lowrank, give the best
+    approximation of a matrix whose singular values hardly decay, as those of a tuned layer's change do.
     """
     is_tall = change.shape[0] > change.shape[1]
     wide = change.mT if is_tall else change
@@ -33,7 +33,7 @@ def decompose(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def can_hold(name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a LoRA can hold the change of a parameter: of weights of linear and convolution layers."""
+    """Return whether a LoRA can hold the change of a parameter: only of linear and convolution layers' weights."""
     return name.endswith(".weight") and len(shape) in (2, 4)
 
 

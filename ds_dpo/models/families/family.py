@@ -26,11 +26,12 @@ Extras = Callable[[Tensor], Mapping[str, Tensor]]
 class DenoiserKind:
     """What families share whose denoisers are one class of network.
 
-    class_name: in diffusers. title: in messages. folder: in a pipeline. prefix: of its tensors' names in a whole
-    checkpoint in one file. file_names: the names there of the parameters of a configuration, prefix included.
-    file_beginning, own_beginning: of some of those names, prefix excluded, and of some of diffusers' names. shapes:
-    of the parameters of a configuration, by name; None if only diffusers can build it. derive: the configuration that
-    the shapes in a file imply, given that of the family's usual denoiser. predict: calls it.
+    class_name: its class in diffusers. title: its name in messages. folder: its folder in a pipeline. prefix: beginning
+    of its tensors' names in a whole checkpoint in one file. file_names: returns the names there, with the prefix, of
+    the parameters of a configuration. file_beginning: beginning of some of those names without the prefix, by which a
+    file is recognised. own_beginning: the same of diffusers' names. shapes: returns the shapes of a configuration's
+    parameters by name; None if only diffusers can build it. derive: returns the configuration that the shapes in a file
+    imply, given that of the family's usual denoiser. predict: calls the denoiser.
     """
 
     class_name: str
@@ -53,8 +54,8 @@ class DenoiserKind:
 class TextPart:
     """A text encoder of a family: its class in transformers, and where a whole checkpoint in one file has it.
 
-    prefix: of its tensors' names there. places: of its parameters among them. derive: the configuration that their
-    shapes imply, given the family's usual one.
+    prefix: beginning of its tensors' names there. places: returns the tensors there that hold its parameters. derive:
+    returns the configuration that their shapes imply, given the family's usual one.
     """
 
     class_name: str
