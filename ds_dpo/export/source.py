@@ -115,20 +115,23 @@ class BaseModel:
 def base_of_run(run: Path) -> BaseModel:
     """Read the model section of RUN/config.yaml.
 
-    Raises ConfigError if the file cannot be read, CheckpointError if it names no model.
+    Raises ConfigError if the file cannot be read, CheckpointError if it names no model or an unknown family.
     """
     path = run / "config.yaml"
     config = read_yaml(path, dict, advice="give the base with --base")
     try:
         model = config["model"]
-        vae = model.get("vae")
+        vae, family = model.get("vae"), model.get("family", DEFAULT_FAMILY)
+        if family not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise CheckpointError(f"{path}: model.family {family} is none of {known}; give the base with --base")
         return BaseModel(
             resolve_asset(model["pretrained"]),
             model.get("revision"),
             model.get("variant"),
             None if vae is None else resolve_asset(vae),
             _scheduler_of_run(config),
-            FAMILIES[model.get("family", DEFAULT_FAMILY)].denoiser,
+            FAMILIES[family].denoiser,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: has no model.pretrained ({error}); give the base with --base") from error

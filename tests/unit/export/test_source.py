@@ -39,3 +39,9 @@ def test_a_config_without_a_base_is_refused(tmp_path: Path, content: str) -> Non
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.yaml: has no model\.pretrained .*--base"):
         base_of_run(tmp_path)
+
+
+def test_a_config_of_an_unknown_family_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {pretrained: owner/name, family: of_tomorrow}\n")
+    with pytest.raises(CheckpointError, match=r"config\.yaml: model\.family of_tomorrow is none of sdxl, .*--base"):
+        base_of_run(tmp_path)
