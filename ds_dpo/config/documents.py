@@ -1,4 +1,4 @@
-"""The one reader of YAML and JSON documents: whatever a file holds, it is read whole or refused in one line."""
+"""Read YAML and JSON documents: whatever a file holds, it is read whole or refused in one line."""
 
 from __future__ import annotations
 

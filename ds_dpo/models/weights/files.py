@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ds_dpo.errors import ModelError
+from ds_dpo.config import documents
+from ds_dpo.errors import ConfigError, ModelError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 TEXT_STEM = "model"
@@ -21,15 +21,12 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON file's object. Raises ModelError if it is missing or holds something else."""
+    if not path.exists():
+        raise ModelError(f"{path}: missing, so the model's folder is incomplete")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: missing, so the model's folder is incomplete") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: must contain names and values, not a {type(content).__name__}")
-    return content
+        return documents.read_json(path, dict)
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,7 @@ def test_a_pipeline_of_another_family_is_refused(model_folder: Path, tmp_path: P
     with pytest.raises(ModelError, match="FluxPipeline"):
         load_pipeline(find_model(str(tmp_path), base=None))
     (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot be read as JSON"):
+    with pytest.raises(ModelError, match="is not valid JSON"):
         load_pipeline(find_model(str(tmp_path), base=None))
 
 
