@@ -27,11 +27,10 @@ from ds_dpo.watch.held_out.setup import build_held_out, build_watchdog
 
 
 def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision) -> bool:
-    """Train, or go on training, the run that config describes; every rank of `place` calls it.
+    """Train the run that config describes, from its start or its newest checkpoint; every rank of `place` calls it.
 
-    Returns False where it was asked to stop before the end; what there was to save is saved then. Raises DsDpoError on
-    all ranks together where something does not fit; a start that fails before its first step leaves the run folder as
-    it was.
+    Returns False if it was asked to stop before the end; the steps of this start are then saved. Raises DsDpoError on
+    all ranks if something does not fit. A start that fails before its first step does not change the run folder.
     """
     opened = open_run(config, resolved, place)
     built = build_run(opened, is_asked_to_stop=lambda: _is_asked_to_stop(opened, supervision))
@@ -47,10 +46,10 @@ def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment
 
 
 def _is_asked_to_stop(opened: OpenedRun, supervision: Supervision) -> bool:
-    """Agree whether any rank was asked so before training began; the STOP file is looked for once it has."""
+    """Return on all ranks whether any rank was asked to stop. The trainer looks for the STOP file, this does not."""
     is_asked = any(gather_objects(supervision.stop.is_asked(look_for_file=False)))
     if is_asked:
-        opened.log.line("stopped as asked before training began; the same command starts from where this one did")
+        opened.log.line("stopped as asked before training began; the same command starts at the same step")
     return is_asked
 
 
@@ -67,7 +66,7 @@ def _sampler(built: BuiltRun) -> ValidationSampler | None:
     config, encoders = built.opened.config, built.models.encoders
     if config.cadence.sample_every_steps is None:
         return None
-    assert encoders is not None, "loaded where images are drawn"
+    assert encoders is not None, "loaded if images are drawn"
     return ValidationSampler(
         denoiser=built.engine.module,
         vae=encoders.vae,
@@ -83,7 +82,7 @@ def _sampler(built: BuiltRun) -> ValidationSampler | None:
 
 
 def _run(restored: RestoredRun, sampler: ValidationSampler | None, supervision: Supervision) -> bool:
-    """Join what writes into the run folder, which is there now, and train; returns as train does."""
+    """Add the parts that write into the run folder, which exists by now, and train; returns what `train` does."""
     built, opened = restored.built, restored.built.opened
     config, folder, log = opened.config, opened.folder, opened.log
     metrics = MetricsWriter(folder.path, last_step=restored.progress.step) if is_main() else None
@@ -125,7 +124,7 @@ def _run(restored: RestoredRun, sampler: ValidationSampler | None, supervision: 
 
 
 def _parts(restored: RestoredRun, metrics: MetricsWriter | None) -> RunParts:
-    """Return all parts of the run: those that are restored already, held-out pairs and the watchdog."""
+    """Return all parts of the run: the restored ones, held-out pairs and the watchdog."""
     config, engine, say = restored.built.opened.config, restored.built.engine, restored.built.opened.log.line
     held_out = _held_out(restored, metrics)
     watchdog = build_watchdog(config, engine, held_out, say=say)

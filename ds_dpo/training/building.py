@@ -18,9 +18,9 @@ from ds_dpo.watch.held_out.setup import load_held_out
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltRun:
-    """A run with its models on their device. feed: with the errors of a cached reference, where there is one.
+    """A run with its models on their device. feed: with the errors of the cached reference, if the run has one.
 
-    held_out_pairs: None where none are judged.
+    held_out_pairs: None if the run evaluates none.
     """
 
     opened: OpenedRun
@@ -30,11 +30,11 @@ class BuiltRun:
     held_out_pairs: HeldOutPairs | None
 
     def start_weights(self) -> None:
-        """Give a fresh run the master weights of its files rather than their rounding to the run's precision."""
+        """Give a new run the fp32 master weights of its files, instead of their rounding to the run's precision."""
         config = self.opened.config
-        if self.models.adapter is None:  # whose weights have no values in the file
+        if self.models.adapter is None:  # the weights of an adapter are not in the files
             self.engine.set_master_weights(checkpoint_start(config.model) or file_weights(config.model))
-        self.keep_average()  # anew: from the file's own values
+        self.keep_average()  # again, from the values of the files
 
     def keep_average(self) -> None:
         """Keep a moving average of the weights, if the configuration asks for one."""
@@ -46,8 +46,8 @@ class BuiltRun:
 def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> BuiltRun | None:
     """Load what the run needs and give the policy its engine; every rank calls it.
 
-    is_asked_to_stop: asked once the models are loaded; None is returned where it says so. Raises DsDpoError on all
-    ranks together.
+    is_asked_to_stop: called once the models are loaded; if it returns True, the result is None. Raises DsDpoError on
+    all ranks.
     """
     config, resolved, place = opened.config, opened.resolved, opened.place
     judges_held_out = config.held_out.every_steps is not None
@@ -63,7 +63,7 @@ def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> Bui
         return None
     held_out_pairs = None
     if judges_held_out:
-        assert models.encoders is not None, "loaded where held-out pairs are encoded"
+        assert models.encoders is not None, "loaded if held-out pairs are encoded"
         held_out_pairs = load_held_out(
             config, opened.feed, models.encoders, place, device=opened.device, say=opened.log.line
         )
@@ -80,7 +80,7 @@ def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> Bui
         optimizer=config.optimizer,
         schedule=config.schedule,
         max_train_steps=config.max_train_steps,
-        # an export of an adapter alone takes the rest from model.pretrained
+        # the export of an adapter reads the frozen weights from model.pretrained
         saves_frozen_weights=models.adapter is None or config.model.denoiser_init is not None,
     )
     return BuiltRun(

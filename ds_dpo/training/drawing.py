@@ -1,4 +1,4 @@
-"""Validation images of the policy as it is trained."""
+"""Validation images of the policy during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_dpo.run_folder.metrics import MetricsWriter
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationDrawing:
-    """Draws on all ranks together, and writes pages and curves on rank 0. metrics: rank 0's writer."""
+    """Draws on all ranks together; rank 0 writes the images. metrics: rank 0's writer, None on other ranks."""
 
     module: nn.Module
     sampler: ValidationSampler
@@ -22,7 +22,7 @@ class ValidationDrawing:
     metrics: MetricsWriter | None
 
     def draw(self, *, step: int) -> None:
-        """Draw the validation prompts with the policy of a step. Raises ConfigError where a page cannot be written."""
+        """Draw the validation prompts with the policy of a step. Raises ConfigError if a page cannot be written."""
         self.module.eval()
         images = self.sampler()
         self.module.train()

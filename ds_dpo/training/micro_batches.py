@@ -1,4 +1,4 @@
-"""A rank's micro-batches: samples from the loader, encoded, with the time that they kept the step waiting."""
+"""A rank's micro-batches: encoded samples of the loader, and the time that the rank waited for them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ds_dpo.batch import PreferenceBatch
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatches:
-    """samples: of the loader, without end. bad_rows: the rows that this rank could not read so far."""
+    """samples: those of the loader, endless. bad_rows: returns the rows that this rank could not read so far."""
 
     samples: Iterator[Any]
     encode: Callable[[Any], PreferenceBatch]
     bad_rows: Callable[[], Sequence[object]]
 
     def take(self) -> tuple[PreferenceBatch, float]:
-        """Return the next micro-batch, and for how many seconds the loader let this rank wait."""
+        """Return the next micro-batch, and the seconds that this rank waited for the loader."""
         start = time.perf_counter()
         samples = next(self.samples)
         waited_seconds = time.perf_counter() - start

@@ -30,10 +30,11 @@ from ds_dpo.run_folder.log import RunLog
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The modules of a run on their device. reference, encoders: None where nothing needs them.
+    """The modules of a run on their device. reference, encoders: None if nothing needs them.
 
-    adapter: what the policy's low-rank layers need of the run; None where it has none.
-    start: what the policy starts from, on rank 0, where a cache is to be compared with it.
+    adapter: the run part of the policy's low-rank layers; None if it has none.
+    start: describes the start of the policy, for the check of a cached reference; None without one, and except on
+    rank 0.
     """
 
     policy: ModelMixin
@@ -58,7 +59,7 @@ def load_models(
     """
     model, dtype = config.model, torch_dtype(resolved.precision)
     earlier = checkpoint_start(model)
-    residency = RESIDENCIES[config.reference.residency]  # None: nothing is held, its errors are in a cache
+    residency = RESIDENCIES[config.reference.residency]  # None: its errors are in a cache
     with node_turns(place):
         fetch_models(model)
         if model.denoiser_init is not None and earlier is None:
@@ -87,13 +88,13 @@ def load_models(
         choose_trained(policy, train=model.train, freeze=model.freeze)
     log.line(describe_trained(policy))
     if model.gradient_checkpointing:
-        # diffusers' is not re-entrant: that recomputes less, and works with ZeRO-3
+        # that of diffusers is not re-entrant, so it recomputes less and works with ZeRO-3
         policy.enable_gradient_checkpointing()
     log.line(attention.sentence)
     return Models(policy=policy, adapter=adapter, start=start, reference=reference, encoders=encoders)
 
 
 def objective_of(config: RunConfig) -> Objective:
-    """Return the objective with the terms that the configuration adds; it says what the reference must give."""
+    """Return the objective with the terms that the configuration adds; they say what the reference must give."""
     terms = config.terms
     return with_terms(OBJECTIVES[config.objective.type], sft_weight=terms.sft_weight, anchor_weight=terms.anchor_weight)

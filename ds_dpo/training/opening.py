@@ -1,4 +1,4 @@
-"""The first phase of a run: what needs no model. The folder is compared, ranks can talk, pairs are counted."""
+"""The first phase of a run, without models: compare the run folder, start communication, open the pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ds_dpo.run_folder.log import RunLog
 class OpenedRun:
     """A run before its models.
 
-    config: with the policy's start pinned. errors: of a cached reference, None where no cache is read.
+    config: with the policy's start pinned. errors: those of a cached reference, None if the run reads no such cache.
     """
 
     config: RunConfig
@@ -40,7 +40,7 @@ class OpenedRun:
 
     @property
     def keeps_encoders(self) -> bool:
-        """Whether VAE and text encoders are needed as long as the run trains."""
+        """Whether VAE and text encoders are needed during training."""
         return self.feed.needs_encoders or self.config.cadence.sample_every_steps is not None
 
 
@@ -60,7 +60,7 @@ def open_run(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironm
     device = pick_device(place.local_rank)
     timeout = timedelta(minutes=config.supervision.collective_timeout_minutes)
     start_communication(timeout=timeout, device=device)
-    with node_turns(place):  # the node's first rank downloads and counts, the others find its files
+    with node_turns(place):  # the node's first rank downloads and counts; the others find its files
         feed = open_feed(config, precision=resolved.precision, say=log.line)
     errors = open_covering_errors(config, say=log.line) if config.reference.residency == "cached" else None
     return OpenedRun(

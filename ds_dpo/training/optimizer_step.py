@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches through forward and backward, the update, and what the step measured."""
+"""One optimizer step: forward and backward passes of micro-batches, the update, and the step's numbers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ds_dpo.training.run_parts import RunParts
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a step came to, the same on all ranks but for the times.
+    """The result of a step. All but the seconds are the same on all ranks.
 
-    means: of each quantity over the pairs of all ranks. totals: counters summed over all ranks. gradient_norm: None
-    where the update was skipped. learning_rate: the one that the update used.
+    means: the mean of each quantity over the pairs of all ranks. totals: counters summed over all ranks.
+    gradient_norm: None if the update was skipped. learning_rate: the one that the update used.
     """
 
     means: Mapping[str, float]
@@ -35,7 +35,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerStep:
-    """Does one optimizer step at a time. accumulation_steps: micro-batches of a rank in each."""
+    """Does one optimizer step at a time. accumulation_steps: number of a rank's micro-batches in a step."""
 
     engine: Engine
     preference_step: PreferenceStep
@@ -43,7 +43,7 @@ class OptimizerStep:
     accumulation_steps: int
 
     def run(self, parts: RunParts, *, counters: Callable[[], Mapping[str, float]]) -> StepOutcome:
-        """Do the next step on all ranks. counters: read once the update is done, and summed over ranks with it."""
+        """Do the next step on all ranks. counters: called after the update; its numbers are summed over all ranks."""
         start, data_seconds = time.perf_counter(), 0.0
         engine = self.engine
         learning_rate, skipped_before = engine.learning_rate, engine.skipped_steps

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a line for people, a line of metrics.jsonl, a point on each curve."""
+"""What a run records during training: lines in the log, lines of metrics.jsonl, points of TensorBoard's curves."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ds_dpo.run_folder.metrics import MetricsWriter
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Log and metrics of a run. metrics: rank 0's writer, None on the other ranks, where the log is silent too."""
+    """Log and metrics of a run. metrics: rank 0's writer, None on other ranks, where the log does nothing either."""
 
     log: RunLog
     metrics: MetricsWriter | None
 
     def line(self, text: str) -> None:
-        """Say one thing."""
+        """Print and write a line of the log."""
         self.log.line(text)
 
     def step(self, metrics: Mapping[str, float], *, due: bool) -> None:
-        """Record a step; due: with a line in the log."""
+        """Record the metrics of a step. due: whether the log gets a line."""
         self.log.step(metrics, due=due)
         if self.metrics is not None:
             self.metrics.write(metrics)
 
     def flush(self) -> None:
-        """Put the metrics on the disk. Raises OSError where the disk refuses."""
+        """Flush the metrics to the disk. Raises OSError if the disk refuses them."""
         if self.metrics is not None:
             self.metrics.flush()
 
     def rewind(self, step: int) -> None:
-        """Set aside what was recorded after a step."""
+        """Set aside the metrics after a step."""
         if self.metrics is not None:
             self.metrics.rewind(step)
 

@@ -1,4 +1,4 @@
-"""One step of a run done again on one process: the very same pairs and draws on the weights that it began with."""
+"""Repeat one step of a run in one process: the same pairs and draws on the weights with which the step began."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ NUM_PARAMETERS_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What of a step is to be done again.
+    """A step to repeat.
 
-    was_applied: whether the run could apply it; None where it does not say. pair_ids: in order of positions, where
-    they were recorded. factor: of each micro-batch's loss in the backward pass. checkpoint: None: the start of the run.
+    was_applied: whether the run applied its update, None if that is unknown. pair_ids: in order of positions, None if
+    they were not recorded. factor: multiplies each micro-batch's loss before the backward pass. checkpoint: the folder
+    with the weights, None for the start of the run.
     """
 
     number: int
@@ -58,17 +59,18 @@ class Step:
 
 
 def replay_record(file: Path, *, run: Path | None, checkpoint: Path | None, detect_anomaly: bool, say: Say) -> bool:
-    """Do the step of a record again; returns whether it is not finite here either.
+    """Repeat the step of a record. Returns whether it is not finite here either.
 
-    run: its folder; None: where the record lies. checkpoint: other weights than the record's. Raises DsDpoError.
+    run: folder of the run, None for the one that holds the record. checkpoint: folder with other weights than the
+    record's. Raises DsDpoError.
     """
     record = read_record(file)
     replayed = _Run(run or file.absolute().parent.parent)
     found = replayed.fingerprint
     if found != record.fingerprint:
         raise ConfigError(
-            f"{file} is of a run with the identity {record.fingerprint[:12]}, and {replayed.folder.path} is one of "
-            f"{found[:12]}; give the run's own folder with --run"
+            f"{file} belongs to a run with the identity {record.fingerprint[:12]}, but {replayed.folder.path} has "
+            f"{found[:12]}; give the folder of the record's run with --run"
         )
     step = Step(
         number=record.step,
@@ -89,9 +91,9 @@ def replay_record(file: Path, *, run: Path | None, checkpoint: Path | None, dete
 
 
 def replay_step(run: Path, number: int, *, checkpoint: Path | None, detect_anomaly: bool, say: Say) -> bool:
-    """Do any step of a run again; returns whether it ends as its line of metrics.jsonl says, True without a line.
+    """Repeat any step of a run. Returns whether it ends as its line of metrics.jsonl says, True without a line.
 
-    checkpoint: None: the newest one before the step. Raises DsDpoError.
+    checkpoint: folder with the weights, None for the newest one before the step. Raises DsDpoError.
     """
     replayed = _Run(run)
     config = replayed.config
@@ -116,14 +118,14 @@ def replay_step(run: Path, number: int, *, checkpoint: Path | None, detect_anoma
 
 
 class _Run:
-    """A run folder, and all that its steps need, loaded for one process."""
+    """A run folder, with its configuration and settings for one process."""
 
     def __init__(self, path: Path) -> None:
         self.folder = RunFolder(path)
         if not self.folder.config.is_file() or not self.folder.deepspeed.is_file():
-            raise ConfigError(f"{path}: no run's folder, which has config.yaml and deepspeed.json")
+            raise ConfigError(f"{path} is not a run folder: it must have config.yaml and deepspeed.json")
         config = self.folder.saved_config()
-        if config.reference.residency == "zero3":  # its weights are shared by all ranks, and here is one
+        if config.reference.residency == "zero3":  # its weights are shared by all ranks, but there is only one here
             config = config.model_copy(
                 update={"reference": config.reference.model_copy(update={"residency": "replicated"})}
             )
@@ -135,7 +137,7 @@ class _Run:
         return identity_of(self.config, self.resolved).fingerprint
 
     def do(self, step: Step, *, detect_anomaly: bool, say: Say) -> bool:
-        """Do a step and say what came of it; returns whether something was not finite."""
+        """Repeat a step and print its numbers. Returns whether something was not finite."""
         config, place = self.config, read_environment({})
         device = pick_device(place.local_rank)
         feed = open_feed(config, precision=self.resolved.precision, say=say)
@@ -148,12 +150,12 @@ class _Run:
             )
         _take_weights(models, step, say=say)
         if config.adapter.dropout:
-            say("the adapter's dropout draws anew here: what it leaves out is not what the run left out")
+            say("the adapter's dropout draws again here: it drops other values than in the run")
         return _do(config, step, feed, models, device=device, detect_anomaly=detect_anomaly, say=say)
 
 
 def _resolved(folder: RunFolder) -> ResolvedDeepSpeed:
-    """Return the run's settings for one process. Raises ConfigError where deepspeed.json is not a run's."""
+    """Return the run's settings for one process. Raises ConfigError if deepspeed.json lacks some of them."""
     settings = folder.saved_settings()
     precision = precision_of(settings)
     try:
@@ -175,7 +177,9 @@ def _resolved(folder: RunFolder) -> ResolvedDeepSpeed:
 def _last_world_size(folder: RunFolder) -> int:
     world_size = folder.newest_start().get("world_size")
     if not isinstance(world_size, int):
-        raise ConfigError(f"{folder.environment} does not say how many ranks the last start had; restore the run's own")
+        raise ConfigError(
+            f"{folder.environment} does not say how many ranks the last start had; restore the file of this run"
+        )
     return world_size
 
 
@@ -209,8 +213,8 @@ def _do(
         ids = batch.pair_ids.tolist()
         if step.pair_ids is not None and ids != [step.pair_ids[number] for number in numbers]:
             raise DataError(
-                f"positions {step.first_position + first} on hold the pairs {ids} now, and the record has others: the "
-                "dataset is not what it was"
+                f"the positions from {step.first_position + first} on now hold the pairs {ids}, but the record has "
+                "others: the dataset is not what it was"
             )
         found = examine(
             models.policy, preference_step, batch, factor=step.factor, sums=sums, detect_anomaly=detect_anomaly
@@ -245,7 +249,7 @@ def _numbers(found: Examination, place: int) -> str:
 def _complaints(found: Examination, *, num_parameters: int) -> list[str]:
     lines = []
     if found.bad_module is not None:
-        lines.append(f"the first module that makes something not finite of finite input: {found.bad_module}")
+        lines.append(f"the first module whose output is not finite although its input is: {found.bad_module}")
     if found.operation is not None:
         lines.append(f"backward: {found.operation}")
     if found.bad_parameters:
@@ -259,9 +263,12 @@ def _complaints(found: Examination, *, num_parameters: int) -> list[str]:
 
 @torch.no_grad()
 def _take_weights(models: Models, step: Step, *, say: Say) -> None:
-    """Give the policy a checkpoint's weights, rounded as the run's, and a reference that follows it its own."""
+    """Load a checkpoint's weights into the policy, rounded as in the run.
+
+    A reference that follows the policy also gets its weights from the checkpoint.
+    """
     if step.checkpoint is None:
-        say(f"weights: those that the run starts from{_age(0, step)}")
+        say(f"weights: those at the start of the run{_age(0, step)}")
         return
     checkpoint = open_checkpoint(step.checkpoint, verify=True)
     policy: nn.Module = models.policy
@@ -274,14 +281,14 @@ def _take_weights(models: Models, step: Step, *, say: Say) -> None:
 
 
 def _age(saved: int | None, step: Step) -> str:
-    """Say so where weights are not those that a step began with."""
+    """Return a remark if weights saved at a step are not those with which `step` began, else an empty text."""
     if saved is None or saved == step.number - 1 or (step.was_applied is False and saved == step.number):
         return ""
-    return f", {abs(step.number - 1 - saved)} steps from those that step {step.number} began with"
+    return f", {abs(step.number - 1 - saved)} steps away from those with which step {step.number} began"
 
 
 def _factor(loss_scale: float | None, *, micro: int, pairs_per_step: int, world_size: int) -> float:
-    """Return what DeepSpeed multiplies a micro-batch's loss by: the loss scale over the accumulations."""
+    """Return the factor of a micro-batch's loss in DeepSpeed: the loss scale divided by the accumulation steps."""
     return (loss_scale or 1.0) * micro * world_size / pairs_per_step
 
 
@@ -293,9 +300,9 @@ def _first_scale(settings: Mapping[str, Any]) -> float | None:
 
 
 def _newest_before(folder: RunFolder, number: int) -> Path | None:
-    """Return the newest checkpoint whose weights a step may have begun with; None for the first one.
+    """Return the newest checkpoint of an earlier step; None for the first step, if there is none.
 
-    Raises CheckpointError if there is none.
+    Raises CheckpointError if a later step has none.
     """
     for path in checkpoint_folders(folder.checkpoints):
         saved = step_of(path)
@@ -303,14 +310,14 @@ def _newest_before(folder: RunFolder, number: int) -> Path | None:
             return path
     if number > 1:
         raise CheckpointError(
-            f"{folder.checkpoints}: no checkpoint is of a step before {number}; give another with --checkpoint, such "
-            "as one of a later step, to look at these pairs on its weights"
+            f"{folder.checkpoints} has no checkpoint of a step before {number}; give another one with --checkpoint, "
+            "such as that of a later step, to examine these pairs with its weights"
         )
     return None
 
 
 def _metrics(run: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of metrics.jsonl by step; a torn one, which a kill leaves, is passed over."""
+    """Return the lines of metrics.jsonl by step, without a line that a kill has torn."""
     path = run / "metrics.jsonl"
     found: dict[int, dict[str, Any]] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():

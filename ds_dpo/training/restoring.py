@@ -1,4 +1,4 @@
-"""The third phase of a run: it goes on from its newest checkpoint, or starts from its files."""
+"""The third phase of a run: load its newest checkpoint, or begin with the weights of its files."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from ds_dpo.watch.non_finite import build_non_finite
 
 @dataclass(frozen=True, kw_only=True)
 class RestoredRun:
-    """A run where training goes on. saved: the checkpoint that it goes on from, None at a fresh start.
+    """A run that is ready to train. saved: the checkpoint that was loaded, None for a new run.
 
-    parts: those that exist before the run folder does, restored; what writes into the folder joins them later.
-    watch: over the weights of a reference that is held.
+    parts: those that need no run folder, restored; held-out pairs and the watchdog join when the folder exists.
+    watch: checks that the reference's weights do not change; None if no reference is loaded.
     """
 
     built: BuiltRun
@@ -51,9 +51,9 @@ class RestoredRun:
 
 
 def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | None:
-    """Load the newest checkpoint, and make ready what trains; None where nothing is left to train.
+    """Load the newest checkpoint, and prepare everything that trains; None if no step is left.
 
-    Nothing is written. Raises DsDpoError on all ranks together.
+    Nothing is written. Raises DsDpoError on all ranks.
     """
     opened, engine = built.opened, built.engine
     config, log = opened.config, opened.log
@@ -133,15 +133,15 @@ def _refresh(built: BuiltRun, watch: ReferenceWatch | None) -> ReferenceRefresh 
     reference = built.models.reference
     if every_steps is None:
         return None
-    assert isinstance(reference, FrozenCopy), "the configuration refuses to refresh another one"
-    assert watch is not None, "there is one where there is a reference"
+    assert isinstance(reference, FrozenCopy), "the configuration refuses a refresh of any other reference"
+    assert watch is not None, "every loaded reference has one"
     return ReferenceRefresh(
         reference, engine=built.engine, watch=watch, every_steps=every_steps, say=built.opened.log.line
     )
 
 
 def _saving(built: BuiltRun, identity: RunIdentity, parts: Sequence[RunPart], progress: Progress) -> Saving:
-    """Require room for the run's checkpoints, say what they take, and return what writes them when they are due."""
+    """Require space for the run's checkpoints, log how much they need, and return what saves them when they are due."""
     opened = built.opened
     cadence, log = opened.config.cadence, opened.log
     writer = CheckpointWriter(
@@ -168,7 +168,7 @@ def _saving(built: BuiltRun, identity: RunIdentity, parts: Sequence[RunPart], pr
 
 
 def _micro_batches(built: BuiltRun, step: PreferenceStep, progress: Progress) -> MicroBatches:
-    """Open the stream at the run's place, and look at its first micro-batch before anything is trained."""
+    """Open the stream at the run's position, and check its first micro-batch before anything is trained."""
     opened = built.opened
     config, log = opened.config, opened.log
     stream: PairStream[Any] = open_stream(

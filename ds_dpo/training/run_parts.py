@@ -1,4 +1,4 @@
-"""All that follows a run beside its weights and belongs to its checkpoints, as one."""
+"""The parts of a run as one: each follows the steps and has a state in the checkpoints, besides the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RunParts:
     """The parts of a run, in the order in which they see each step; all ranks call each method together."""
 
     def __init__(self, parts: Sequence[RunPart], *, watchdog: Watchdog | None = None) -> None:
-        """watchdog: the one part that may ask for a roll-back; it comes last."""
+        """watchdog: the only part that can ask for a roll-back; it comes last."""
         self._parts: list[RunPart] = [*parts, *([] if watchdog is None else [watchdog])]
         self.watchdog = watchdog
 
@@ -35,30 +35,30 @@ class RunParts:
             part.before_backward(batch.pair_ids, batch.timesteps, pair_quantities)
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return the step's metrics with those of each part; a part sees what those before it add."""
+        """Return the step's metrics and those of each part; a part also gets the metrics of earlier parts."""
         found = dict(metrics)
         for part in self._parts:
             found |= part.after_step(step, found)
         return found
 
     def take_error(self) -> DsDpoError | None:
-        """Return the first part's error that is to end the run, if there is one."""
+        """Return the first error of a part that must end the run, or None."""
         return next((error for part in self._parts if (error := part.take_error()) is not None), None)
 
     def take_verdict(self) -> Verdict | None:
-        """Return what the watchdog asks for after this step, once."""
+        """Return the watchdog's verdict on this step, once."""
         return None if self.watchdog is None else self.watchdog.take_verdict()
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Return the plain values of each part by its name, as a checkpoint keeps them."""
+        """Return each part's plain values by its name, for a checkpoint."""
         return {part.name: part.state() for part in self._parts}
 
     def files(self) -> list[StateFile]:
-        """Return this rank's further files of a checkpoint."""
+        """Return this rank's files of all parts, for a checkpoint."""
         return [file for part in self._parts for file in part.files()]
 
     def go_back(self, saved: LoadedCheckpoint, *, step: int) -> None:
-        """Take all parts but the watchdog back to a checkpoint of a step; the watchdog keeps what it has learnt."""
+        """Rewind all parts to a step, and restore all but the watchdog from its checkpoint."""
         states = states_of(saved)
         for part in self._parts:
             part.rewind(step)
@@ -73,6 +73,6 @@ def states_of(saved: LoadedCheckpoint) -> Mapping[str, Any]:
 
 
 def restore_part(part: RunPart, states: Mapping[str, Any], folder: Path) -> None:
-    """Let a part go on from a checkpoint; one that is new to the run starts fresh."""
+    """Restore a part from a checkpoint; a part that is not in it begins without a state."""
     if part.name in states:
         part.restore(states[part.name], folder)

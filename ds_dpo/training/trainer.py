@@ -1,4 +1,4 @@
-"""The loop: optimizer steps, and after each what is due: metrics, a checkpoint, pictures, an end."""
+"""The loop: optimizer steps, and after each step what is due: metrics, a checkpoint, images, the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ds_dpo.watch.watchdog import Verdict, Watchdog
 
 @dataclass
 class Progress:
-    """How far a run is. A checkpoint holds this, the engine's state and the states of the run's parts."""
+    """The progress of a run. A checkpoint holds it, the engine's state and the states of the run's parts."""
 
     step: int = 0
     pairs_seen: int = 0
@@ -30,14 +30,14 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Cadence:
-    """When things are due, in optimizer steps."""
+    """When things are due. max_train_steps, every: in optimizer steps. pairs_per_step: of all ranks."""
 
     max_train_steps: int
     pairs_per_step: int
     every: CadenceConfig
 
     def is_due(self, step: int, every: int | None) -> bool:
-        """True at each multiple, and at the end of the run."""
+        """Return whether something is due at a step: at each multiple of `every`, if set, and at the end of the run."""
         return every is not None and (step % every == 0 or step == self.max_train_steps)
 
 
@@ -53,8 +53,7 @@ class RunCheckpoints:
 class Trainer:
     """Runs the loop and decides when to log, save, draw and stop. The loss belongs to PreferenceStep.
 
-    parts: what else follows the run and belongs to its checkpoints. drawing: None where no validation images are
-    drawn. max_bad_rows: see too_many_bad_rows.
+    drawing: None if the run draws no validation images. max_bad_rows: see too_many_bad_rows.
     """
 
     optimizer_step: OptimizerStep
@@ -68,10 +67,10 @@ class Trainer:
     max_bad_rows: int
 
     def run(self) -> bool:
-        """Train to max_train_steps; returns False where a request to stop came first. The last state is saved."""
+        """Train to max_train_steps. Returns False if a request to stop came first. The last state is saved."""
         stopped = False
         if self.progress.step == 0 and self.drawing is not None:
-            self.drawing.draw(step=0)  # what training starts from, to compare with
+            self.drawing.draw(step=0)  # images before training, for comparison
         self.parts.begin(self.progress.step)
         self.supervision.hang.start()
         while self.progress.step < self.cadence.max_train_steps and not stopped:
@@ -84,7 +83,7 @@ class Trainer:
                 self._draw()
         if stopped:
             self._clear_stop_file()
-            self.record.line(f"stopped at step {self.progress.step} as asked; the same command goes on from there")
+            self.record.line(f"stopped at step {self.progress.step} as asked; the same command resumes from there")
         return not stopped
 
     # ---- a step and its numbers ----
@@ -107,7 +106,7 @@ class Trainer:
         return is_asked
 
     def _counters(self) -> dict[str, float]:
-        """Return what ranks sum with each step: requests to stop, bad rows, and what saving asks."""
+        """Return the numbers that each step sums over ranks: requests to stop, bad rows, and those of saving."""
         asked = self.supervision.stop.is_asked(look_for_file=is_main())
         num_bad_rows = len(self.optimizer_step.micro_batches.bad_rows())
         return {"asked": float(asked), "bad_rows": float(num_bad_rows), **self.checkpoints.saving.counters()}
@@ -133,7 +132,7 @@ class Trainer:
         return metrics
 
     def _require_readable_rows(self, num_bad_rows: int) -> None:
-        """Raise DataError on all ranks, naming the rows, once there are more unreadable ones than allowed."""
+        """Raise DataError on all ranks, with the rows, if more rows than allowed are unreadable."""
         if num_bad_rows <= self.max_bad_rows:
             return
         own_rows = [str(row) for row in self.optimizer_step.micro_batches.bad_rows()]
@@ -141,7 +140,7 @@ class Trainer:
             [row for rows in gather_objects(own_rows) for row in rows],
             limit=self.max_bad_rows,
         )
-        assert error is not None, "their number over all ranks is above the limit"
+        assert error is not None, "the number over all ranks is above the limit"
         raise said_once(error)
 
     def _raise_error_of_parts(self) -> None:
@@ -162,7 +161,7 @@ class Trainer:
                 self._save(is_last=stopped or step == self.cadence.max_train_steps)
         except CheckpointError:
             if stopped:
-                self._clear_stop_file()  # the request was followed: the start after this one is to go on
+                self._clear_stop_file()  # the run did stop: the next start must not stop at once
             raise
 
     def _clear_stop_file(self) -> None:
@@ -170,7 +169,7 @@ class Trainer:
             self.supervision.stop.clear_file()
 
     def _save(self, *, is_last: bool = False, renews: bool = False) -> None:
-        """Save unless this step is saved already. is_last, renews: see Saving.save."""
+        """Save this step, unless it is already saved. is_last, renews: see Saving.save."""
         saving = self.checkpoints.saving
         if self.parts.watchdog is not None:
             saving.protect(self.parts.watchdog.good_step)
@@ -179,7 +178,7 @@ class Trainer:
             step=self.progress.step,
             is_last=is_last,
             renews=renews,
-            first=self.record.flush,  # a checkpoint is never ahead of its metrics
+            first=self.record.flush,  # so that a checkpoint is never newer than its metrics
         )
 
     def _contents(self) -> Contents:
@@ -195,7 +194,7 @@ class Trainer:
     # ---- the watchdog ----
 
     def _follow_watchdog(self) -> bool:
-        """Do what the watchdog asks for; returns whether the run went back, so that nothing else is due."""
+        """Follow the watchdog's verdict. Returns whether the run rolled back, so that nothing else is due."""
         watchdog, verdict = self.parts.watchdog, self.parts.take_verdict()
         if watchdog is None or verdict is None:
             return False
@@ -208,32 +207,32 @@ class Trainer:
         """Save, then raise CollapseError on all ranks."""
         self._save(is_last=True)
         error = CollapseError(
-            f"{verdict.sentence}; stopped at step {self.progress.step}, which is saved: the same command goes on "
-            "from there; another run with a lower learning_rate or a higher beta would hold it"
+            f"{verdict.sentence}; stopped at step {self.progress.step}, which is saved: the same command resumes from "
+            "there; a new run with a lower learning_rate or a higher beta can avoid the collapse"
         )
         raise said_once(error)
 
     def _roll_back(self, watchdog: Watchdog, verdict: Verdict) -> bool:
-        """Go back to the newest checkpoint of the verdict's good step or before; returns False if there is none.
+        """Load the newest checkpoint of the verdict's good step or before. Returns False if there is none.
 
-        pairs_seen goes on, so that the pairs that led astray are not met again at once.
+        pairs_seen does not go back, so that the run does not train again at once on the pairs that led to the collapse.
         """
         self.checkpoints.saving.settle()
         if not self.checkpoints.store.set_aside_after(verdict.good_step):
-            watchdog.lower_rate(f"{verdict.sentence}; no checkpoint is of step {verdict.good_step} or before: ")
+            watchdog.lower_rate(f"{verdict.sentence}; there is no checkpoint of step {verdict.good_step} or before: ")
             return False
         left = self.progress.step
         saved = self.checkpoints.store.load_newest()
-        assert saved is not None, "one of the good step or before is there"
+        assert saved is not None, "set_aside_after kept one"
         self.progress.step = int(saved.client_state["step"])
         self.parts.go_back(saved, step=self.progress.step)
         self.record.rewind(self.progress.step)
         self.record.line(f"{verdict.sentence}; rolled back from step {left} to {saved.folder}")
         watchdog.after_roll_back(states_of(saved).get(watchdog.name, {}))
-        self._save(renews=True)  # with the lower rate and the pairs that it goes on with
+        self._save(renews=True)  # with the lower rate and the present pairs_seen
         return True
 
-    # ---- pictures ----
+    # ---- images ----
 
     def _draw(self) -> None:
         if self.drawing is not None:

@@ -85,7 +85,7 @@ def test_a_preempted_job_goes_on_and_its_curve_is_the_uninterrupted_one_to_the_b
     facts = jobs[script].wait()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), jobs[script].printed()[-3000:]
     printed = jobs[script].printed()
-    assert printed.count("as asked; the same command goes on from there") == 1
+    assert printed.count("as asked; the same command resumes from there") == 1
     assert printed.count("resumed from step ") == 1
     assert curve(out / script) == curve(out / "hostfile")
     losses = [line["loss"] for line in curve(out / script)]

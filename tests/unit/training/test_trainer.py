@@ -263,7 +263,7 @@ def test_a_request_ends_the_run_after_the_step_saved_and_its_file_is_removed() -
     assert not run.trainer.run()
     assert run.progress.step == 2
     assert run.events[-3:] == ["flush", "save 2 last", "clear STOP"]
-    assert run.lines == ["stopped at step 2 as asked; the same command goes on from there"]
+    assert run.lines == ["stopped at step 2 as asked; the same command resumes from there"]
     assert [event for event in run.events if event.startswith("draw")] == ["draw 0"]
     assert run.metrics[-1][1]  # with a line in the log
 
@@ -339,7 +339,7 @@ def test_a_roll_back_takes_all_but_the_pairs_back_and_saves_anew() -> None:
 def test_without_a_checkpoint_to_go_back_to_the_rate_is_lowered_and_the_run_goes_on() -> None:
     run = Run(steps=4, verdicts=verdict("roll_back"))
     assert run.trainer.run()
-    assert "lower rate: it collapses; no checkpoint is of step 1 or before: " in run.events
+    assert "lower rate: it collapses; there is no checkpoint of step 1 or before: " in run.events
     assert [metrics["step"] for metrics, _ in run.metrics] == [1, 2, 3, 4]
 
 
