@@ -12,6 +12,7 @@ from typing import Any
 from ds_dpo.checkpoints.folder import LATEST, rank_of, recover_interrupted, together_on_disk, unused_name
 from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_main, rank, world_size
+from ds_dpo.distributed.together import said_once
 from ds_dpo.engine.engine import Engine
 from ds_dpo.errors import CheckpointError
 from ds_dpo.process.fault_points import reach
@@ -85,13 +86,14 @@ class CheckpointStore:
             self._say(f"skipped: {errors[0]}")
         latest = self.folder / LATEST
         if reasons:
-            raise CheckpointError(f"no checkpoint in {self.folder} can be used: " + "; ".join(reasons))
+            raise said_once(CheckpointError(f"no checkpoint in {self.folder} can be used: " + "; ".join(reasons)))
         if broadcast_object(latest.exists()):
             named = latest.read_text(encoding="utf-8").strip()
-            raise CheckpointError(
+            error = CheckpointError(
                 f"{latest} names {named!r}, but {self.folder} holds no checkpoint; restore it, or start a new run "
                 "with another output_dir"
             )
+            raise said_once(error)
         return None
 
     def _verify(self, folder: Path) -> CheckpointError | None:

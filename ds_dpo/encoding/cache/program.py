@@ -11,7 +11,7 @@ import torch
 from ds_dpo.data.reading.open_source import open_source
 from ds_dpo.data.source import PairSource
 from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
-from ds_dpo.distributed.together import node_turns
+from ds_dpo.distributed.together import node_turns, raised_everywhere
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of
 from ds_dpo.encoding.cache.pairs import open_cache
 from ds_dpo.encoding.cache.plan import Request
@@ -76,7 +76,8 @@ class _Ranks:
         self.log.line(f"train with --data.cache {self.request.out}; --verify checks it")
 
     def verify(self, *, num_pairs: int) -> None:
-        cache = open_cache(self.request.out, say=self.log.line)
+        with raised_everywhere():
+            cache = open_cache(self.request.out, say=self.log.line)
         cache.require_fits(self._fingerprint(), data=self.request.config.data)
         verify_files(cache, place=self.place, say=self.log.line)
         if num_pairs:
@@ -88,7 +89,9 @@ class _Ranks:
                 place=self.place,
                 device=self.device,
             )
-            verify_pairs(cache, self._open_source(), encoders, num_pairs=num_pairs, say=self.log.line)
+            source = self._open_source()
+            with raised_everywhere():
+                verify_pairs(cache, source, encoders, num_pairs=num_pairs, say=self.log.line)
         self.log.line(f"{self.request.out} is complete and undamaged")
 
     def _open_source(self) -> PairSource:

@@ -13,6 +13,7 @@ from ds_dpo.data.images import cut_image, decode_rgb
 from ds_dpo.data.source import PairSource
 from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.distributed.together import said_once
 from ds_dpo.encoding.cache.pairs import PairCache
 from ds_dpo.encoding.cache.record import EMPTY_PROMPT_ROW, IMAGES, PAIRS, PROMPTS
 from ds_dpo.encoding.cache.scan import SIDES
@@ -44,7 +45,7 @@ def verify_files(cache: PairCache, *, place: RankEnvironment, say: Say) -> None:
     if found:
         more = [f"and {len(found) - NUM_PROBLEMS_LISTED} more"] if len(found) > NUM_PROBLEMS_LISTED else []
         listed = "\n  ".join([*found[:NUM_PROBLEMS_LISTED], *more])
-        raise DataError(f"{cache.folder} is damaged; remove it and make it again:\n  {listed}")
+        raise said_once(DataError(f"{cache.folder} is damaged; remove it and make it again:\n  {listed}"))
     say(
         f"{len(cache.record.files)} files have their checksums; {cache.record.num_images} images and "
         f"{cache.record.num_prompts} prompts are finite and are where the tables say; "

@@ -14,7 +14,7 @@ from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import gather_objects, is_main
 from ds_dpo.distributed.environment import RankEnvironment
-from ds_dpo.distributed.together import node_turns, on_main
+from ds_dpo.distributed.together import node_turns, on_main, raised_everywhere, said_once
 from ds_dpo.encoding.cache.program import join_ranks
 from ds_dpo.encoding.feed import PairFeed, build_encode, load_encoders, open_feed
 from ds_dpo.errors import ConfigError, DataError
@@ -135,7 +135,8 @@ class _Ranks:
         self.log.line(f"train with --reference.residency cached --reference.cache {options.out}")
 
     def verify(self, *, num_pairs: int) -> None:
-        errors = open_reference_errors(self.options.out, say=self.log.line)
+        with raised_everywhere():
+            errors = open_reference_errors(self.options.out, say=self.log.line)
         on_main(lambda: self._verify_table(errors))
         if num_pairs:
             self._verify_pairs(errors, num_pairs=num_pairs)
@@ -197,8 +198,9 @@ class _Ranks:
             largest = max(largest, float(relative_difference(again, stored).max()))
         largest = max(gather_objects(largest))
         if not largest <= NEAR_ERRORS[self.options.precision]:
-            raise DataError(
+            error = DataError(
                 f"{errors.folder}: computed again, an error has a relative difference of {largest:.2g}, more than "
                 f"rounding in {self.options.precision}; make the cache again"
             )
+            raise said_once(error)
         self.log.line(f"{len(chosen)} pair visits computed again: the largest relative difference is {largest:.2g}")
