@@ -16,7 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ds_dpo.config.load import LoadedConfig, config_to_yaml, load_config
-from ds_dpo.distributed.environment import local_rank_in, read_environment
+from ds_dpo.distributed.environment import export_environment, local_rank_in, read_environment
 from ds_dpo.engine.settings import resolve_deepspeed
 from ds_dpo.errors import ConfigError, run_program
 from ds_dpo.planning.description import describe
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with Supervision(loaded.config, os.environ) as supervision:
         place = read_environment(os.environ)
+        export_environment(place)  # before any error: under plain srun nothing else says which rank may print it
         resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
         # torch and DeepSpeed take ten seconds to import; a mistyped option is an error before that
         from ds_dpo.distributed.collectives import barrier

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.environment import RankEnvironment, export_environment
+from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import PairFeed, open_feed
 from ds_dpo.engine.device import pick_device, silence_deepspeed, start_communication
@@ -47,7 +47,7 @@ class OpenedRun:
 def open_run(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment) -> OpenedRun:
     """Compare the run folder, start communication and open the pairs; every rank of `place` calls it.
 
-    Nothing is written. Raises DsDpoError.
+    Nothing is written. The environment must have this rank's variables (export_environment). Raises DsDpoError.
     """
     silence_deepspeed()
     config = pin_start(config)
@@ -56,7 +56,6 @@ def open_run(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironm
     changes = folder.require_same_run(config, precision=resolved.precision)
     for line in [*describe(config, resolved), *changes]:
         log.line(line)
-    export_environment(place)
     device = pick_device(place.local_rank)
     timeout = timedelta(minutes=config.supervision.collective_timeout_minutes)
     start_communication(timeout=timeout, device=device)

@@ -1,6 +1,7 @@
-"""Programs answer --help, and a dry run, before anything heavy is imported."""
+"""Programs answer --help, a dry run and a refused configuration before anything heavy is imported."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -51,3 +52,23 @@ def test_a_mistyped_option_is_refused_before_anything_heavy_is_imported() -> Non
     status, shown, modules = run(TRAIN, "--dry_run", "--learning_rat", "1e-5")
     assert (status, shown) == (2, "")
     assert modules & HEAVY == set()
+
+
+def test_under_plain_srun_one_rank_says_what_all_ranks_refuse() -> None:
+    srun = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1"}
+    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    environ = {name: value for name, value in os.environ.items() if name not in launched} | srun
+    said = {
+        rank: subprocess.run(
+            [sys.executable, TRAIN, "--config", "miniature", "--expected_world_size", "3"],
+            cwd=ROOT,
+            env={**environ, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        for rank in ("0", "1")
+    }
+    assert {rank: done.returncode for rank, done in said.items()} == {"0": 2, "1": 2}
+    assert "error: expected_world_size is 3" in said["0"].stderr
+    assert said["1"].stderr == ""
