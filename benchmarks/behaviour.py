@@ -3,9 +3,9 @@
     python benchmarks/behaviour.py CHECKOUT OUT [--given FOLDER]
 
 same_behaviour.py runs this for two checkouts and compares the folders. Every program of CHECKOUT runs in OUT as a child
-process, with CHECKOUT first on PYTHONPATH and paths relative to OUT, so that a path that a file states is the same for
-both. --given: the record of the older checkout, whose run folders and caches this one resumes; default: its own.
-A part that is done is not done again. About 5 minutes on two cores.
+process, with CHECKOUT first on PYTHONPATH and paths relative to OUT, so that a path in a file is the same for both.
+--given: the record of the older checkout, whose run folders and caches this one resumes. A part that is recorded is not
+recorded again. Takes about 5 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from behaviour_runs import HALF, MODEL, RUN, SHORT, SHORT_RUNS, spell
+from behaviour_runs import HALF, MODEL, RUN, SHORT, SHORT_RUNS
+from launching import ENVIRONMENT, free_port, spell  # behaviour_runs puts its folder on the path
 
 INSIDE = Path(__file__).resolve().with_name("behaviour_inside.py")
-ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 OLD_CONFIG_FILE = f"""base: miniature
 output_dir: from_file
 deepspeed_config: zero1_fp32_cpu
@@ -41,7 +40,7 @@ class Side:
     given: Path
 
     def run(self, *command: object, ranks: int = 1) -> None:
-        """Run a program of the checkout in the folder. Raises RuntimeError, with its last lines, where it fails."""
+        """Run a program of the checkout in the folder. Raises RuntimeError, with its last lines, if it fails."""
         if ranks == 1:
             launcher = [sys.executable]
         else:
@@ -51,7 +50,7 @@ class Side:
         done = subprocess.run(
             words,
             cwd=self.out,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(self.checkout)},
+            env={**ENVIRONMENT, "PYTHONPATH": str(self.checkout)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -60,9 +59,8 @@ class Side:
             raise RuntimeError(f"{' '.join(words)} in {self.out} ended with {done.returncode}:\n{done.stdout[-3000:]}")
 
     def train(self, name: str, *, ranks: int = 1, **options: object) -> None:
-        """Train the run folder `name`. options: of train.py, beside RUN; __ in a name stands for a dot."""
-        own = {key.replace("__", "."): value for key, value in options.items()}
-        arguments = spell({**RUN, "output_dir": name, "batch.micro_batch_pairs": 8, **own})
+        """Train the run folder `name`. options: options of train.py in addition to RUN."""
+        arguments = spell({**RUN, "output_dir": name, "batch.micro_batch_pairs": 8, **options})
         self.run(self.checkout / "ds_dpo" / "train.py", *arguments, ranks=ranks)
 
     def script(self, name: str, *arguments: object) -> None:
@@ -77,7 +75,7 @@ def curves(side: Side) -> None:
 
 
 def exports(side: Side) -> None:
-    """Of this checkout's own run, and of the older one's."""
+    """Export this checkout's run, and the older one's."""
     for name, run in (("export", "1_rank"), ("export_of_given", "given/1_rank")):
         side.script("consolidate.py", run, f"{name}/pipeline", "--format", "pipeline")
         side.script("consolidate.py", run, f"{name}/single_file.safetensors", "--format", "single-file")
@@ -85,7 +83,7 @@ def exports(side: Side) -> None:
 
 
 def exports_of_short_runs(side: Side) -> None:
-    """Of the older checkout's adapter and moving average."""
+    """Export short runs of the older checkout: its adapter and moving average among them."""
     for name, run, options in (
         ("lora", "lora", ("--format", "lora", "--lora_naming", "kohya")),
         ("merged", "lora", ("--format", "single-file", "--dtype", "bf16")),
@@ -104,14 +102,14 @@ def caches(side: Side) -> None:
 
 
 def resumed(side: Side) -> None:
-    """Go on where the older checkout stopped at half of the steps."""
+    """Resume the runs that the older checkout ended at half of the steps."""
     for name, ranks in (("half", 1), ("half_2_ranks", 2)):
         shutil.copytree(side.given / name, side.out / "resumed" / name)
         side.train(f"resumed/{name}", ranks=ranks)
 
 
 def resumed_by_old_names(side: Side) -> None:
-    """Go on with a run whose configuration file and command line name another start by the older checkout's name."""
+    """Resume a run whose configuration and command line give another start under the older checkout's option."""
     name = "old_denoiser_option"
     shutil.copytree(side.given / "short" / name, side.out / "resumed" / name)
     options = {**SHORT, **SHORT_RUNS[name], "max_train_steps": 6, "output_dir": f"resumed/{name}"}
@@ -131,7 +129,7 @@ def configurations(side: Side) -> None:
     side.run(INSIDE, "configurations")
 
 
-# In this order, as later parts read what earlier ones left.
+# In this order, because later parts read the files of earlier ones.
 PARTS: dict[str, Callable[[Side], None]] = {
     "configurations": configurations,
     "orders": orders,
@@ -146,7 +144,7 @@ PARTS: dict[str, Callable[[Side], None]] = {
 
 
 def record(side: Side) -> None:
-    """Do every part that is not done yet."""
+    """Record every part that is not recorded yet."""
     side.out.mkdir(parents=True, exist_ok=True)
     link = side.out / "given"
     link.unlink(missing_ok=True)
@@ -156,13 +154,6 @@ def record(side: Side) -> None:
         if not done.exists():
             part(side)
             done.touch()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     PYTHONPATH=CHECKOUT python benchmarks/behaviour_inside.py trainings | orders | configurations
 
-Files are written to the current folder. This file imports what any checkout has, under its earlier names too.
+It writes files to the current folder. It finds a module under its present or its earlier name.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from behaviour_runs import MODEL, SHORT, SHORT_RUNS, spell
+from behaviour_runs import MODEL, SHORT, SHORT_RUNS
+from launching import spell  # behaviour_runs puts its folder on the path
 
 MOST_RANKS = 16  # of the resolved configurations
-# Where a name is now, and where it was before the packages.
+# The module of a name now, and before the packages.
 PLACES = {
     "PairOrder": ("ds_dpo.data.stream.order", "ds_dpo.data.order"),
     "load_config": ("ds_dpo.config.load", "ds_dpo.config"),
@@ -30,7 +31,7 @@ PLACES = {
 
 
 def found(name: str) -> Any:
-    """Return a name of ds_dpo from where this checkout has it."""
+    """Return what ds_dpo has under a name, from its module in this checkout."""
     for place in PLACES[name]:
         try:
             return getattr(import_module(place), name)
@@ -46,11 +47,11 @@ def write_trainings() -> None:
         print(f"== {name}", flush=True)
         train.main(spell({**SHORT, "output_dir": f"short/{name}", **options}))
     sys.stdout.flush()
-    os._exit(0)  # the threads of many discarded engines abort an orderly end
+    os._exit(0)  # a normal exit would abort, because of the threads of many discarded engines
 
 
 def write_orders() -> None:
-    """The first places of several sets, with the substitutes of unreadable pairs, as one JSON file."""
+    """Write the first places of several orders, and the replacements of unreadable pairs, to one JSON file."""
     pair_order = found("PairOrder")
     kept = {}
     for sizes in ([1], [3016], [7, 100, 33], [851293]):
@@ -66,7 +67,7 @@ def write_orders() -> None:
 
 
 def write_configurations() -> None:
-    """Each preset, and an old file, resolved: the run's configuration and DeepSpeed's settings, as data."""
+    """Write the run configuration and the DeepSpeed settings of each case to one JSON file."""
     import yaml
 
     load_config, to_yaml, resolve = found("load_config"), found("config_to_yaml"), found("resolve_deepspeed")

@@ -1,6 +1,17 @@
-"""The runs whose behaviour is recorded, as options of train.py."""
+"""The runs whose behaviour is recorded, as options of train.py.
+
+Objectives and adapters are those of tests/integration, in this checkout also when another one is recorded.
+"""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
+
+from baseline_cases import OBJECTIVES
+from invariance_cases import GROUPS
 
 STEPS, HALF = 20, 10
 MODEL = "ds_dpo://assets/miniature/model"
@@ -22,24 +33,9 @@ SHORT: dict[str, object] = {
     "batch.micro_batch_pairs": 2,
     "cadence.save_every_steps": 3,
 }
-# The options without which an objective does not start; the rest are its defaults.
-BETA = {"objective.beta": 500}
-OBJECTIVES: dict[str, dict[str, object]] = {
-    "dpo": BETA,
-    "ipo": BETA,
-    "hinge": BETA,
-    "dmpo": BETA,
-    "sdpo": BETA,
-    "kto": {**BETA, "objective.undesirable_weight": 0.02},
-    "mapo": {},
-    "orpo": {},
-    "dspo": {**BETA, "objective.shift": 0.05},
-    "sft": {},
-}
-LORA = {"adapter.type": "lora", "adapter.rank": 4, "optimizer.learning_rate": 1e-2}
 SHORT_RUNS: dict[str, dict[str, object]] = {
     **{f"objective_{name}": {"objective.type": name, **options} for name, options in OBJECTIVES.items()},
-    "automatic_beta": {"objective.target_gradient_factor": 0.3, "objective.gap_decay": 0.8},
+    "automatic_beta": GROUPS["automatic_beta"],
     "terms": {"terms.sft_weight": 0.1, "terms.anchor_weight": 0.1, "objective.label_smoothing": 0.1},
     "noising": {
         "diffusion.timestep_sampling": "logit_normal",
@@ -53,8 +49,8 @@ SHORT_RUNS: dict[str, dict[str, object]] = {
         "data.prompt_dropout": 0.3,
     },
     "moving_average": {"ema.decay": 0.3},
-    "lora": LORA,
-    "lora_adapter_reference": {**LORA, "reference.residency": "adapter"},
+    "lora": GROUPS["lora"],
+    "lora_adapter_reference": {**GROUPS["lora"], "reference.residency": "adapter"},
     "reference_in_host_memory": {"reference.residency": "cpu"},
     "recomputing": {"model.gradient_checkpointing": "true"},
     "held_out": {
@@ -72,7 +68,3 @@ SHORT_RUNS: dict[str, dict[str, object]] = {
     "zero3": {"deepspeed_config": "zero3_fp32_cpu"},
     "zero3_reference": {"deepspeed_config": "zero3_fp32_cpu", "reference.residency": "zero3"},
 }
-
-
-def spell(options: dict[str, object]) -> list[str]:
-    return [f"--{name}={value}" for name, value in options.items()]

@@ -4,10 +4,10 @@
     python benchmarks/same_behaviour.py --before 661ef99 --keep runs/before     # keep the earlier record, use it again
 
 behaviour.py makes the records: 20 steps of the miniature in fp32 on 1 and 2 ranks, its exports, caches, order of pairs
-and resolved configurations, and a short run of each objective and of other options. The later checkout also goes on
-from the earlier one's run folders, checkpoints and caches. One JSON line for each comparison; the exit status is 1 if
-something differs. Left out: times, memory, dates, the text of model cards, and the old names of fields (RENAMED).
-About 5 minutes a checkout on two cores.
+and resolved configurations, and a short run of each objective and of other options. The later checkout also resumes
+from the earlier one's run folders, checkpoints and caches. Prints a JSON line for each comparison; the exit status is 1
+if something differs. Not compared: times, memory, dates, the text of model cards, and renamed fields (RENAMED). Takes
+about 5 minutes per checkout on two cores.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RENAMED = {"unet_init": "denoiser_init"}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, where a record has it, and how it is read."""
+    """A comparison. what: its name. place: a file or folder in both records. read: returns plain data of it."""
 
     what: str
     place: str
@@ -44,7 +44,7 @@ class Comparison:
 
 
 def comparisons(before: Path) -> Iterator[Comparison]:
-    """Return what the earlier record holds."""
+    """Yield the comparisons of all that the earlier record holds."""
     for path in sorted(before.glob("**/metrics.jsonl")):
         run = str(path.parent.relative_to(before))
         yield Comparison("curve", run, curve)
@@ -61,12 +61,12 @@ def comparisons(before: Path) -> Iterator[Comparison]:
 
 
 def held_out(run: Path) -> list[Any]:
-    """The evaluations of pairs that the run does not train on."""
+    """Return the evaluations of held-out pairs."""
     return lines_of(run / "evaluation" / "held_out.jsonl")
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Lines of JSON, without what is measured by the clock."""
+    """Return lines of JSON, without times and memory."""
     lines = (json.loads(line) for line in path.read_text().splitlines())
     return [{name: value for name, value in line.items() if not MEASURED.search(name)} for line in lines]
 
@@ -97,7 +97,7 @@ def renamed(value: Any) -> Any:
 
 
 def files(folder: Path) -> dict[str, Any]:
-    """Every file's SHA-256, by path; of a model card what it states as data."""
+    """Return the content of every file by its path: its SHA-256, or a model card's data."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): content(path) for path in found}
 
@@ -111,7 +111,7 @@ def content(path: Path) -> Any:
 
 
 def first_difference(before: Any, after: Any, place: str = "") -> str | None:
-    """Return where two values of plain data differ first, and both; None where they are equal."""
+    """Return the first place where plain data differ, with both values; None if they are equal."""
     if isinstance(before, dict) and isinstance(after, dict):
         names = [*before, *(name for name in after if name not in before)]
         places = ((f"{place}/{name}", before.get(name, "absent"), after.get(name, "absent")) for name in names)
