@@ -207,9 +207,8 @@ def perform_all(runs: Sequence[Run], folder: Path, *, jobs: int) -> None:
     if not (folder / "cache").exists():
         make_cache(folder)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(
-        ["ds_dpo.training.assembly", "ds_dpo.evaluation.miniature.compare"]
-    )  # seconds, once
+    # their import takes seconds, so it is done once
+    processes.set_forkserver_preload(["ds_dpo.training.assembly", "ds_dpo.evaluation.miniature.compare"])
     with processes.Pool(jobs, maxtasksperchild=1) as pool:
         failed = [name for name in pool.imap(partial(perform_logged, folder=folder), waiting, chunksize=1) if name]
     if failed:

@@ -76,7 +76,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
         type=_positive,
         metavar="N",
         help="Images in one pass of the VAE (default: 1 of 1024 x 1024 pixels); with --reference: pairs in one pass of "
-        "the UNet (default: 4 of 1024 x 1024 pixels).",
+        "the denoiser (default: 4 of 1024 x 1024 pixels).",
     )
     parser.add_argument("--verify", action="store_true", help="Check a finished cache, and write nothing.")
     parser.add_argument(

@@ -36,7 +36,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--step", type=int, help="Step of the checkpoint to export (default: the newest valid one).")
     parser.add_argument(
-        "--dtype", choices=list(TORCH_NAMES), default="fp16", help="Precision of the files (default: fp16)."
+        "--dtype",
+        choices=list(TORCH_NAMES),
+        default="fp16",
+        help="Precision to round the fp32 weights to (default: fp16).",
     )
     parser.add_argument("--base", metavar="MODEL", help="Folder or hub id of the base model (default: the run's).")
     parser.add_argument(
@@ -58,7 +61,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     lora.add_argument(
         "--lora_naming", choices=LORA_NAMINGS, default="diffusers", help="Names of its weights (default: diffusers)."
     )
-    lora.add_argument("--lora_alpha", type=float, help="Alpha of a LoRA run that has no adapter_config.json.")
+    lora.add_argument(
+        "--lora_alpha", type=float, help="Alpha of a LoRA run without adapter_config.json, in any format."
+    )
     hub = parser.add_argument_group("model card and hub")
     hub.add_argument(
         "--license", metavar="ID", help="License in the model card (default: that of the base, if it is known)."

@@ -117,9 +117,8 @@ def _decoding(raw: RawImage | None) -> Iterator[Image.Image]:
     opened = raw if isinstance(raw, Image.Image) else io.BytesIO(file_bytes(raw))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about bytes that decode nevertheless; bytes that do not are an error below
+            # warnings are about bytes that decode nevertheless; bytes that do not are an error below
+            warnings.simplefilter("ignore")
             image = opened if isinstance(opened, Image.Image) else Image.open(opened, formats=FORMATS)
             _check_header(image)
             yield image

@@ -88,9 +88,8 @@ def open_held_out(config: RunConfig, trained_on: PairFeed, *, say: Say) -> PairF
     ConfigError if they are the pairs that are trained on.
     """
     data = _held_out_data(config)
-    noising = Noising.plain(
-        read_noise_schedule(config.model).num_train_timesteps
-    )  # the evaluation grid draws its own noise
+    # plain, because the evaluation grid draws its own noise
+    noising = Noising.plain(read_noise_schedule(config.model).num_train_timesteps)
     feed = _open_online(config, data, seed=config.held_out.seed, noising=noising, say=say)
     if feed.fingerprint["content"] == trained_on.fingerprint["content"] or _local_files(data) & _local_files(
         config.data
@@ -152,7 +151,7 @@ def _open_online(config: RunConfig, data: DataConfig, *, seed: int, noising: Noi
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The frozen models other than the UNet."""
+    """The frozen models other than the denoiser."""
 
     vae: AutoencoderKL
     text: TextEncoder

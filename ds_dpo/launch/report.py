@@ -109,9 +109,8 @@ def _num_gpus(devices: Path) -> int | None:
 def listen_error(port: int) -> str | None:
     """Return why this host cannot listen at a port, None if it can."""
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # a port whose connections have just ended counts as free
+        # with it, a port whose connections have just ended counts as free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
             probe.listen(1)

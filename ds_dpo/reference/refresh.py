@@ -25,7 +25,7 @@ REFERENCE_FILE = "reference.safetensors"
 
 
 class ReferenceRefresh(RunPart):
-    """Every every_steps optimizer steps the reference takes the weights with which the policy computes, to the bit.
+    """Every N optimizer steps the reference takes the weights with which the policy computes, to the bit.
 
     Right afterwards both predict the same, as at the start of a run. The reference's weights are part of every
     checkpoint. Source: arXiv:2404.09656, the hard update.

@@ -56,9 +56,8 @@ class RunLog:
             self._kept.append(stamped)
         else:
             self._file.write(stamped)
-        with contextlib.suppress(
-            OSError
-        ):  # standard output may be a file on a full disk; log.txt keeps the line for later
+        # standard output may be a file on a full disk; log.txt keeps the line for later
+        with contextlib.suppress(OSError):
             if self._bar is None:
                 print(text, flush=True)
             else:

@@ -57,7 +57,7 @@ def _store(make: MakeBatches, place: Path) -> None:
         with open(temporary, "wb") as stream:
             _write(make(hasher), stream)
         facts = {"bytes": temporary.stat().st_size, "content": hasher.hexdigest()[:32]}
-    replace_file(_facts_file(place), json.dumps(facts), sync=False)  # a torn one is made anew
+    replace_file(_facts_file(place), json.dumps(facts), sync=False)  # a torn one is made again
 
 
 def _facts_file(place: Path) -> Path:

@@ -61,7 +61,8 @@ def build_held_out(
 ) -> HeldOut:
     """Join pairs and policy. reference: None if none is loaded."""
     settings, max_train_steps = config.held_out, config.max_train_steps
-    every_steps = settings.every_steps or max_train_steps
+    every_steps = settings.every_steps
+    assert every_steps is not None, "pairs are held out only if they are evaluated"
     schedule = training_schedule(config.model, config.diffusion).to(engine.device)
 
     def step(compared_with: Reference | None) -> PreferenceStep:
