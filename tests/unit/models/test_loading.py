@@ -248,9 +248,9 @@ def test_the_latent_shape_is_that_of_an_encoded_image(sdxl: ModelConfig) -> None
 
 def test_an_unreadable_config_is_named(sdxl_copy: ModelConfig) -> None:
     path = Path(sdxl_copy.pretrained, "unet", "config.json")
-    for content, message in (("{", "cannot be read as JSON"), ("[]", "must contain names and values, not a list")):
+    for content, message in (("{", "is not valid JSON"), ("[]", "must contain names and values, not a list")):
         path.write_text(content)
-        with pytest.raises(ModelError, match=f"unet/config.json: {message}"):
+        with pytest.raises(ModelError, match=f"unet/config.json {message}"):
             load_denoiser(sdxl_copy, dtype=torch.float32)
     path.unlink()
     with pytest.raises(ModelError, match=r"unet/config.json: missing"):
