@@ -13,11 +13,12 @@ EXIT_STATUS_OF_ERROR = 2
 class DsDpoError(Exception):
     """A failure whose message is written for the user; programs print it without a traceback.
 
-    same_on_all_ranks: only rank 0 prints it. is_said_elsewhere: another rank prints it.
+    same_on_all_ranks: only rank 0 prints it. is_said_elsewhere: another rank prints it. exit_status: of the program.
     """
 
     same_on_all_ranks = False
     is_said_elsewhere = False
+    exit_status = EXIT_STATUS_OF_ERROR
 
 
 class ConfigError(DsDpoError):
@@ -28,6 +29,16 @@ class ConfigError(DsDpoError):
 
 class LaunchError(DsDpoError):
     """Ranks that do not find each other or do not fit together; nothing was loaded."""
+
+
+class LostRankError(LaunchError):
+    """Another rank is gone without a verdict, such as one that was killed; the same start may well succeed."""
+
+    exit_status = 1
+
+
+class StopAskedError(DsDpoError):
+    """A request to stop came before training began; nothing is wrong, and nothing was trained."""
 
 
 class DataError(DsDpoError):
@@ -73,9 +84,9 @@ def run_program(main: Callable[[], None], *, leaves_at_once: bool = False, fails
             where = f" (rank {rank})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank != "0" else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
         if fails_at_once and isinstance(error, LaunchError):
-            _leave_at_once(EXIT_STATUS_OF_ERROR)
+            _leave_at_once(error.exit_status)
         sys.stdout.flush()
-        sys.exit(EXIT_STATUS_OF_ERROR)
+        sys.exit(error.exit_status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)

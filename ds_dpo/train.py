@@ -16,11 +16,13 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ds_dpo.config.load import LoadedConfig, config_to_yaml, load_config
-from ds_dpo.distributed.environment import export_environment, local_rank_in, read_environment
-from ds_dpo.engine.settings import resolve_deepspeed
-from ds_dpo.errors import ConfigError, run_program
+from ds_dpo.config.run import RunConfig
+from ds_dpo.distributed.environment import RankEnvironment, export_environment, local_rank_in, read_environment
+from ds_dpo.engine.settings import ResolvedDeepSpeed, ranks_text, resolve_deepspeed
+from ds_dpo.errors import ConfigError, StopAskedError, run_program
 from ds_dpo.planning.description import describe
 from ds_dpo.process.quiet import quiet_libraries
+from ds_dpo.run_folder.log import RunLog
 from ds_dpo.supervision.rank import Supervision
 
 
@@ -34,17 +36,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Supervision(loaded.config, os.environ) as supervision:
         place = read_environment(os.environ)
         export_environment(place)  # before any error: under plain srun nothing else says which rank may print it
+        log = RunLog(speaks=place.rank == 0)
+        supervision.note = log.note
         resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
+        log.line(f"starting run {loaded.config.output_dir} on {ranks_text(place.world_size)}: importing PyTorch")
+        with log.ended_by():
+            is_done = _train(loaded.config, resolved, place, supervision, log)
+        supervision.record_end(is_done=is_done)
         # torch and DeepSpeed take ten seconds to import; a mistyped option is an error before that
         from ds_dpo.distributed.collectives import barrier
-        from ds_dpo.launch.meeting import meeting
 
-        with meeting(loaded.config, place, os.environ):
+        barrier()  # the launcher must know the end before the first rank exits
+
+
+def _train(
+    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision, log: RunLog
+) -> bool:
+    """Import what trains, let the ranks meet, and train; returns whether the run is done."""
+    from ds_dpo.launch.meeting import meeting
+
+    try:
+        with meeting(config, place, os.environ, stop=supervision.stop, say=log.line):
+            log.line("importing DeepSpeed, diffusers and transformers")
             from ds_dpo.training.assembly import train
 
-            is_done = train(loaded.config, resolved, place, supervision)
-        supervision.record_end(is_done=is_done)
-        barrier()  # the launcher must know the end before the first rank exits
+            return train(config, resolved, place, supervision, log=log)
+    except StopAskedError as asked:
+        if place.rank == 0:
+            supervision.stop.clear_file()
+        log.line(str(asked))
+        return False
 
 
 def _load(argv: Sequence[str]) -> LoadedConfig:

@@ -18,6 +18,7 @@ from ds_dpo.launch.reach import ask_hosts
 from ds_dpo.launch.report import Request, listen_error
 from ds_dpo.launch.shared_folder import token_in
 from ds_dpo.launch.travel import read_usual_file, travelling_environment, write_environment_file
+from ds_dpo.process.departure import say
 from ds_dpo.supervision.lease import LEASE_VARIABLE, Lease
 
 ENVIRONMENT_FILE = "launch.env"
@@ -45,6 +46,7 @@ def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
 
     Raises ConfigError that names each wrong line, option or host.
     """
+    say("launch: checking the command line, the configuration and the hosts")
     launch = parse_launch(argv)
     program = Path(launch.program)
     if not program.is_file():

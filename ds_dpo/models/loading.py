@@ -199,3 +199,16 @@ def describe_model(model: ModelConfig) -> str:
     source = "its scheduler config" if model.prediction_type is None else "model.prediction_type"
     over = f", instead of {own} in its scheduler config" if used != own else ""
     return f"model: {model.pretrained}, {model.family}, which predicts {used} ({source}{over})"
+
+
+def describe_loading(model: ModelConfig, *, dtype: torch.dtype, with_encoders: bool) -> str:
+    """Return a line with what is about to be loaded and its size, from file headers alone."""
+    pipeline = open_pipeline(model)
+    part = pipeline.denoiser()
+    size = f"{part.num_parameters() / 1e6:.4g} M parameters, {part.num_parameters() * dtype.itemsize / 1e9:.3g} GB"
+    source = model.pretrained if model.denoiser_init is None else model.denoiser_init
+    text = f"loading the {FAMILIES[model.family].denoiser.title} of {source} ({size})"
+    if not with_encoders:
+        return text
+    encoders = [open_vae(model), *map(pipeline.text_encoder, FAMILIES[model.family].text_encoders)]
+    return f"{text}, then VAE and text encoders ({sum(each.num_bytes() for each in encoders) / 1e9:.3g} GB)"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ds_dpo.errors import DsDpoError
 from ds_dpo.storage.line_file import LineFile
 
 # The columns of a step's line: label, metric, format.
@@ -51,11 +53,10 @@ class RunLog:
         """Print and write a line."""
         if not self._speaks:
             return
-        stamped = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
         if self._file is None:
-            self._kept.append(stamped)
+            self._kept.append(_stamped(text))
         else:
-            self._file.write(stamped)
+            self._file.write(_stamped(text))
         # standard output may be a file on a full disk; log.txt keeps the line for later
         with contextlib.suppress(OSError):
             if self._bar is None:
@@ -75,8 +76,33 @@ class RunLog:
             width = len(str(self._max_train_steps))
             self.line(f"step {metrics['step']:>{width}}/{self._max_train_steps}  " + "  ".join(columns))
 
+    def note(self, text: str) -> None:
+        """Write a line to log.txt alone, once the file is open; its text is printed elsewhere."""
+        if self._file is not None:
+            self._file.write(_stamped(" ".join(text.split())))
+
+    @contextmanager
+    def ended_by(self) -> Iterator[None]:
+        """Close the log after the body. If an error ends the body, the last line of log.txt says which."""
+        try:
+            yield
+        except DsDpoError as error:
+            self.note(f"ended: {error}")
+            raise
+        except BaseException as error:
+            self.note(f"failed: {type(error).__name__}: {error}")
+            raise
+        finally:
+            self.close()
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
         if self._file is not None:
             self._file.close()
+            self._file = None
+
+
+def _stamped(text: str) -> str:
+    return f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import local_rank_in, rank_in
-from ds_dpo.errors import EXIT_STATUS_OF_ERROR, DsDpoError
+from ds_dpo.errors import DsDpoError
 from ds_dpo.process.departure import (
     EXIT_STATUS_OF_FAILURE,
     EXIT_STATUS_OF_HANG,
@@ -36,7 +36,8 @@ MOMENT_SECONDS = 5.0
 class Supervision:
     """Surrounds a rank's whole life, from before the heavy imports: `with Supervision(config, environ): ...`.
 
-    stop: asked after each step. hang: gets a beat after each step.
+    stop: asked after each step. hang: gets a beat after each step. note: called with the reason if this rank leaves at
+    once; the run's log once there is one.
     """
 
     def __init__(self, config: RunConfig, environ: Mapping[str, str]) -> None:
@@ -45,6 +46,7 @@ class Supervision:
         self._lease = Path(environ[LEASE_VARIABLE]) if environ.get(LEASE_VARIABLE) else None
         self._hangs = False
         self._stacks = folder / "stacks" / f"rank_{self._rank}.txt"
+        self.note: Callable[[str], None] = lambda reason: None
         self.stop = StopRequest(folder / "STOP", leave_at_once=self._leave_at_once)
         self.hang = HangWatch(
             StepTimes(factor=settings.hang_factor, floor_seconds=settings.hang_floor_seconds),
@@ -73,7 +75,7 @@ class Supervision:
         self.hang.close()
         self.stop.close()
         if isinstance(error, DsDpoError):
-            self._record(EXIT_STATUS_OF_ERROR, "stopped with an error message")
+            self._record(error.exit_status, "stopped with an error message")
         elif isinstance(error, Exception):
             self._record(EXIT_STATUS_OF_FAILURE, f"failed with {kind.__name__ if kind else 'an error'}")
 
@@ -130,5 +132,6 @@ class Supervision:
             say(f"rank {self._rank}: {how}; status {status}")
             if not is_known:
                 self._record(status, how)
+            self.note(f"rank {self._rank} left: {how}; status {status}")
 
         leave(status, last_words)

@@ -4,53 +4,51 @@ from __future__ import annotations
 
 from ds_dpo.checkpoints.identity import identity_of
 from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.collectives import gather_objects, is_main
+from ds_dpo.distributed.collectives import is_main
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.evaluation.drawing.sampling import ValidationSampler
 from ds_dpo.evaluation.pages.validation_pages import ValidationPages
 from ds_dpo.models.training_schedule import training_sampler
+from ds_dpo.run_folder.log import RunLog
 from ds_dpo.run_folder.metrics import MetricsWriter
 from ds_dpo.run_part import RunPart
 from ds_dpo.supervision.rank import Supervision
 from ds_dpo.training.building import BuiltRun, build_run
 from ds_dpo.training.drawing import ValidationDrawing
-from ds_dpo.training.opening import OpenedRun, open_run
+from ds_dpo.training.opening import open_run
 from ds_dpo.training.record import RunRecord
 from ds_dpo.training.restoring import RestoredRun, restore_run
 from ds_dpo.training.run_parts import RunParts, restore_part, states_of
+from ds_dpo.training.start import Start
 from ds_dpo.training.trainer import Cadence, Trainer
 from ds_dpo.watch.held_out.evaluation import HeldOut
 from ds_dpo.watch.held_out.record import HeldOutRecord
 from ds_dpo.watch.held_out.setup import build_held_out, build_watchdog
 
 
-def train(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision) -> bool:
+def train(
+    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision, *, log: RunLog
+) -> bool:
     """Train the run that config describes, from its start or its newest checkpoint; every rank of `place` calls it.
 
-    Returns False if it was asked to stop before the end; the steps of this start are then saved. Raises DsDpoError on
-    all ranks if something does not fit. A start that fails before its first step does not change the run folder.
+    Returns False if it was asked to stop before the end; the steps of this start are then saved. Raises on all ranks
+    StopAskedError if that comes before the first step, and DsDpoError if something does not fit. A start that fails
+    before its first step does not change the run folder.
     """
-    opened = open_run(config, resolved, place)
-    built = build_run(opened, is_asked_to_stop=lambda: _is_asked_to_stop(opened, supervision))
-    if built is None:
-        return False
+    stop = supervision.stop
+    start = Start(say=log.line, is_asked=lambda: stop.is_asked_since_start(look_for_file=place.rank == 0))
+    opened = open_run(config, resolved, place, log=log, start=start)
+    built = build_run(opened)
     restored = restore_run(built, identity_of(opened.config, resolved))
     if restored is None:
         return True
     sampler = _sampler(built)
+    start.part(f"training begins after step {restored.progress.step} of {opened.config.max_train_steps}")
     _write_start(built)
     opened.log.open(opened.folder.log, last_step=restored.progress.step, max_train_steps=opened.config.max_train_steps)
     return _run(restored, sampler, supervision)
-
-
-def _is_asked_to_stop(opened: OpenedRun, supervision: Supervision) -> bool:
-    """Return on all ranks whether any rank was asked to stop. The trainer looks for the STOP file, this does not."""
-    is_asked = any(gather_objects(supervision.stop.is_asked(look_for_file=False)))
-    if is_asked:
-        opened.log.line("stopped as asked before training began; the same command starts at the same step")
-    return is_asked
 
 
 def _write_start(built: BuiltRun) -> None:
@@ -110,8 +108,6 @@ def _run(restored: RestoredRun, sampler: ValidationSampler | None, supervision: 
         max_bad_rows=config.data.max_bad_rows,
     )
     try:
-        if _is_asked_to_stop(opened, supervision):
-            return False
         is_done = trainer.run()
         if restored.watch is not None:
             restored.watch.require_unchanged()

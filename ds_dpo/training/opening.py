@@ -1,4 +1,4 @@
-"""The first phase of a run, without models: compare the run folder, start communication, open the pairs."""
+"""The first phase of a run, without models: refuse what can be refused, start communication, open the pairs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.feed import open_covering_errors
 from ds_dpo.run_folder.folder import RunFolder
 from ds_dpo.run_folder.log import RunLog
+from ds_dpo.run_folder.usable import require_usable
+from ds_dpo.training.start import Start
+from ds_dpo.watch.held_out.setup import open_held_out_feed
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedRun:
     """A run before its models.
 
-    config: with the policy's start pinned. errors: those of a cached reference, None if the run reads no such cache.
+    config: with the policy's start pinned. held_out: None if no pairs are held out. errors: those of a cached
+    reference, None if the run reads no such cache.
     """
 
     config: RunConfig
@@ -35,7 +39,9 @@ class OpenedRun:
     folder: RunFolder
     log: RunLog
     device: torch.device
+    start: Start
     feed: PairFeed
+    held_out: PairFeed | None
     errors: ReferenceErrors | None
 
     @property
@@ -44,23 +50,32 @@ class OpenedRun:
         return self.feed.needs_encoders or self.config.cadence.sample_every_steps is not None
 
 
-def open_run(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment) -> OpenedRun:
-    """Compare the run folder, start communication and open the pairs; every rank of `place` calls it.
+def open_run(
+    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, *, log: RunLog, start: Start
+) -> OpenedRun:
+    """Compare the run folder, start communication and open all pairs; every rank of `place` calls it.
 
-    Nothing is written. The environment must have this rank's variables (export_environment). Raises DsDpoError.
+    Whatever can be refused without a model is refused here. Nothing is written. The environment must have this rank's
+    variables (export_environment). Raises DsDpoError.
     """
     silence_deepspeed()
     config = pin_start(config)
-    log = RunLog(speaks=place.rank == 0)
     folder = RunFolder(Path(config.output_dir))
+    require_usable(folder.path)
     changes = folder.require_same_run(config, precision=resolved.precision)
     for line in [*describe(config, resolved), *changes]:
         log.line(line)
     device = pick_device(place.local_rank)
     timeout = timedelta(minutes=config.supervision.collective_timeout_minutes)
     start_communication(timeout=timeout, device=device)
+    start.part(f"opening the pairs of {config.data.cache or config.data.dataset}")
     with node_turns(place):  # the node's first rank downloads and counts; the others find its files
+        start.turn()
         feed = open_feed(config, precision=resolved.precision, say=log.line)
+    held_out = None
+    if config.held_out.every_steps is not None:
+        start.part("opening the held-out pairs")
+        held_out = open_held_out_feed(config, feed, place, say=log.line)
     errors = open_covering_errors(config, say=log.line) if config.reference.residency == "cached" else None
     return OpenedRun(
         config=config,
@@ -69,6 +84,8 @@ def open_run(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironm
         folder=folder,
         log=log,
         device=device,
+        start=start,
         feed=feed,
+        held_out=held_out,
         errors=errors,
     )

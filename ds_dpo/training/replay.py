@@ -28,12 +28,12 @@ from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.feed import open_covering_errors, with_reference_errors
 from ds_dpo.reference.refresh import REFERENCE_FILE, load_reference
 from ds_dpo.run_folder.folder import RESTORE, RunFolder, precision_of
-from ds_dpo.run_folder.log import RunLog
 from ds_dpo.step.examination import Examination, GradientSums, examine
 from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.step.record import OPTIONS_OF_STATISTICS, read_record
 from ds_dpo.storage.manifest import checkpoint_folders, step_of
 from ds_dpo.training.models import Models, load_models, objective_of
+from ds_dpo.training.start import Start
 from ds_dpo.zero_shards.reader import open_checkpoint
 
 NUM_PARAMETERS_NAMED = 5
@@ -142,8 +142,10 @@ class _Run:
         device = pick_device(place.local_rank)
         feed = open_feed(config, precision=self.resolved.precision, say=say)
         errors = open_covering_errors(config, say=say) if config.reference.residency == "cached" else None
-        quiet = RunLog(speaks=False)
-        models = load_models(config, self.resolved, place, device=device, with_encoders=feed.needs_encoders, log=quiet)
+        quiet = Start(say=lambda line: None, is_asked=lambda: False)
+        models = load_models(
+            config, self.resolved, place, device=device, with_encoders=feed.needs_encoders, start=quiet
+        )
         if errors is not None:
             feed = with_reference_errors(
                 feed, errors, config=config, start=models.start, precision=self.resolved.precision

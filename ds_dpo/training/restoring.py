@@ -59,6 +59,7 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | None:
     config, log = opened.config, opened.log
     store = CheckpointStore(opened.folder.checkpoints, engine=engine, identity=identity, say=log.line)
     built.keep_average()
+    opened.start.part(f"looking for a checkpoint in {opened.folder.checkpoints}")
     saved = store.load_newest()
     progress = _progress(built, saved)
     if progress.step >= config.max_train_steps:
@@ -171,6 +172,7 @@ def _micro_batches(built: BuiltRun, step: PreferenceStep, progress: Progress) ->
     """Open the stream at the run's position, and check its first micro-batch before anything is trained."""
     opened = built.opened
     config, log = opened.config, opened.log
+    opened.start.part("reading the first pairs")
     stream: PairStream[Any] = open_stream(
         built.feed.pairs,
         data=config.data,

@@ -8,12 +8,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from torch.distributed import DistError
 
 from ds_dpo.config.load import load_config
 from ds_dpo.distributed.environment import RankEnvironment
-from ds_dpo.errors import LaunchError
-from ds_dpo.launch.meeting import PATIENT_SECONDS, USUAL_SECONDS, Attendee, judge, meeting, spans, usual_seconds
+from ds_dpo.errors import LaunchError, LostRankError, StopAskedError
+from ds_dpo.launch.meeting import (
+    PATIENT_SECONDS,
+    USUAL_SECONDS,
+    Attendee,
+    _attend,
+    _Table,
+    judge,
+    meeting,
+    spans,
+    usual_seconds,
+)
 from ds_dpo.launch.report import ALIKE
+from ds_dpo.supervision.stop import StopRequest
 
 SECONDS = 2.0
 
@@ -36,8 +48,15 @@ def port():
         return probe.getsockname()[1]
 
 
-def meet(ranks, output_dirs, port, *, world_size=2, options=(), seconds=SECONDS):
-    """Let these ranks meet, each on a thread; return by rank what each of them heard: an error, or None."""
+def a_stop(folder):
+    return StopRequest(folder / "STOP", leave_at_once=lambda number: None)
+
+
+def meet(ranks, output_dirs, port, *, world_size=2, options=(), seconds=SECONDS, stop=None):
+    """Let these ranks meet, each on a thread; return by rank what each of them heard: an error, or None.
+
+    stop: the request of the last of these ranks.
+    """
     heard = {}
     everyone = threading.Barrier(len(ranks))
 
@@ -45,10 +64,12 @@ def meet(ranks, output_dirs, port, *, world_size=2, options=(), seconds=SECONDS)
         arguments = [f"--output_dir={output_dir}", f"--supervision.meeting_seconds={seconds}", *further]
         config = load_config(["--config=miniature", *arguments]).config
         try:
-            with meeting(config, a_place(rank, world_size=world_size, port=port), {}):
+            own_stop = stop if stop is not None and rank == ranks[-1] else a_stop(output_dir)
+            place = a_place(rank, world_size=world_size, port=port)
+            with meeting(config, place, {}, stop=own_stop, say=lambda line: None):
                 everyone.wait(60)  # rank 0 holds what they met through
             heard[rank] = None
-        except LaunchError as error:
+        except (LaunchError, StopAskedError) as error:
             heard[rank] = error
 
     further = [*options, *[()] * len(ranks)]
@@ -66,8 +87,39 @@ def test_ranks_that_fit_go_on_and_leave_no_folder(tmp_path, port):
 
 
 def test_one_rank_alone_meets_nobody(tmp_path):
-    with meeting(load_config([f"--output_dir={tmp_path}"]).config, a_place(world_size=1), {}):
+    lines = []
+    config = load_config([f"--output_dir={tmp_path}"]).config
+    with meeting(config, a_place(world_size=1), {}, stop=a_stop(tmp_path), say=lines.append):
         pass
+    assert lines == []
+
+
+@pytest.mark.parametrize("ranks", [[0, 2], [2, 0]], ids=["rank 2 is asked", "rank 0 is asked"])
+def test_a_request_to_one_rank_ends_the_meeting_of_all_who_came(tmp_path, port, ranks):
+    stop = a_stop(tmp_path)
+    stop.ask()
+    began = time.monotonic()
+    heard = meet(ranks, [tmp_path / "run"] * 2, port, world_size=3, seconds=300, stop=stop)
+    assert time.monotonic() - began < 100, "rank 1 never comes, and would be waited for 300 s"
+    assert {rank: type(error) for rank, error in heard.items()} == {0: StopAskedError, 2: StopAskedError}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_is_asked_does_not_wait_long_for_a_rank_0_that_never_comes(tmp_path, port, monkeypatch):
+    monkeypatch.setattr("ds_dpo.launch.meeting.ASKED_SECONDS", 0.2)
+    stop = a_stop(tmp_path)
+    stop.ask()
+    heard = meet([1], [tmp_path / "run"], port, seconds=1, stop=stop)
+    assert str(heard[1]) == "stopped as asked before training began; the same command starts at the same step"
+
+
+def test_a_rank_0_that_is_killed_is_no_refusal(tmp_path, port, monkeypatch):
+    """So that the launch ends with the status of a failure, after which a job may be started again."""
+    monkeypatch.setattr(_Table, "wait", lambda *names, seconds: (_ for _ in ()).throw(DistError("reset by peer")))
+    table = _Table(None, a_place(1), seconds=1, attempt="0", is_asked=lambda: False)
+    with pytest.raises(LostRankError, match=r"rank 0 at 127.0.0.1:29500 has exited \(reset by peer\)") as caught:
+        _attend(table, tmp_path, {})
+    assert caught.value.exit_status == 1
 
 
 def test_missing_ranks_are_named_and_all_who_came_hear_it_once(tmp_path, port):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_dpo.errors import CollapseError
 from ds_dpo.run_folder.log import RunLog
 
 METRICS = {"step": 7, "loss": 0.69314718, "implicit_accuracy": 0.5, "learning_rate": 2e-4, "pairs_seen": 112}
@@ -72,3 +73,39 @@ def test_on_a_terminal_a_bar_goes_on_from_the_last_step(tmp_path: Path, monkeypa
     assert "7/10" in shown
     assert "step  7/10  loss 0.6931" in shown
     assert texts(tmp_path / "log.txt") == ["step  7/10  loss 0.6931  accuracy 0.50  lr 2.00e-04"]
+
+
+ENDS = {
+    "an error for the user": (
+        CollapseError("the chosen error rises;\n  stopped"),
+        "ended: the chosen error rises; stopped",
+    ),
+    "an unexpected one": (RuntimeError("reset by peer"), "failed: RuntimeError: reset by peer"),
+    "an interrupt": (KeyboardInterrupt(), "failed: KeyboardInterrupt:"),
+}
+
+
+def run_into(error: BaseException, log: RunLog, path: Path | None) -> None:
+    """A run that ends by an error. path: of its log, None if that is not open yet."""
+    with log.ended_by():
+        if path is not None:
+            log.open(path, last_step=0, max_train_steps=1)
+        log.line("saved")
+        raise error
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_the_last_line_of_the_file_says_why_a_run_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    error, line = ENDS[kind]
+    with pytest.raises(type(error)):
+        run_into(error, RunLog(speaks=True), tmp_path / "log.txt")
+    assert texts(tmp_path / "log.txt") == ["saved", line]
+    assert capsys.readouterr().out == "saved\n", "the program prints its error itself"
+
+
+def test_a_start_that_fails_leaves_no_log(tmp_path: Path) -> None:
+    with pytest.raises(CollapseError):
+        run_into(CollapseError("refused"), RunLog(speaks=True), None)
+    assert list(tmp_path.iterdir()) == []
