@@ -24,7 +24,7 @@ from ds_dpo.process.departure import (
     try_for_a_while,
 )
 from ds_dpo.process.launchers import Process, launchers_of
-from ds_dpo.supervision.hang_watch import HangWatch, StepTimes, write_stacks
+from ds_dpo.supervision.hang_watch import HangWatch, MicroBatchTimes, write_stacks
 from ds_dpo.supervision.lease import LEASE_VARIABLE, Outcome, record_outcome
 from ds_dpo.supervision.lease_watch import LeaseWatch
 from ds_dpo.supervision.stop import StopRequest
@@ -36,8 +36,8 @@ MOMENT_SECONDS = 5.0
 class Supervision:
     """Surrounds a rank's whole life, from before the heavy imports: `with Supervision(config, environ): ...`.
 
-    stop: asked after each step. hang: gets a beat after each step. note: called with the reason if this rank leaves at
-    once; the run's log once there is one.
+    stop: asked after each step. hang: gets a beat after each micro-batch. note: called with the reason if this rank
+    leaves at once; the run's log once there is one.
     """
 
     def __init__(self, config: RunConfig, environ: Mapping[str, str]) -> None:
@@ -49,7 +49,7 @@ class Supervision:
         self.note: Callable[[str], None] = lambda reason: None
         self.stop = StopRequest(folder / "STOP", leave_at_once=self._leave_at_once)
         self.hang = HangWatch(
-            StepTimes(factor=settings.hang_factor, floor_seconds=settings.hang_floor_seconds),
+            MicroBatchTimes(factor=settings.hang_factor, floor_seconds=settings.hang_floor_seconds),
             long_work_seconds=60 * settings.collective_timeout_minutes,
             # nobody stops and continues a rank of a launch by hand
             ends_seized=self._lease is not None or bool(launchers),

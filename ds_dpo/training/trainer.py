@@ -90,17 +90,17 @@ class Trainer:
 
     def _step(self) -> bool:
         """Do one optimizer step and record it; returns whether any rank was asked to stop."""
-        outcome = self.optimizer_step.run(self.parts, counters=self._counters)
+        hang = self.supervision.hang
+        outcome = self.optimizer_step.run(self.parts, counters=self._counters, beat=hang.beat)
         self.progress.step += 1
         self.progress.pairs_seen += self.cadence.pairs_per_step
-        hang = self.supervision.hang
         with hang.pause("completing a checkpoint"):
             self.checkpoints.saving.take(outcome.totals)
         self._require_readable_rows(int(outcome.totals["bad_rows"]))
         with hang.pause("what follows a step"):
             metrics = self.parts.after_step(self.progress.step, self._metrics(outcome))
         is_asked = outcome.totals["asked"] > 0
-        hang.beat()
+        hang.end_step()
         due = self.cadence.is_due(self.progress.step, self.cadence.every.log_every_steps)
         self.record.step(metrics, due=due or is_asked)
         return is_asked
