@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from torch.distributed import DistError, TCPStore
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import is_initialized
+from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.errors import ConfigError, LaunchError, LostRankError, StopAskedError
 from ds_dpo.launch.checks import differences
-from ds_dpo.launch.report import config_fingerprint, versions_here
+from ds_dpo.launch.report import ALIKE, config_fingerprint, versions_here
 from ds_dpo.launch.shared_folder import read_token, token_in
 from ds_dpo.process.launchers import hosts_of_ranks
 from ds_dpo.process.say import Say
@@ -38,6 +39,7 @@ PATIENT_STARTS = (LEASE_VARIABLE, "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RUN_ID")
 PATIENT_SECONDS = 600.0
 USUAL_SECONDS = 15.0
 LOOK_SECONDS = 0.1
+DEVICE_ALIKE = ("accelerator", "nccl")  # what ranks compare of their devices
 FAREWELL_SECONDS = 5.0  # until all ranks have read the verdict
 ASKED_SECONDS = 15.0  # a rank that is asked to stop still waits for rank 0, which ends the meeting for all
 STOP = "stop"  # the verdict if any rank is asked to stop
@@ -45,11 +47,17 @@ STOP = "stop"  # the verdict if any rank is asked to stop
 
 @dataclass(frozen=True, kw_only=True)
 class Attendee:
-    """What a rank reports about itself. token: the text that it read in the run folder."""
+    """What a rank reports about itself.
+
+    versions: those of versions_here, and those of the device that must be alike. token: the text that it read in the
+    run folder. device_problem: why it has no device. gpu_id: see PickedDevice.
+    """
 
     hostname: str
     versions: dict[str, str]
     token: str | None
+    device_problem: str | None = None
+    gpu_id: str | None = None
 
 
 @contextmanager
@@ -62,6 +70,7 @@ def meeting(
     one or does not see the run folder. Raises StopAskedError on every rank that has come if one of them is asked to
     stop.
     """
+    own = _introduction(place, environ)
     if place.world_size == 1 or is_initialized():  # ranks of one process group have already met
         yield
         return
@@ -72,9 +81,25 @@ def meeting(
     store = _open_store(place, seconds=seconds, is_agents=is_agents, is_asked=is_asked)
     attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     table = _Table(store, place, seconds=seconds, attempt=attempt, is_asked=is_asked)
-    fingerprint = config_fingerprint(config)
-    (_lead if place.rank == 0 else _attend)(table, Path(config.output_dir), versions_here(fingerprint))
+    own.versions.update(versions_here(config_fingerprint(config)))
+    (_lead if place.rank == 0 else _attend)(table, Path(config.output_dir), own)
     yield  # the table must live on: on rank 0 its store is the server that all ranks use afterwards
+
+
+def _introduction(place: RankEnvironment, environ: Mapping[str, str]) -> Attendee:
+    """Return what a rank says of itself and its device.
+
+    A rank without a device goes to the meeting with its problem, so that the others do not wait for it. Raises
+    ConfigError if it is the only rank.
+    """
+    own = Attendee(hostname=platform.node(), versions={}, token=None)
+    try:
+        picked = pick_device(place.local_rank, environ)
+    except ConfigError as error:
+        if place.world_size == 1:
+            raise
+        return replace(own, versions=dict.fromkeys(DEVICE_ALIKE, "none"), device_problem=str(error))
+    return replace(own, versions=picked.alike(), gpu_id=picked.gpu_id)
 
 
 def usual_seconds(place: RankEnvironment, environ: Mapping[str, str]) -> float:
@@ -185,7 +210,7 @@ class _Table:
         return self._is_asked() or self.has("asked")
 
 
-def _lead(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
+def _lead(table: _Table, output_dir: Path, own: Attendee) -> None:
     """Do rank 0's part: invite the others, see who has come, and judge."""
     place = table.place
     try:
@@ -195,8 +220,8 @@ def _lead(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
             if table.wait_unless_asked(*map(_seat, others), seconds=table.seconds):
                 _end_meeting(table, STOP, others)
                 raise StopAskedError(STOPPED)
-            own = Attendee(hostname=platform.node(), versions=versions, token=token.text)
-            came = {0: own, **{rank: Attendee(**table.take(_seat(rank))) for rank in _seated(table)}}
+            others_here = {rank: Attendee(**table.take(_seat(rank))) for rank in _seated(table)}
+            came = {0: replace(own, token=token.text), **others_here}
             problems = judge(came, place, seconds=table.seconds, token=token.text, output_dir=str(output_dir))
     except ConfigError as error:
         came, problems = {}, [f"rank 0 on {platform.node()}: {error}"]
@@ -213,7 +238,7 @@ def _end_meeting(table: _Table, verdict: object, ranks: Iterable[int]) -> None:
     table.wait(*(f"heard/{rank}" for rank in ranks), seconds=FAREWELL_SECONDS)
 
 
-def _attend(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
+def _attend(table: _Table, output_dir: Path, introduction: Attendee) -> None:
     """Do the part of every other rank."""
     place = table.place
     own = f"rank {place.rank} on {platform.node()}"
@@ -223,7 +248,7 @@ def _attend(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
             raise LaunchError(f"{own}: {where} did not invite the other ranks within {table.seconds:g} s")
         invitation = table.take("invitation")
         if invitation is not None:
-            _sit_down(table, invitation, output_dir, versions, own=own, where=where)
+            _sit_down(table, invitation, output_dir, introduction, own=own, where=where)
         # rank 0 began to wait no later than this rank
         if not table.wait("verdict", seconds=table.seconds + FAREWELL_SECONDS):
             raise LaunchError(f"{own}: {where} did not confirm within {table.seconds:g} s that all ranks have come")
@@ -240,7 +265,7 @@ def _attend(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
 
 
 def _sit_down(
-    table: _Table, invitation: dict[str, str], output_dir: Path, versions: dict[str, str], *, own: str, where: str
+    table: _Table, invitation: dict[str, str], output_dir: Path, introduction: Attendee, *, own: str, where: str
 ) -> None:
     """Leave this rank's report. Raises LaunchError if another run meets at that port."""
     folder = output_dir.absolute()
@@ -250,7 +275,7 @@ def _sit_down(
             "output_dir, or, if that is another run, give this run another --master_port"
         )
     read = read_token(str(folder / invitation["token"]))
-    table.put(_seat(table.place.rank), asdict(Attendee(hostname=platform.node(), versions=versions, token=read)))
+    table.put(_seat(table.place.rank), asdict(replace(introduction, token=read)))
 
 
 def _seat(rank: int) -> str:
@@ -286,7 +311,27 @@ def judge(
         f"{name}: cannot read what {first} wrote into {output_dir}; output_dir must be on a disk shared by all hosts"
         for name in blind
     ]
-    return problems + differences(distinct)
+    problems += _device_problems(came)
+    # a rank without a device differs in its accelerator as well, which says nothing new
+    compared = ALIKE if any(attendee.device_problem for attendee in came.values()) else (*ALIKE, *DEVICE_ALIKE)
+    return problems + differences(distinct, names=compared)
+
+
+def _device_problems(came: Mapping[int, Attendee]) -> list[str]:
+    """Return a line for each host whose ranks have no device, and one for ranks that share a GPU."""
+    without: dict[tuple[str, str], list[int]] = {}
+    sharing: dict[tuple[str, str], list[int]] = {}
+    for rank, attendee in sorted(came.items()):
+        if attendee.device_problem is not None:
+            without.setdefault((attendee.hostname, attendee.device_problem), []).append(rank)
+        if attendee.gpu_id is not None:
+            sharing.setdefault((attendee.hostname, attendee.gpu_id), []).append(rank)
+    lines = [f"{host} (ranks {spans(ranks)}): {problem}" for (host, problem), ranks in without.items()]
+    return lines + [
+        f"{host}: ranks {spans(ranks)} have the same GPU ({gpu_id}), but each rank needs one of its own"
+        for (host, gpu_id), ranks in sharing.items()
+        if len(ranks) > 1
+    ]
 
 
 def _who_is_missing(

@@ -121,18 +121,25 @@ class RunFolder:
         ]
 
     def write_start(
-        self, config: RunConfig, settings: Mapping[str, Any], *, world_size: int, data: Mapping[str, int]
+        self,
+        config: RunConfig,
+        settings: Mapping[str, Any],
+        *,
+        world_size: int,
+        data: Mapping[str, int],
+        device: str = "cpu",
     ) -> None:
         """Save the configuration and environment of this start; each file is replaced as a whole.
 
-        data: counts of the dataset by name, such as rows, ties and pairs. Raises ConfigError.
+        data: counts of the dataset by name, such as rows, ties and pairs. device: that of rank 0, in words.
+        Raises ConfigError.
         """
         starts = self.saved_starts()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_partials(self.path)
             replace_file(self.deepspeed, json.dumps(settings, indent=2) + "\n", sync=True)
-            starts = [*starts, {**describe_environment(world_size), "data": dict(data)}]
+            starts = [*starts, {**describe_environment(world_size), "device": device, "data": dict(data)}]
             replace_file(self.environment, json.dumps(starts, indent=2) + "\n", sync=True)
             # written last: if this file exists, the others do too, even after a kill
             replace_file(self.config, config_to_yaml(config), sync=True)

@@ -57,8 +57,8 @@ class HangWatch:
         """Prepare the watch without starting it.
 
         long_work_seconds: how long a pause may last. ends_seized: end the process, with status 1 and the stacks on
-        standard error, if no Python thread runs for as long as a micro-batch may take: C code that hangs while it holds the
-        interpreter's lock stops this thread too. on_hang: called once, on the thread, with what hangs.
+        standard error, if no Python thread runs for as long as a micro-batch may take: C code that hangs while it
+        holds the interpreter's lock stops this thread too. on_hang: called once, on the thread, with what hangs.
         """
         self._times = times
         self._long_work_seconds = long_work_seconds

@@ -56,7 +56,11 @@ def _write_start(built: BuiltRun) -> None:
     with raised_everywhere():
         if is_main():
             opened.folder.write_start(
-                opened.config, resolved.settings, world_size=resolved.world_size, data=built.feed.counts
+                opened.config,
+                resolved.settings,
+                world_size=resolved.world_size,
+                data=built.feed.counts,
+                device=opened.picked.words,
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import torch
 
 from ds_dpo.config.run import RunConfig
+from ds_dpo.distributed.device import PickedDevice, pick_device
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import PairFeed, open_feed
-from ds_dpo.engine.device import pick_device, silence_deepspeed, start_communication
+from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.start import pin_start
 from ds_dpo.planning.description import describe
@@ -38,11 +40,16 @@ class OpenedRun:
     place: RankEnvironment
     folder: RunFolder
     log: RunLog
-    device: torch.device
+    picked: PickedDevice
     start: Start
     feed: PairFeed
     held_out: PairFeed | None
     errors: ReferenceErrors | None
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        return self.picked.device
 
     @property
     def keeps_encoders(self) -> bool:
@@ -65,9 +72,11 @@ def open_run(
     changes = folder.require_same_run(config, precision=resolved.precision)
     for line in [*describe(config, resolved), *changes]:
         log.line(line)
-    device = pick_device(place.local_rank)
+    picked = pick_device(place.local_rank, os.environ)  # as before the meeting
+    for line in [f"device: {picked.words}", *picked.remarks(precision=resolved.precision)]:
+        log.line(line)
     timeout = timedelta(minutes=config.supervision.collective_timeout_minutes)
-    start_communication(timeout=timeout, device=device)
+    start_communication(timeout=timeout, device=picked.device)
     start.part(f"opening the pairs of {config.data.cache or config.data.dataset}")
     with node_turns(place):  # the node's first rank downloads and counts; the others find its files
         start.turn()
@@ -83,7 +92,7 @@ def open_run(
         place=place,
         folder=folder,
         log=log,
-        device=device,
+        picked=picked,
         start=start,
         feed=feed,
         held_out=held_out,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from ds_dpo.checkpoints.identity import identity_of
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import read_position
 from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
-from ds_dpo.engine.device import pick_device
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.errors import CheckpointError, ConfigError, DataError
 from ds_dpo.models.families.table import FAMILIES
@@ -139,7 +140,9 @@ class _Run:
     def do(self, step: Step, *, detect_anomaly: bool, say: Say) -> bool:
         """Repeat a step and print its numbers. Returns whether something was not finite."""
         config, place = self.config, read_environment({})
-        device = pick_device(place.local_rank)
+        picked = pick_device(place.local_rank, os.environ, needs_gpu=False)
+        say(f"device: {picked.words}")
+        device = picked.device
         feed = open_feed(config, precision=self.resolved.precision, say=say)
         errors = open_covering_errors(config, say=say) if config.reference.residency == "cached" else None
         quiet = Start(say=lambda line: None, is_asked=lambda: False)
