@@ -20,7 +20,7 @@ from ds_dpo.precision import TORCH_NAMES
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ds_dpo.export.request import FORMAT_OPTIONS, LORA_NAMINGS, format_name
+    from ds_dpo.export.request import ALL_TARGETS, FORMAT_OPTIONS, LORA_NAMINGS, LORA_TARGETS, format_name
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -60,6 +60,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     lora.add_argument("--rank", type=int, help="Rank of the LoRA that approximates the change of a full run.")
     lora.add_argument(
         "--lora_naming", choices=LORA_NAMINGS, default="diffusers", help="Names of its weights (default: diffusers)."
+    )
+    lora.add_argument(
+        "--lora_targets",
+        choices=list(LORA_TARGETS),
+        default=ALL_TARGETS,
+        help="Layers of a LoRA that approximates a full run: all, or those of attention blocks (default: all).",
     )
     lora.add_argument(
         "--lora_alpha", type=float, help="Alpha of a LoRA run without adapter_config.json, in any format."

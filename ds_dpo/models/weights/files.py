@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ds_dpo.config import documents
+from ds_dpo.config.asset_paths import ASSET_PREFIX, resolve_asset
 from ds_dpo.errors import ConfigError, ModelError
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -61,11 +62,12 @@ def find_weights(folder: Path, stem: str, *, variant: str | None) -> WeightFiles
         return WeightFiles(paths=(single,), variant=variant)
     index = folder / f"{stem}.safetensors.index{infix}.json"
     if index.is_file():
-        return WeightFiles(paths=_shards(index), variant=variant)
+        return WeightFiles(paths=index_files(index), variant=variant)
     raise ModelError(_what_is_missing(folder, single.name))
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def index_files(index: Path) -> tuple[Path, ...]:
+    """Return the files that an index names. Raises ModelError if one is missing or not in its folder."""
     weight_map = read_json(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     # the index comes from outside, so it may only name files in its folder
@@ -139,3 +141,8 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def shipped_configs(name: str) -> Path:
+    """Return the folder of configurations that ships under a name: a family's, or a tokenizer's."""
+    return Path(resolve_asset(f"{ASSET_PREFIX}assets/model_configs")) / name
