@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ds_dpo.config.base import Section, free_field, identity_field
+from ds_dpo.errors import ConfigError
 
 
 class DataConfig(Section):
@@ -18,6 +19,11 @@ class DataConfig(Section):
         "Commit or branch of a hub dataset (its default branch if unset).", default=None
     )
     split: str = identity_field("Split of the dataset.", default="train")
+    files: list[str] = identity_field(
+        "Patterns of the files that form the split, below the folder or in the hub dataset, such as part-*.parquet or "
+        "data/**/*.parquet (if unset, the names of files say their split).",
+        default=[],
+    )
     cache_dir: str | None = free_field(
         "Folder in which the `datasets` library keeps its files (the library's default if unset).", default=None
     )
@@ -108,6 +114,15 @@ class DataConfig(Section):
     )
     prefetch: int = free_field("Number of micro-batches that each loader process prepares ahead.", default=2, ge=1)
 
+    @field_validator("split")
+    @classmethod
+    def a_split_is_whole(cls, split: str) -> str:
+        try:
+            refuse_slice(split)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return split
+
     @model_validator(mode="after")
     def a_cache_holds_one_crop(self) -> DataConfig:
         if self.cache is not None and self.crop == "random":
@@ -116,3 +131,13 @@ class DataConfig(Section):
                 "center"
             )
         return self
+
+
+def refuse_slice(split: str) -> None:
+    """Raise ConfigError for a split in the notation of `datasets` for a part of one."""
+    if not split or "[" in split or "]" in split:
+        whole = split.partition("[")[0] or "train"
+        raise ConfigError(
+            f"split {split!r} is not the name of a whole split; {whole} would fit, with data.max_rows N to read only "
+            "its first N rows"
+        )

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from ds_dpo.config.data import DataConfig
 from ds_dpo.data.buckets import bucket_shapes, choose_bucket
 from ds_dpo.data.images import read_size
-from ds_dpo.data.reading.arrow_copy import cache_folder, open_as_arrow
+from ds_dpo.data.reading.arrow_copy import cache_folder, open_copy
 from ds_dpo.data.reading.arrow_streams import map_streams
 from ds_dpo.data.reading.image_files import ImageFiles
+from ds_dpo.data.reading.parquet_rows import ParquetRows
+from ds_dpo.data.reading.problems import PROBLEMS, with_problems
 from ds_dpo.data.reading.records import PICKAPIC_ID, RecordReader
-from ds_dpo.data.reading.rows import ArrowRows, ParquetRows, RowReader, Rows, content_of_files, state_of_files
+from ds_dpo.data.reading.rows import ArrowRows, RowReader, Rows, content_of_files, state_of_files
+from ds_dpo.data.reading.shards import columns_of, read_footers
 from ds_dpo.data.reading.split_files import SplitFiles, find_split
 from ds_dpo.data.reading.stored_table import open_stored
 from ds_dpo.data.reading.tar_rows import member_reader, roles_found, tar_batches
@@ -40,7 +43,7 @@ from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
 
 # increase these if the same settings give another index, or other stored rows
-INDEX_VERSION, ROWS_VERSION = 1, 1
+INDEX_VERSION, ROWS_VERSION = 2, 2
 PAIRS_BETWEEN_LINES = 50_000
 # what determines an index, in addition to the rows
 SETTINGS_OF_INDEX = (
@@ -122,7 +125,7 @@ def open_source(data: DataConfig, *, say: Say, in_file_order: bool = False) -> P
     gets lines for the user. Raises DataError if the dataset, split or a column does not exist, a label is unusable,
     there are ties and data.ties is error, no pair is left, or the disk is too small for the copy.
     """
-    name = f"{data.dataset}, split {data.split}"
+    name = f"{data.dataset}, " + (f"files {' '.join(data.files)}" if data.files else f"split {data.split}")
     found = find_split(data)
     opened = _open_rows(found, data, name, say=say, in_file_order=in_file_order)
     rows, columns = opened.rows, opened.columns
@@ -164,7 +167,7 @@ def _open_rows(found: SplitFiles, data: DataConfig, name: str, *, say: Say, in_f
         columns = choose_columns(roles_found(tar_rows, data), tar_rows.schema.names, data, name)
         return _Opened(rows=tar_rows, columns=columns, read_row=member_reader(_reader(tar_rows, columns), found.files))
     rows = _table_rows(found, data, name, say=say, in_file_order=in_file_order)
-    columns = find_columns(rows.schema.names, data, name)
+    columns = find_columns([column for column in rows.schema.names if column != PROBLEMS], data, name)
     return _Opened(rows=rows, columns=columns, read_row=_reader(rows, columns))
 
 
@@ -174,14 +177,22 @@ def _table_rows(found: SplitFiles, data: DataConfig, name: str, *, say: Say, in_
         return open_stored(cache_folder(data), _stored_key(found, data), make, say=say)
     if found.dataset is not None:
         return ArrowRows(map_streams(found.files), content=found.dataset._fingerprint)
+    content = content_of_files(found.files, root=found.root)
+
+    def open_parquet() -> ParquetRows:
+        shards = read_footers(found.files, name)
+        return ParquetRows(shards, find_columns(columns_of(shards), data, name), content=content)
+
     if in_file_order:
-        return ParquetRows(found.files, root=found.root)
-    streams = open_as_arrow(found.files, data, say=say)
-    return ArrowRows(streams, content=content_of_files(found.files, root=found.root))
+        return open_parquet()
+    return open_copy(_stored_key(found, data), open_parquet, data, say=say).with_content(content)
 
 
 def _reader(rows: Rows, columns: Columns) -> RowReader:
-    return rows.reader(sorted(set(columns.of_role.values())))
+    read = sorted(set(columns.of_role.values()))
+    if PROBLEMS in rows.schema.names:
+        return with_problems(rows.reader([*read, PROBLEMS]))
+    return rows.reader(read)
 
 
 def _stored_key(found: SplitFiles, data: DataConfig) -> str:

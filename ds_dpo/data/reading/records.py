@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.data.keyed_hash import id_of
+from ds_dpo.data.reading.arrow_values import Unreadable
 from ds_dpo.data.reading.image_files import raw_image
 from ds_dpo.data.reading.rows import RowReader
 from ds_dpo.data.selection.formats import Columns
 from ds_dpo.data.source import BadRowError, PairRecord, RawImage
-from ds_dpo.errors import DataError
+from ds_dpo.errors import DataError, cut
 
 ROLES_NOT_IN_METADATA = frozenset({"prompt", "image_0", "image_1", "chosen", "rejected", "images"})
 PICKAPIC_ID = ("ranking_id", "image_0_id", "image_1_id")
@@ -37,6 +38,8 @@ class RecordReader:
         values = self._values(row)
         uid, id_text = self._identity(values, row, first, second)
         prompt = values["prompt"]
+        if isinstance(prompt, Unreadable):
+            raise BadRowError(uid, f"{self.columns.of_role['prompt']}: {prompt.reason}")
         if not isinstance(prompt, str):
             raise BadRowError(uid, f"{self.columns.of_role['prompt']}: {type(prompt).__name__} instead of text")
         return PairRecord(
@@ -48,7 +51,9 @@ class RecordReader:
             target_probability=target,
             weight=weight,
             metadata={
-                role: value for role, value in values.items() if role not in ROLES_NOT_IN_METADATA and value is not None
+                role: value
+                for role, value in values.items()
+                if role not in ROLES_NOT_IN_METADATA and value is not None and not isinstance(value, Unreadable)
             },
         )
 
@@ -67,11 +72,14 @@ class RecordReader:
         lower, higher = sorted((first, second))
         which = "" if self.columns.layout in IMAGE_ROLES else f" {lower} {higher}"
         place = f"row {row} of {self.name}" + (f", images {lower} and {higher}" if which else "")
+        for role in ("id", *PICKAPIC_ID):
+            if isinstance(broken := values.get(role), Unreadable):
+                raise BadRowError(place, f"{self.columns.of_role[role]}: {broken.reason}")
         if values.get("id") is not None:
-            return f"{place} (id {values['id']})", f"{values['id']}{which}"
+            return f"{place} (id {cut(str(values['id']))})", f"{values['id']}{which}"
         parts = [values.get(role) for role in PICKAPIC_ID]
         if None not in parts:
-            return f"{place} (ranking_id {parts[0]})", " ".join(map(str, parts))
+            return f"{place} (ranking_id {cut(str(parts[0]))})", " ".join(map(str, parts))
         return place, place
 
     def _image(self, values: Mapping[str, Any], row: int, number: int, uid: str) -> RawImage:
@@ -86,6 +94,8 @@ class RecordReader:
         if self.grouped:
             return (values if number == 0 else self._values(row + number))["images"]
         images = values["images"] or []
+        if isinstance(images, Unreadable):
+            return images
         if number >= len(images):
             raise DataError(f"missing: the row has {len(images)} images")
         return images[number]

@@ -23,6 +23,8 @@ from ds_dpo.storage.replace import replace_file
 
 # fields of data that act when a cached pair is read; all other identity fields of data are compared
 ACT_ON_READING = {"flip", "size_conditioning", "prompt_dropout"}
+# caches that were made before these fields existed have none of them
+LEFT_OUT_WHILE_UNSET = {"files"}
 
 
 def fingerprint_of(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
@@ -60,7 +62,8 @@ def data_fields(data: DataConfig, *, leave_out: Collection[str] = ()) -> dict[st
     """Return the identity fields of data, by dotted name: a run cannot change them."""
     values = data.model_dump(mode="json")
     names = [spec.path.removeprefix("data.") for spec in FIELDS.values() if spec.section == "data" and spec.is_identity]
-    return {f"data.{name}": json.dumps(values[name]) for name in names if name not in leave_out}
+    unset = {name for name in LEFT_OUT_WHILE_UNSET if not values[name]}
+    return {f"data.{name}": json.dumps(values[name]) for name in names if name not in {*leave_out, *unset}}
 
 
 def _content_of_model(part: Part) -> str:

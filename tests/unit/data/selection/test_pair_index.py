@@ -12,9 +12,10 @@ from pair_files import config, file_of, picture, row
 
 from ds_dpo.data.buckets import bucket_shapes
 from ds_dpo.data.reading import open_source as opening
-from ds_dpo.data.reading.arrow_copy import SIZE_MARGIN, uncompressed_bytes
+from ds_dpo.data.reading.arrow_copy import SIZE_MARGIN
 from ds_dpo.data.reading.open_source import open_source
 from ds_dpo.data.reading.rows import ArrowRows
+from ds_dpo.data.reading.shards import read_footers, uncompressed_bytes
 from ds_dpo.data.selection.pair_index import ENTRY
 from ds_dpo.errors import DataError
 
@@ -149,27 +150,37 @@ def test_what_the_copy_takes_is_foreseen(path):
     source = opened(path)
     arrow = sum(file.stat().st_size for file in (path.parent / "cache").rglob("*.arrow"))
     assert len(source) == 300
-    assert arrow < uncompressed_bytes([path]) * SIZE_MARGIN < 1.1 * arrow
+    copied = uncompressed_bytes(read_footers([path], "a set"), ["caption", "jpg_0", "jpg_1", "label_0"])
+    assert arrow < copied * SIZE_MARGIN < 1.1 * arrow
 
 
-def test_a_torn_copy_is_refused_and_named(path):
-    opened(path)
+def test_a_torn_copy_is_made_again(path):
+    before = pairs_of(opened(path))
     (copy,) = (path.parent / "cache").rglob("*.arrow")
     whole = copy.read_bytes()
-    copy.write_bytes(whole[: len(whole) // 2])
+    for tear in (lambda: copy.write_bytes(whole[: len(whole) // 2]), copy.unlink, copy.with_suffix(".json").unlink):
+        tear()
+        assert pairs_of(opened(path)) == before
+        assert copy.read_bytes() == whole
+
+
+def test_a_copy_that_cannot_be_written_is_refused_and_leaves_nothing(path):
+    (path.parent / "cache").write_text("a file where a folder should be")
     with pytest.raises(
-        DataError, match=r"train\.arrow is not a complete Arrow file .*; delete its folder and start again"
+        DataError, match=r"its copy in Arrow cannot be written to .*cache/ds_dpo_rows .*data\.cache_dir"
     ):
         opened(path)
-    Dataset.from_list([row(0)]).to_parquet(path.parent / "b.parquet")
-    opened(path.parent / "b.parquet", cache_dir=str(path.parent / "other"))
-    (shorter,) = (path.parent / "other").rglob("*.arrow")
-    copy.write_bytes(shorter.read_bytes())
-    with pytest.raises(DataError, match="has 1 of 4 rows of split train"):
-        opened(path)
+
+
+def test_what_a_killed_process_left_of_a_copy_is_removed(path):
+    opened(path)
+    (copy,) = (path.parent / "cache").rglob("*.arrow")
     copy.unlink()
-    with pytest.raises(DataError, match="an Arrow file cannot be opened"):
-        opened(path)
+    left = copy.with_name(f".{copy.name}.host.7.partial")
+    left.write_bytes(b"half")
+    opened(path)
+    assert not left.exists()
+    assert copy.exists()
 
 
 def test_rows_of_many_batches_are_found(tmp_path):
