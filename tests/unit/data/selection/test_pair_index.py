@@ -166,9 +166,7 @@ def test_a_torn_copy_is_made_again(path):
 
 def test_a_copy_that_cannot_be_written_is_refused_and_leaves_nothing(path):
     (path.parent / "cache").write_text("a file where a folder should be")
-    with pytest.raises(
-        DataError, match=r"its copy in Arrow cannot be written to .*cache/ds_dpo_rows .*data\.cache_dir"
-    ):
+    with pytest.raises(DataError, match=r"copy in Arrow cannot be written to .*cache/ds_dpo_rows .*data\.cache_dir"):
         opened(path)
 
 
