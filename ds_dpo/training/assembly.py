@@ -13,6 +13,7 @@ from ds_dpo.evaluation.pages.validation_pages import ValidationPages
 from ds_dpo.models.training_schedule import training_sampler
 from ds_dpo.run_folder.log import RunLog
 from ds_dpo.run_folder.metrics import MetricsWriter
+from ds_dpo.run_folder.progress import Length
 from ds_dpo.run_part import RunPart
 from ds_dpo.supervision.rank import Supervision
 from ds_dpo.training.building import BuiltRun, build_run
@@ -22,7 +23,7 @@ from ds_dpo.training.record import RunRecord
 from ds_dpo.training.restoring import RestoredRun, restore_run
 from ds_dpo.training.run_parts import RunParts, restore_part, states_of
 from ds_dpo.training.start import Start
-from ds_dpo.training.trainer import Cadence, Trainer
+from ds_dpo.training.trainer import Cadence, Progress, Trainer, draw_missing
 from ds_dpo.watch.held_out.evaluation import HeldOut
 from ds_dpo.watch.held_out.record import HeldOutRecord
 from ds_dpo.watch.held_out.setup import build_held_out, build_watchdog
@@ -42,13 +43,53 @@ def train(
     opened = open_run(config, resolved, place, log=log, start=start)
     built = build_run(opened)
     restored = restore_run(built, identity_of(opened.config, resolved))
-    if restored is None:
+    if isinstance(restored, Progress):
+        _complete(built, restored)
         return True
     sampler = _sampler(built)
     start.part(f"training begins after step {restored.progress.step} of {opened.config.max_train_steps}")
     _write_start(built)
-    opened.log.open(opened.folder.log, last_step=restored.progress.step, max_train_steps=opened.config.max_train_steps)
+    _open_log(built, restored.progress)
     return _run(restored, sampler, supervision)
+
+
+def _complete(built: BuiltRun, progress: Progress) -> None:
+    """Draw the last images if a kill came before them: no step is left to train."""
+    opened = built.opened
+    _open_log(built, progress)
+    metrics = MetricsWriter(opened.folder.path, last_step=progress.step) if is_main() else None
+    draw_missing(_drawing(built, _sampler(built), metrics), _cadence(opened.config), step=progress.step)
+    if metrics is not None:
+        metrics.close()
+    path, last = opened.folder.path, opened.config.max_train_steps
+    opened.log.line(f"{path} is at step {progress.step} of {last}: nothing is left to do")
+
+
+def _open_log(built: BuiltRun, progress: Progress) -> None:
+    opened = built.opened
+    length = Length(max_train_steps=opened.config.max_train_steps, num_pairs=sum(built.feed.pairs.bucket_sizes))
+    opened.log.open(opened.folder.log, last_step=progress.step, length=length)
+
+
+def _cadence(config: RunConfig) -> Cadence:
+    return Cadence(
+        max_train_steps=config.max_train_steps, pairs_per_step=config.batch.pairs_per_step, every=config.cadence
+    )
+
+
+def _drawing(
+    built: BuiltRun, sampler: ValidationSampler | None, metrics: MetricsWriter | None
+) -> ValidationDrawing | None:
+    if sampler is None:
+        return None
+    opened = built.opened
+    return ValidationDrawing(
+        module=built.engine.module,
+        sampler=sampler,
+        pages=ValidationPages(opened.folder.samples, opened.config, say=opened.log.line),
+        metrics=metrics,
+        say=opened.log.line,
+    )
 
 
 def _write_start(built: BuiltRun) -> None:
@@ -92,23 +133,12 @@ def _run(restored: RestoredRun, sampler: ValidationSampler | None, supervision: 
     trainer = Trainer(
         optimizer_step=restored.optimizer_step,
         progress=restored.progress,
-        cadence=Cadence(
-            max_train_steps=config.max_train_steps,
-            pairs_per_step=config.batch.pairs_per_step,
-            every=config.cadence,
-        ),
+        cadence=_cadence(config),
         parts=_parts(restored, metrics),
         checkpoints=restored.checkpoints,
         record=record,
         supervision=supervision,
-        drawing=None
-        if sampler is None
-        else ValidationDrawing(
-            module=built.engine.module,
-            sampler=sampler,
-            pages=ValidationPages(folder.samples, config, say=log.line),
-            metrics=metrics,
-        ),
+        drawing=_drawing(built, sampler, metrics),
         max_bad_rows=config.data.max_bad_rows,
     )
     try:

@@ -50,8 +50,8 @@ class RestoredRun:
     watch: ReferenceWatch | None
 
 
-def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | None:
-    """Load the newest checkpoint, and prepare everything that trains; None if no step is left.
+def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progress:
+    """Load the newest checkpoint, and prepare everything that trains; returns the progress if no step is left.
 
     Nothing is written. Raises DsDpoError on all ranks.
     """
@@ -63,8 +63,7 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | None:
     saved = store.load_newest()
     progress = _progress(built, saved)
     if progress.step >= config.max_train_steps:
-        log.line(f"{opened.folder.path} is at step {progress.step} of {config.max_train_steps}: nothing is left to do")
-        return None
+        return progress
     if progress.step == 0:
         built.start_weights()
     statistic = _statistic(built)

@@ -150,6 +150,7 @@ class Run:
         max_bad_rows: int = 0,
         skips: set[int] = frozenset(),  # type: ignore[assignment]
         verdicts: dict[int, Verdict] | None = None,
+        missing: tuple[int, ...] = (),
     ) -> None:
         self.events: list[str] = []
         self.lines: list[str] = []
@@ -197,7 +198,9 @@ class Run:
             ),
             drawing=None
             if sample_every is None
-            else SimpleNamespace(draw=lambda step: self.events.append(f"draw {step}")),  # type: ignore[arg-type]
+            else SimpleNamespace(  # type: ignore[arg-type]
+                draw=lambda step: self.events.append(f"draw {step}"), is_missing=lambda step: step in missing
+            ),
             max_bad_rows=max_bad_rows,
         )
 
@@ -281,6 +284,19 @@ def test_a_request_that_cannot_be_saved_is_followed_all_the_same() -> None:
 @pytest.mark.parametrize(("begun", "drawn"), [(0, ["draw 0", "draw 2", "draw 3"]), (1, ["draw 2", "draw 3"])])
 def test_images_are_drawn_at_the_start_when_due_and_at_the_end(begun: int, drawn: list[str]) -> None:
     run = Run(steps=3, begun=begun, sample_every=2)
+    run.trainer.run()
+    assert [event for event in run.events if event.startswith("draw")] == drawn
+
+
+@pytest.mark.parametrize(
+    ("begun", "missing", "drawn"),
+    [(2, (2,), ["draw 2", "draw 4", "draw 5"]), (2, (), ["draw 4", "draw 5"]), (3, (3,), ["draw 4", "draw 5"])],
+    ids=["stopped or killed before they were drawn", "drawn by the earlier start", "none are due at that step"],
+)
+def test_images_that_an_earlier_start_did_not_come_to_are_drawn_first(
+    begun: int, missing: tuple[int, ...], drawn: list[str]
+) -> None:
+    run = Run(steps=5, begun=begun, sample_every=2, missing=missing)
     run.trainer.run()
     assert [event for event in run.events if event.startswith("draw")] == drawn
 
