@@ -15,6 +15,7 @@ if not __package__:
     # started by its path: that put ds_dpo/ itself first, where the package cannot be found and names could clash
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from ds_dpo.config.asset_paths import is_local
 from ds_dpo.config.load import LoadedConfig, config_to_yaml, load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import RankEnvironment, export_environment, local_rank_in, read_environment
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         supervision.note = log.note
         resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
         log.line(f"starting run {loaded.config.output_dir} on {ranks_text(place.world_size)}: importing PyTorch")
+        for line in loaded.remarks:
+            log.line(line)
         with log.ended_by():
             is_done = _train(loaded.config, resolved, place, supervision, log)
         supervision.record_end(is_done=is_done)
@@ -79,7 +82,10 @@ def _load(argv: Sequence[str]) -> LoadedConfig:
 
 
 def print_resolved(loaded: LoadedConfig) -> None:
-    """Print both complete configurations, and what they mean in words; nothing is loaded or written."""
+    """Print both complete configurations, and what they mean in words; nothing is loaded or written.
+
+    Raises ConfigError, and DataError if a local data set lacks a split.
+    """
     import json
 
     world_size = loaded.world_size or read_environment(os.environ).world_size
@@ -89,7 +95,12 @@ def print_resolved(loaded: LoadedConfig) -> None:
     print("# DeepSpeed settings")
     print(json.dumps(resolved.settings, indent=2))
     print("\n# in words")
-    print("\n".join(describe(loaded.config, resolved)))
+    print("\n".join([*describe(loaded.config, resolved), *loaded.remarks]))
+    if any(map(is_local, (loaded.config.data.dataset, loaded.config.held_out.dataset))):
+        # it takes seconds to import
+        from ds_dpo.data.reading.held_out_data import require_local_splits
+
+        require_local_splits(loaded.config)
 
 
 if __name__ == "__main__":

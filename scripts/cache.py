@@ -16,6 +16,7 @@ instead. Train with --reference.residency cached --reference.cache FOLDER; then 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ds_dpo.config.load import load_config
 from ds_dpo.config.run import RunConfig
+from ds_dpo.distributed.environment import read_environment
 from ds_dpo.errors import ConfigError, run_program
 from ds_dpo.precision import TORCH_NAMES
 
@@ -126,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if loaded.dry_run:
         raise ConfigError("--dry_run is an option of ds_dpo/train.py; scripts/cache.py does not have it")
     config = loaded.config
+    if loaded.remarks and read_environment(os.environ).rank == 0:
+        print(*loaded.remarks, sep="\n", flush=True)
     from ds_dpo.engine.settings_file import deepspeed_config_path, precision_of_file, read_deepspeed_file
 
     precision = precision_of_file(read_deepspeed_file(deepspeed_config_path(config.deepspeed_config)))

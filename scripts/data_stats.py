@@ -75,18 +75,20 @@ def main() -> None:
     from ds_dpo.config.load import load_config
     from ds_dpo.process.quiet import quiet_libraries, quiet_output
 
-    config = load_config(of_run).config
+    loaded = load_config(of_run)
+    config = loaded.config
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise ConfigError(f"--out {arguments.out} is a file; give a folder")
     quiet_libraries()
+    print(*loaded.remarks, sep="\n", end="\n" if loaded.remarks else "")
     with quiet_output():  # libraries print what they lack when they are imported
         from tqdm import tqdm
 
-        from ds_dpo.data.reading.open_source import open_source
+        from ds_dpo.data.reading.run_pairs import open_trained_on
         from ds_dpo.data.statistics.statistics import choose_some, take_statistics
         from ds_dpo.data.statistics.text import statistics_text
 
-    source = open_source(config.data, say=print, in_file_order=True)
+    source = open_trained_on(config, say=print, in_file_order=True)
     shown = choose_some(len(source), arguments.sample, seed=config.seed, name="sheet")
     kept = dict.fromkeys(map(int, shown))
 

@@ -9,6 +9,8 @@ from pydantic import field_validator, model_validator
 from ds_dpo.config.base import Section, free_field, identity_field
 from ds_dpo.errors import ConfigError
 
+FormatName = Literal["pickapic", "chosen_rejected", "ranked", "manifest", "webdataset"]
+
 
 class DataConfig(Section):
     """Preference pairs: where they come from, which of them are used, and how their images are cut."""
@@ -27,7 +29,7 @@ class DataConfig(Section):
     cache_dir: str | None = free_field(
         "Folder in which the `datasets` library keeps its files (the library's default if unset).", default=None
     )
-    format: Literal["pickapic", "chosen_rejected", "ranked", "manifest", "webdataset"] = identity_field(
+    format: FormatName = identity_field(
         "How a row states its pairs; docs/data.md describes each format.", default="pickapic"
     )
     columns: list[str] = identity_field(

@@ -14,6 +14,7 @@ from ds_dpo.config.asset_paths import PACKAGE
 from ds_dpo.config.command_line import config_name, parse_command_line, same_value
 from ds_dpo.config.documents import read_yaml
 from ds_dpo.config.fields import FIELDS, SECTIONS, did_you_mean, field_path
+from ds_dpo.config.layers import Layer, merge
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
 
@@ -22,11 +23,15 @@ PRESETS = PACKAGE / "presets"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedConfig:
-    """What a command asks for. world_size: number of ranks for a dry run; None: the ranks that exist."""
+    """What a command asks for. world_size: number of ranks for a dry run; None: the ranks that exist.
+
+    remarks: lines for the user on how its layers were joined.
+    """
 
     config: RunConfig
     dry_run: bool
     world_size: int | None
+    remarks: Sequence[str] = ()
 
 
 def load_config(argv: Sequence[str]) -> LoadedConfig:
@@ -34,12 +39,21 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
 
     --help prints and raises SystemExit(0). Raises ConfigError for anything unknown, contradictory or out of bounds.
     """
-    lower = read_layer(config_name(argv))
-    command = parse_command_line(argv, shown=lower)
+    lower = read_layers(config_name(argv))
+    command = parse_command_line(argv, shown=merge(lower).values)
     if command.world_size is not None and command.world_size < 1:
         raise ConfigError(f"--world_size {command.world_size}: at least 1 rank is needed")
-    config = build_config(overlay(lower, command.values))
-    return LoadedConfig(config=config, dry_run=command.dry_run, world_size=command.world_size)
+    merged = merge([*lower, Layer(values=command.values)])
+    try:
+        config = build_config(merged.values)
+    except ConfigError as error:
+        raise ConfigError("\n  ".join([str(error), *merged.remarks])) from None
+    return LoadedConfig(
+        config=config,
+        dry_run=command.dry_run,
+        world_size=command.world_size,
+        remarks=merged.remarks,
+    )
 
 
 def preset_names() -> list[str]:
@@ -54,7 +68,7 @@ def config_to_yaml(config: RunConfig) -> str:
 
 def config_from_yaml(path: Path | str) -> RunConfig:
     """Read a configuration file, such as a run folder's config.yaml. Raises ConfigError."""
-    values = _read_file(Path(path), below=())
+    values = merge(_read_file(Path(path), below=())).values
     try:
         return build_config(values)
     except ConfigError as error:
@@ -64,8 +78,8 @@ def config_from_yaml(path: Path | str) -> RunConfig:
 # ---- layers: flat dicts of dotted names ----
 
 
-def read_layer(name: str) -> dict[str, Any]:
-    """Return the values of a preset or YAML file by dotted name. Raises ConfigError."""
+def read_layers(name: str) -> list[Layer]:
+    """Return a preset or YAML file, and before it what its `base` names, by dotted names. Raises ConfigError."""
     if name in preset_names():
         return _read_file(PRESETS / f"{name}.yaml", below=())
     path = Path(name)
@@ -77,18 +91,18 @@ def read_layer(name: str) -> dict[str, Any]:
     )
 
 
-def _read_file(path: Path, *, below: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a file on top of the preset or file that its `base` names. below: the files that led here."""
+def _read_file(path: Path, *, below: tuple[Path, ...]) -> list[Layer]:
+    """Read a file, and before it the preset or file that its `base` names. below: the files that led here."""
     document = read_yaml(path, dict)
     base = document.pop("base", None)
-    values = _flatten(document, source=path)
+    layer = Layer(values=_flatten(document, source=path), is_preset=path.resolve().parent == PRESETS.resolve())
     if base is None:
-        return values
+        return [layer]
     base_path = PRESETS / f"{base}.yaml" if base in preset_names() else path.parent / str(base)
     chain = (*below, path.resolve())
     if base_path.resolve() in chain:
         raise ConfigError(f"{path}: base {base} leads back to itself")
-    return overlay(_read_file(base_path, below=chain), values)
+    return [*_read_file(base_path, below=chain), layer]
 
 
 def _flatten(document: Mapping[str, Any], *, source: Path) -> dict[str, Any]:
@@ -112,15 +126,6 @@ def _named_values(document: Mapping[str, Any], *, source: Path) -> Iterable[tupl
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
         elif value is not None:
             raise ConfigError(f"{source}: {key} is a section and must contain names and values, not {value!r}")
-
-
-def overlay(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all values; upper wins. Another objective or adapter inherits none of the lower one's settings."""
-    for section in ("objective", "adapter"):
-        kind = upper.get(f"{section}.type")
-        if kind is not None and kind != lower.get(f"{section}.type"):
-            lower = {path: value for path, value in lower.items() if not path.startswith(f"{section}.")}
-    return {**lower, **upper}
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:

@@ -119,13 +119,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def held_out_pairs_are_not_trained_on(self) -> RunConfig:
         data, held_out = self.data, self.held_out
-        if held_out.every_steps is None:
+        if held_out.every_steps is None or held_out.share is not None:
             return self
         split = held_out.split or data.split
         if held_out.dataset in (None, data.dataset) and split == data.split and held_out.name in (None, data.name):
             raise ValueError(
                 f"held_out.every_steps {held_out.every_steps} would evaluate pairs that are trained on: split {split} "
-                f"of {data.dataset}; give held_out.split, such as validation_unique, or held_out.dataset"
+                f"of {data.dataset}; give held_out.split, such as validation_unique, held_out.dataset, or "
+                "held_out.share, such as 0.05"
             )
         return self
 

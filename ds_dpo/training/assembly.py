@@ -100,7 +100,7 @@ def _write_start(built: BuiltRun) -> None:
                 opened.config,
                 resolved.settings,
                 world_size=resolved.world_size,
-                data=built.feed.counts,
+                data=built.feed.data_set.as_saved(),
                 device=opened.picked.words,
             )
 

@@ -81,6 +81,7 @@ def open_run(
     with node_turns(place):  # the node's first rank downloads and counts; the others find its files
         start.turn()
         feed = open_feed(config, precision=resolved.precision, say=log.line)
+        folder.require_same_data(config, feed.data_set)
     held_out = None
     if config.held_out.every_steps is not None:
         start.part("opening the held-out pairs")

@@ -33,10 +33,11 @@ class RecordReader:
     def read(self, *, row: int, first: int, second: int, target: float, weight: float) -> PairRecord:
         """Return the pair in a row whose image number `first` is chosen and number `second` is rejected.
 
-        Raises BadRowError if the prompt is not text, or an image is missing.
+        Raises BadRowError if the prompt is not text, an image is missing, or ranks and images differ in number.
         """
         values = self._values(row)
         uid, id_text = self._identity(values, row, first, second)
+        self._require_a_verdict_on_each_image(values, uid)
         prompt = values["prompt"]
         if isinstance(prompt, Unreadable):
             raise BadRowError(uid, f"{self.columns.of_role['prompt']}: {prompt.reason}")
@@ -58,9 +59,10 @@ class RecordReader:
         )
 
     def images(self, *, row: int, first: int, second: int) -> tuple[RawImage, RawImage]:
-        """Return the two images alone. Raises BadRowError if one is missing."""
+        """Return the two images alone. Raises BadRowError as `read` does for images."""
         values = self._values(row)
         uid, _ = self._identity(values, row, first, second)
+        self._require_a_verdict_on_each_image(values, uid)
         return self._image(values, row, first, uid), self._image(values, row, second, uid)
 
     def _values(self, row: int) -> dict[str, Any]:
@@ -81,6 +83,24 @@ class RecordReader:
         if None not in parts:
             return f"{place} (ranking_id {cut(str(parts[0]))})", " ".join(map(str, parts))
         return place, place
+
+    def lacks_verdicts(self, row: int) -> bool:
+        """Return whether a row's list of images is longer than that of its ranks, or cannot be read."""
+        values = self._values(row)
+        images = values["images"] or []
+        return isinstance(images, Unreadable) or len(images) > len(values[self.columns.layout] or [])
+
+    def _require_a_verdict_on_each_image(self, values: Mapping[str, Any], uid: str) -> None:
+        """Raise BadRowError if a row's list of ranks, scores or preferences does not fit its list of images."""
+        layout = self.columns.layout
+        if layout in IMAGE_ROLES or self.grouped:
+            return
+        images, verdicts = values["images"] or [], values[layout] or []
+        if isinstance(images, Unreadable):
+            return  # reading an image says what is wrong with the list
+        if len(images) != len(verdicts):
+            names = self.columns.of_role["images"], self.columns.of_role[layout]
+            raise BadRowError(uid, f"{names[0]} has {len(images)} images, and {names[1]} has {len(verdicts)} values")
 
     def _image(self, values: Mapping[str, Any], row: int, number: int, uid: str) -> RawImage:
         try:

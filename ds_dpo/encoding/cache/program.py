@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 
-from ds_dpo.data.reading.open_source import open_source
+from ds_dpo.data.reading.run_pairs import open_trained_on
 from ds_dpo.data.source import PairSource
 from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
@@ -99,7 +99,7 @@ class _Ranks:
 
     def _open_source(self) -> PairSource:
         with node_turns(self.place):
-            return open_source(self.request.config.data, say=self.log.line, in_file_order=True)
+            return open_trained_on(self.request.config, say=self.log.line, in_file_order=True)
 
     def _fingerprint(self) -> dict[str, str]:
         with node_turns(self.place):

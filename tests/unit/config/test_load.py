@@ -177,6 +177,8 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
             ["--held_out.every_steps", "5", "--held_out.split", "train"],
             "give held_out.split, such as validation_unique",
         ),
+        (["--held_out.share", "0.1"], "held_out.split validation_unique has no effect; give one of the two"),
+        (["--held_out.split", "none", "--held_out.share", "1"], "held_out.share = 1: Input should be less than 1"),
         (["--data.cache", "here", "--data.crop", "random"], "data.crop random does not work with data.cache"),
         (
             ["--objective.type", "sft", "--reference.residency", "cpu"],
@@ -219,7 +221,9 @@ def test_free_fields_are_exactly_those_that_leave_the_result_alone() -> None:
         "batch.micro_batch_pairs",
         "non_finite.max_steps_in_a_row",
     }
-    assert not any(spec.is_identity for spec in FIELDS.values() if spec.section in SECTIONS_THAT_ONLY_LOOK)
+    looking = [spec for spec in FIELDS.values() if spec.section in SECTIONS_THAT_ONLY_LOOK]
+    # the pairs of the share are not trained on
+    assert {spec.path for spec in looking if spec.is_identity} == {"held_out.share"}
 
 
 def test_identity_changes_are_listed_and_free_ones_are_not() -> None:

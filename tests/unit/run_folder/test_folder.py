@@ -31,12 +31,12 @@ def test_a_new_folder_is_anyones(run: RunFolder) -> None:
 
 def test_a_start_is_saved_and_read_back(run: RunFolder) -> None:
     run.write_start(config("--seed", "3"), SETTINGS, world_size=2, data={})
-    run.write_start(config("--seed", "3"), SETTINGS, world_size=4, data={"rows": 9, "pairs": 8})
+    run.write_start(config("--seed", "3"), SETTINGS, world_size=4, data={"data": {"rows": 9, "pairs": 8}})
     assert config_from_yaml(run.config) == config("--seed", "3")
     assert json.loads(run.deepspeed.read_text()) == SETTINGS
     starts = json.loads(run.environment.read_text())
     assert [start["world_size"] for start in starts] == [2, 4]
-    assert [start["data"] for start in starts] == [{}, {"rows": 9, "pairs": 8}]
+    assert [start.get("data") for start in starts] == [None, {"rows": 9, "pairs": 8}]
     assert starts[0]["packages"].keys() >= {"torch", "deepspeed", "diffusers"}
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "deepspeed.json", "environment.json"]
 

@@ -160,7 +160,7 @@ def test_a_device_below_image_root_is_no_image(tmp_path):
 def test_a_ranking_with_fewer_images_than_ranks_is_a_bad_row(tmp_path):
     written(tmp_path / "0.png", IMAGE)
     path = written(tmp_path / "m.jsonl", lines(RANKED | {"images": ["0.png"]}))
-    with pytest.raises(BadRowError, match="image 1: missing: the row has 1 images"):
+    with pytest.raises(BadRowError, match="has 1 images, and rank has 2 values"):
         opened(path, tmp_path, format="ranked").read(0)
 
 

@@ -175,6 +175,14 @@ def test_a_hub_dataset_downloads_only_its_split(hub, tmp_path):
     assert [path.name for path in hub.cache.rglob("*.parquet")] == ["validation_unique-00000-of-00001.parquet"]
 
 
+def test_the_commit_of_a_hub_dataset_is_known(hub, tmp_path):
+    assert opened(tmp_path, "someone/pairs", split="validation_unique").commit is None
+    hub.cache = tmp_path / "snapshots" / ("1a" * 20)
+    found = opened(tmp_path, "someone/pairs", split="train")
+    assert found.commit == "1a" * 20
+    assert opened(tmp_path, str(hub.cache), split="train").commit is None
+
+
 def test_a_hub_dataset_without_the_split_names_those_there_are_and_downloads_nothing(hub, tmp_path):
     assert "has no split test; it has train, validation_unique" in refusal(tmp_path, "someone/pairs", split="test")
     (hub.folder / "data" / "train-00000-of-00002.parquet").unlink()
