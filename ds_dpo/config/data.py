@@ -27,7 +27,9 @@ class DataConfig(Section):
         default=[],
     )
     cache_dir: str | None = free_field(
-        "Folder in which the `datasets` library keeps its files (the library's default if unset).", default=None
+        "Folder of downloads, of the copy that training makes of parquet, and of indices of pairs (that of the "
+        "`datasets` library if unset).",
+        default=None,
     )
     format: FormatName = identity_field(
         "How a row states its pairs; docs/data.md describes each format.", default="pickapic"
