@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from ds_dpo.errors import ConfigError
+from ds_dpo.config.bounded_yaml import BoundedLoader
+from ds_dpo.errors import ConfigError, cut, shown
+from ds_dpo.outside import parse_json, read_regular
 
 Document = TypeVar("Document", dict[Any, Any], list[Any])
+MAX_BYTES = {"JSON": 64 * 2**20, "YAML": 4 * 2**20}
+TOO_DEEP = "nested too deeply"
 KINDS: dict[type, str] = {dict: "names and values", list: "a list"}
 
 
@@ -23,7 +26,7 @@ def read_yaml(path: Path, kind: type[Document], *, advice: str | None = None) ->
 
 def read_json(path: Path, kind: type[Document], *, advice: str | None = None) -> Document:
     """Return what a JSON file holds, a dict or a list as asked. Raises ConfigError as `read_document` does."""
-    return read_document(path, kind, json.loads, language="JSON", advice=advice)
+    return read_document(path, kind, parse_json, language="JSON", advice=advice)
 
 
 def read_document(
@@ -47,9 +50,13 @@ def parse_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{error.problem or error.context}{where}") from error
+        raise ValueError(f"{cut(error.problem or error.context or 'malformed')}{where}") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # a tag on text of another form
+        raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from error
 
 
 class _UnusableError(Exception):
@@ -58,7 +65,7 @@ class _UnusableError(Exception):
 
 def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], language: str) -> Document:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, max_bytes=MAX_BYTES[language]).decode("utf-8")
     except OSError as error:
         raise _UnusableError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -67,25 +74,55 @@ def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], langu
         raise _UnusableError("is empty")
     try:
         content = parse(text)
-    except ValueError as error:
-        raise _UnusableError(f"is not valid {language}: {error}") from error
     except RecursionError as error:
-        raise _UnusableError("is nested too deeply") from error
+        raise _UnusableError(f"is {TOO_DEEP}") from error
+    except ValueError as error:
+        if str(error) == TOO_DEEP:
+            raise _UnusableError(f"is {TOO_DEEP}") from error
+        raise _UnusableError(f"is not valid {language}: {cut(str(error), characters=400)}") from error
+    if _holds_nul(content):
+        raise _UnusableError("holds a text with the character NUL, which no name, path or prompt may have")
     if not isinstance(content, kind):
         raise _UnusableError(f"must contain {KINDS[kind]}, not {_described(content)}")
     return content
 
 
 def _described(content: Any) -> str:
-    return KINDS.get(type(content)) or repr(content)[:40]
+    return KINDS.get(type(content)) or shown(content)
 
 
-class _Loader(yaml.SafeLoader):
+def _holds_nul(content: Any) -> bool:
+    """Return whether a text anywhere in a document has the character NUL, looking once at each of its parts."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if "\0" in value:
+                return True
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend([*value.keys(), *value.values()] if isinstance(value, dict) else value)
+    return False
+
+
+def _first_repeated(keys: list[Any]) -> Any:
+    known = set()
+    for key in keys:
+        if not isinstance(key, Hashable):  # which the loader refuses by itself
+            continue
+        if key in known:
+            return key
+        known.add(key)
+    return None
+
+
+class _Loader(BoundedLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"{repeated[0]} is given twice", node.start_mark)
+        repeated = _first_repeated(keys)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{cut(str(repeated))} is given twice", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
