@@ -18,6 +18,7 @@ from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.start import pin_start
 from ds_dpo.planning.description import describe
+from ds_dpo.process import fault_points
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.feed import open_covering_errors
 from ds_dpo.run_folder.folder import RunFolder
@@ -70,7 +71,7 @@ def open_run(
     folder = RunFolder(Path(config.output_dir))
     require_usable(folder.path)
     changes = folder.require_same_run(config, precision=resolved.precision)
-    for line in [*describe(config, resolved), *changes]:
+    for line in [*fault_points.warnings(), *describe(config, resolved), *changes]:
         log.line(line)
     picked = pick_device(place.local_rank, os.environ)  # as before the meeting
     for line in [f"device: {picked.words}", *picked.remarks(precision=resolved.precision)]:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from ds_dpo.config.models import ModelConfig
-from ds_dpo.errors import ModelError
+from ds_dpo.errors import ModelError, cut
 from ds_dpo.models.families.family import Family
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.pipelines.locate import locate_denoiser, locate_pipeline, locate_vae
@@ -72,8 +72,8 @@ class FolderPipeline:
         try:
             with quiet_output():
                 return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{folder}: cannot be loaded as CLIPTokenizer: {error}") from error
+        except Exception as error:  # foreign settings can fail in any line of the library
+            raise ModelError(f"{folder}: cannot be loaded as CLIPTokenizer: {cut(str(error))}") from error
 
     def tokenizer_files(self, name: str) -> list[Path]:
         return sorted(path for path in self._tokenizer_folder(name).iterdir() if path.is_file())

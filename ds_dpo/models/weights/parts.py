@@ -16,11 +16,13 @@ from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from ds_dpo.errors import ModelError
+from ds_dpo.errors import ModelError, cut
 from ds_dpo.models.weights.alignment import align_weights
-from ds_dpo.models.weights.files import FileWeights, WeightFiles, read_json
+from ds_dpo.models.weights.files import FileWeights, WeightFiles, check_headers, read_json
 from ds_dpo.models.weights.ldm_parts import Places, Stored
 from ds_dpo.process.quiet import quiet_output
+
+ATTENTION_OF_TEXT = "sdpa"
 
 
 class Part(Protocol):
@@ -70,8 +72,11 @@ class FolderPart:
     def load(self, *, dtype: torch.dtype) -> Any:
         """Load by from_pretrained, which knows the names of older files. Raises ModelError as Part does."""
         # the two libraries have different names for this argument
-        name = "torch_dtype" if issubclass(self.model_class, ModelMixin) else "dtype"
+        is_diffusers = issubclass(self.model_class, ModelMixin)
+        # transformers would fetch the kernels that a configuration names from the hub
+        own = {"torch_dtype": dtype} if is_diffusers else {"dtype": dtype, "attn_implementation": ATTENTION_OF_TEXT}
         files = self.files
+        check_headers(files)
         try:
             with quiet_output():
                 loaded, info = self.model_class.from_pretrained(
@@ -80,10 +85,12 @@ class FolderPart:
                     use_safetensors=True,
                     local_files_only=True,
                     output_loading_info=True,
-                    **{name: dtype},
+                    **own,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ModelError(f"{self.folder}: cannot be loaded as {self.model_class.__name__}: {error}") from error
+        except Exception as error:  # foreign settings and weights can fail in any line of the two libraries
+            raise ModelError(
+                f"{self.folder}: cannot be loaded as {self.model_class.__name__}: {cut(str(error), characters=600)}"
+            ) from error
         # both libraries only print a warning, and initialize missing weights at random
         missing = sorted(info["missing_keys"])
         if missing:
@@ -185,9 +192,11 @@ def skeleton(model_class: Any, config: Mapping[str, Any]) -> nn.Module:
             if hasattr(model_class, "from_config"):  # diffusers
                 module = model_class.from_config(dict(config))
             else:
-                module = model_class(model_class.config_class(**config))
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ModelError(f"its configuration does not make a {model_class.__name__}: {error}") from error
+                module = model_class(model_class.config_class(**{**config, "attn_implementation": ATTENTION_OF_TEXT}))
+    except Exception as error:  # foreign settings can fail in any line of the two libraries
+        raise ModelError(
+            f"its configuration does not make a {model_class.__name__}: {cut(str(error), characters=600)}"
+        ) from error
     assert isinstance(module, nn.Module)
     return module
 
