@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from ds_dpo.config.fields import FIELDS, FieldSpec, field_path
 from ds_dpo.config.names import ALIASES, FLAT_NAMES
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
+from ds_dpo.config.plain_scalar import plain
+from ds_dpo.config.values import settled
 from ds_dpo.errors import ConfigError
 
 DEFAULT_CONFIG = "sdxl_pickapic"
@@ -81,7 +83,7 @@ def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> Comm
             continue
         if any(not same_value(given[0], other) for other in given[1:]):
             raise ConfigError(f"{path} is set twice with different values: {' and '.join(map(_shown, given))}")
-        values[path] = _with_none(FIELDS[path], given[0])
+        values[path] = settled(FIELDS[path], _as_written(given[0]))
     if namespace.world_size is not None and not namespace.dry_run:
         _option_path("world_size")  # raises, and names the option to use
     return CommandLine(
@@ -109,9 +111,11 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _with_none(spec: FieldSpec, value: Any) -> Any:
-    is_none = spec.is_optional and isinstance(value, str) and value.lower() in ("none", "null")
-    return None if is_none else value
+def _as_written(argument: str | list[str]) -> Any:
+    """Return an argument as a file's reader returns the same word; an empty one is text."""
+    if isinstance(argument, list):
+        return [_as_written(part) for part in argument]
+    return plain(argument) if argument else argument
 
 
 def _canonical(argv: Sequence[str], *, strict: bool) -> list[str]:

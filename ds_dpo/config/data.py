@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from ds_dpo.config.base import Section, free_field, identity_field
+from ds_dpo.config.base import PathText, Section, free_field, identity_field
 from ds_dpo.errors import ConfigError
 
 FormatName = Literal["pickapic", "chosen_rejected", "ranked", "manifest", "webdataset"]
@@ -15,7 +15,7 @@ FormatName = Literal["pickapic", "chosen_rejected", "ranked", "manifest", "webda
 class DataConfig(Section):
     """Preference pairs: where they come from, which of them are used, and how their images are cut."""
 
-    dataset: str = identity_field("Preference pairs: hub id, local folder or file, or ds_dpo://assets/...")
+    dataset: PathText = identity_field("Preference pairs: hub id, local folder or file, or ds_dpo://assets/...")
     name: str | None = identity_field("Configuration (subset) of a hub dataset (its only one if unset).", default=None)
     revision: str | None = identity_field(
         "Commit or branch of a hub dataset (its default branch if unset).", default=None
@@ -26,7 +26,7 @@ class DataConfig(Section):
         "data/**/*.parquet (if unset, the names of files say their split).",
         default=[],
     )
-    cache_dir: str | None = free_field(
+    cache_dir: PathText | None = free_field(
         "Folder of downloads, of the copy that training makes of parquet, and of indices of pairs (that of the "
         "`datasets` library if unset).",
         default=None,
@@ -38,10 +38,10 @@ class DataConfig(Section):
         "ROLE=COLUMN for each column whose name is not the one that the format expects, such as prompt=text.",
         default=[],
     )
-    image_root: str | None = free_field(
+    image_root: PathText | None = free_field(
         "Folder that the image paths in a dataset start from (the dataset's own folder if unset).", default=None
     )
-    cache: str | None = free_field(
+    cache: PathText | None = free_field(
         "Folder of encoded pairs made by scripts/cache.py. If unset, images and prompts are encoded during training.",
         default=None,
     )

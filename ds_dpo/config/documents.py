@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ds_dpo.config.bounded_yaml import BoundedLoader
+from ds_dpo.config.plain_scalar import BOOL, FLOAT, INT, NULL, Plain, plain
 from ds_dpo.errors import ConfigError, cut, shown
 from ds_dpo.outside import parse_json, read_regular
 
@@ -22,6 +23,14 @@ KINDS: dict[type, str] = {dict: "names and values", list: "a list"}
 def read_yaml(path: Path, kind: type[Document], *, advice: str | None = None) -> Document:
     """Return what a YAML file holds, a dict or a list as asked. Raises ConfigError as `read_document` does."""
     return read_document(path, kind, parse_yaml, language="YAML", advice=advice)
+
+
+def read_yaml_as_written(path: Path) -> dict[Any, Any]:
+    """Return the names and values of a YAML file, with a `Plain` for each word that is neither quoted nor text.
+
+    Raises ConfigError as `read_document` does.
+    """
+    return read_document(path, dict, lambda text: _loaded(text, _LoaderAsWritten), language="YAML")
 
 
 def read_json(path: Path, kind: type[Document], *, advice: str | None = None) -> Document:
@@ -44,9 +53,16 @@ def read_document(
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML that reads `1e-8` as a number, `off` as text, and refuses a key given twice. Raises ValueError."""
+    """Parse YAML by the core schema of version 1.2, and refuse a key given twice. Raises ValueError.
+
+    `1e-8` is a number, 010 is ten, and yes, off, 1:30 and 2024-01-01 are text.
+    """
+    return _loaded(text, _Loader)
+
+
+def _loaded(text: str, loader: type[yaml.SafeLoader]) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
@@ -88,6 +104,7 @@ def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], langu
 
 
 def _described(content: Any) -> str:
+    content = content.value if isinstance(content, Plain) else content
     return KINDS.get(type(content)) or shown(content)
 
 
@@ -126,13 +143,26 @@ class _Loader(BoundedLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
+class _LoaderAsWritten(_Loader):
+    """Keeps the text of each plain word beside its meaning."""
+
+
+def _as_written(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Plain:
+    return plain(str(loader.construct_scalar(node)))
+
+
+def _meaning(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    return _as_written(loader, node).value
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {"<": [(f"{_TAG}merge", re.compile(r"^<<$"))]}
+for _kind, _pattern, _first in (
+    ("null", NULL, ["~", "n", "N", ""]),
+    ("bool", BOOL, list("tTfF")),
+    ("int", INT, list("-+0123456789")),
+    ("float", FLOAT, list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, _pattern, _first)
+    _Loader.add_constructor(_TAG + _kind, _meaning)
+    _LoaderAsWritten.add_constructor(_TAG + _kind, _as_written)

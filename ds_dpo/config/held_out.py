@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ds_dpo.config.base import Section, free_field, identity_field
+from ds_dpo.config.base import PathText, Section, free_field, identity_field
 from ds_dpo.config.data import FormatName
 
 
@@ -18,7 +18,7 @@ class HeldOutConfig(Section):
         default=None,
         ge=1,
     )
-    dataset: str | None = free_field(
+    dataset: PathText | None = free_field(
         "Hub id, folder or file of the held-out pairs (data.dataset if unset).", default=None
     )
     name: str | None = free_field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,3 +119,17 @@ def compare_saved_identity(old: Mapping[str, object], new: Mapping[str, object])
 
 def _default(name: str) -> object:
     return FIELDS[name].default if name in FIELDS else None
+
+
+def way_to_a_longer_run(changes: Iterable[Change], config: RunConfig) -> str:
+    """Return '; ' and how a run goes on for more steps, or '' if its schedule's end did not move with max_train_steps.
+
+    config: of the new start.
+    """
+    moved = next((change for change in changes if change.name == "schedule.decay_steps"), None)
+    if moved is None or config.schedule.decay_steps is not None or config.schedule.name not in DECAYING_SCHEDULES:
+        return ""
+    return (
+        f"; the end of schedule {config.schedule.name} follows max_train_steps {config.max_train_steps}: to train to "
+        f"that step with the schedule that the run has, add --schedule.decay_steps {moved.old}"
+    )

@@ -11,14 +11,18 @@ import yaml
 from pydantic import ValidationError
 
 from ds_dpo.config.asset_paths import PACKAGE
+from ds_dpo.config.base import in_home
 from ds_dpo.config.command_line import config_name, parse_command_line, same_value
-from ds_dpo.config.documents import read_yaml
+from ds_dpo.config.documents import read_yaml_as_written
 from ds_dpo.config.fields import FIELDS, SECTIONS, did_you_mean, field_path
 from ds_dpo.config.layers import Layer, merge
 from ds_dpo.config.run import RunConfig
+from ds_dpo.config.values import meant, settled
 from ds_dpo.errors import ConfigError
 
 PRESETS = PACKAGE / "presets"
+# of a value in a message
+SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ def read_layers(name: str) -> list[Layer]:
     """Return a preset or YAML file, and before it what its `base` names, by dotted names. Raises ConfigError."""
     if name in preset_names():
         return _read_file(PRESETS / f"{name}.yaml", below=())
-    path = Path(name)
+    path = _user_path(name)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
         return _read_file(path, below=())
     presets = preset_names()
@@ -93,16 +97,26 @@ def read_layers(name: str) -> list[Layer]:
 
 def _read_file(path: Path, *, below: tuple[Path, ...]) -> list[Layer]:
     """Read a file, and before it the preset or file that its `base` names. below: the files that led here."""
-    document = read_yaml(path, dict)
-    base = document.pop("base", None)
+    document = {str(name): value for name, value in read_yaml_as_written(path).items()}
+    base = meant(document.pop("base", None))
     layer = Layer(values=_flatten(document, source=path), is_preset=path.resolve().parent == PRESETS.resolve())
     if base is None:
         return [layer]
-    base_path = PRESETS / f"{base}.yaml" if base in preset_names() else path.parent / str(base)
+    base_path = PRESETS / f"{base}.yaml" if base in preset_names() else path.parent / _user_path(str(base))
+    if not base_path.is_file():
+        near = did_you_mean(str(base), preset_names())
+        raise ConfigError(f"{path}: base {base} is neither a preset ({', '.join(preset_names())}) nor a file{near}")
     chain = (*below, path.resolve())
     if base_path.resolve() in chain:
         raise ConfigError(f"{path}: base {base} leads back to itself")
     return [*_read_file(base_path, below=chain), layer]
+
+
+def _user_path(name: str) -> Path:
+    try:
+        return Path(in_home(name))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _flatten(document: Mapping[str, Any], *, source: Path) -> dict[str, Any]:
@@ -110,6 +124,7 @@ def _flatten(document: Mapping[str, Any], *, source: Path) -> dict[str, Any]:
     for name, value in _named_values(document, source=source):
         try:
             path = field_path(name)
+            value = settled(FIELDS[path], value)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
         if path in values and not same_value(values[path], value):
@@ -121,19 +136,17 @@ def _flatten(document: Mapping[str, Any], *, source: Path) -> dict[str, Any]:
 def _named_values(document: Mapping[str, Any], *, source: Path) -> Iterable[tuple[str, Any]]:
     for key, value in document.items():
         if key not in SECTIONS:
-            yield str(key), value
+            yield key, value
         elif isinstance(value, dict):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
-        elif value is not None:
-            raise ConfigError(f"{source}: {key} is a section and must contain names and values, not {value!r}")
+        elif meant(value) is not None:
+            raise ConfigError(f"{source}: {key} is a section and must contain names and values, not {meant(value)!r}")
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:
     """Validate values by dotted name. Raises ConfigError with each wrong field, its value and what would fit."""
     nested: dict[str, Any] = {section: {} for section in SECTIONS}
     for path, value in values.items():
-        if isinstance(value, bool) and FIELDS[path].kind is not bool:
-            value = _word(path, value)
         section, _, name = path.rpartition(".")
         (nested[section] if section else nested)[name] = value
     try:
@@ -141,14 +154,6 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         problems = [_problem(one, values) for one in error.errors()]
         raise ConfigError("\n  ".join(["the configuration is not valid:", *problems])) from None
-
-
-def _word(path: str, switch: bool) -> str:
-    """Return YAML's true as a word, for a field that has it as a choice; pydantic would read it as the number 1."""
-    word = str(switch).lower()
-    if word not in FIELDS[path].choices:
-        raise ConfigError(f"{path} = {word}: the option is not a switch that can be true or false")
-    return word
 
 
 def _problem(error: Any, values: Mapping[str, Any]) -> str:
@@ -166,4 +171,9 @@ def _problem(error: Any, values: Mapping[str, Any]) -> str:
         return f"objective.type = {values.get('objective.type')}: one of {choices} would fit"
     if error["type"] == "value_error" and path not in FIELDS:
         return message  # the message of a rule between fields names them
-    return f"{path} = {error['input']}: {message}"
+    return f"{path} = {_cut(error['input'])}: {message}"
+
+
+def _cut(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

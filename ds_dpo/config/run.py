@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from ds_dpo.config.base import Section, free_field, identity_field
+from ds_dpo.config.base import PathText, Section, free_field, identity_field
 from ds_dpo.config.cadence import CadenceConfig
 from ds_dpo.config.data import DataConfig
 from ds_dpo.config.diffusion import DiffusionConfig
@@ -49,12 +49,12 @@ class ValidationConfig(Section):
 class RunConfig(Section):
     """A whole run. The file that deepspeed_config names sets ZeRO, precision, offload and communication."""
 
-    output_dir: str = free_field("Run folder. The same command resumes the run in it.")
+    output_dir: PathText = free_field("Run folder. The same command resumes the run in it.")
     max_train_steps: int = free_field("Number of optimizer steps of the whole run.", ge=1)
     seed: int = identity_field(
         "Seed of the pairs' order, noise, timesteps, crops, flips and dropped prompts.", default=0, ge=0, lt=2**63
     )
-    deepspeed_config: str = free_field(
+    deepspeed_config: PathText = free_field(
         "DeepSpeed settings: name of a file in ds_configs/, or a path.", default="zero2_bf16"
     )
     expected_world_size: int | None = free_field(
@@ -104,6 +104,16 @@ class RunConfig(Section):
         if end <= schedule.warmup_steps:
             raise ValueError(
                 f"schedule.warmup_steps {schedule.warmup_steps} must be below {end}, the step at which the decay ends"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_decay_ends_after_the_warm_up(self) -> RunConfig:
+        schedule = self.schedule
+        if schedule.decay_steps is not None and schedule.warmup_steps > schedule.decay_steps:
+            raise ValueError(
+                f"schedule.warmup_steps {schedule.warmup_steps} is more than schedule.decay_steps "
+                f"{schedule.decay_steps}, the step at which the decay ends; give fewer, or a later end"
             )
         return self
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.config.documents import read_json
-from ds_dpo.config.identity import compare_identity, identity
+from ds_dpo.config.identity import compare_identity, identity, way_to_a_longer_run
 from ds_dpo.config.load import config_from_yaml, config_to_yaml
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
@@ -113,7 +113,7 @@ class RunFolder:
             listed = "\n  ".join(str(change) for change in changes)
             raise ConfigError(
                 f"{self.path} holds another run, which differs in\n  {listed}\n"
-                "set these back to continue that run, or give another output_dir"
+                f"set these back to continue that run, or give another output_dir{way_to_a_longer_run(changes, config)}"
             )
         old, new = flatten(saved.model_dump()), flatten(config.model_dump())
         return [

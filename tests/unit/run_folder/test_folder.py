@@ -61,6 +61,29 @@ def test_free_changes_are_taken_and_listed(run: RunFolder) -> None:
     ]
 
 
+def test_a_longer_run_names_the_option_that_keeps_its_schedule(run: RunFolder) -> None:
+    run.write_start(config("--max_train_steps", "40"), SETTINGS, world_size=2, data={})
+    longer = ("--max_train_steps", "60")
+    with pytest.raises(ConfigError) as refused:
+        run.require_same_run(config(*longer), precision="bf16")
+    assert "schedule.decay_steps: 40 -> 60" in str(refused.value)
+    assert str(refused.value).endswith(
+        "the end of schedule linear follows max_train_steps 60: to train to that step with the schedule that the run "
+        "has, add --schedule.decay_steps 40"
+    )
+    extended = config(*longer, "--schedule.decay_steps", "40")
+    assert run.require_same_run(extended, precision="bf16") == [
+        "changed since the last start: max_train_steps 40 -> 60",
+        "changed since the last start: schedule.decay_steps None -> 40",
+    ]
+    run.write_start(extended, SETTINGS, world_size=2, data={})
+    assert run.require_same_run(config("--max_train_steps", "40"), precision="bf16") != [], "the first command goes on"
+    with pytest.raises(ConfigError) as refused:
+        run.require_same_run(config("--max_train_steps", "60", "--schedule.decay_steps", "50"), precision="bf16")
+    assert "schedule.decay_steps: 40 -> 50" in str(refused.value)
+    assert "add --schedule" not in str(refused.value)
+
+
 def test_ranks_and_zero_stage_are_free_and_precision_is_not(run: RunFolder) -> None:
     run.write_start(config("--deepspeed_config", "zero2_bf16"), SETTINGS, world_size=2, data={})
     at_stage_3 = config("--deepspeed_config", "zero3_bf16", "--expected_world_size", "4")
