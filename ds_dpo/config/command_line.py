@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ds_dpo.config.command_text import with_start
 from ds_dpo.config.fields import FIELDS, FieldSpec, field_path
 from ds_dpo.config.names import ALIASES, FLAT_NAMES
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
@@ -21,7 +22,13 @@ from ds_dpo.config.values import settled
 from ds_dpo.errors import ConfigError
 
 DEFAULT_CONFIG = "sdxl_pickapic"
-PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help")
+# what is answered at once, whatever else is given
+QUESTIONS = {
+    "list_presets": "Print the presets that --config accepts and exit.",
+    "print_schema": "Print the JSON schema of a run's YAML file and exit.",
+    "version": "Print the version and exit.",
+}
+PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help", *QUESTIONS)
 MAX_CHOICES_WIDTH = 70  # argparse does not break a list of choices over lines
 SECTION_TITLES = {
     "": "common options",
@@ -68,6 +75,12 @@ def config_name(argv: Sequence[str]) -> str:
             f"--config is given twice: {' and '.join(found.config)}; a file can build on another one with `base`"
         )
     return found.config[0] if found.config else DEFAULT_CONFIG
+
+
+def question(argv: Sequence[str]) -> str | None:
+    """Return the first of QUESTIONS that is given, None without one."""
+    plain = (argument[2:].replace("-", "_") for argument in argv if argument.startswith("--"))
+    return next((name for name in plain if name in QUESTIONS), None)
 
 
 def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> CommandLine:
@@ -150,7 +163,9 @@ class _Parser(argparse.ArgumentParser):
 def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="train.py",
-        usage="deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]",
+        usage=with_start(
+            "deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]"
+        ),
         description="Align a text-to-image diffusion model to preferences with Diffusion-DPO on DeepSpeed. "
         "Brackets show the value in the chosen configuration. A star (*) marks an option that makes another run, with "
         "another output_dir, when it changes. Names may use - or _; --name=value and --name value are the same. The "
@@ -163,6 +178,8 @@ def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="NAME_OR_FILE", help=f"Preset or YAML file. [{DEFAULT_CONFIG}]")
     common.add_argument("--dry_run", action="store_true", help="Print the resolved configuration and exit.")
     common.add_argument("--world_size", type=int, metavar="N", help="With --dry_run: assume N ranks.")
+    for name, text in QUESTIONS.items():
+        common.add_argument(f"--{name}", action="store_true", help=text)
     common.add_argument("--local_rank", help="Set by some launchers and ignored.")
     for spec in FIELDS.values():
         flat = [name for name, path in FLAT_NAMES.items() if path == spec.path]
@@ -200,7 +217,7 @@ def _help(spec: FieldSpec, shown: Mapping[str, Any]) -> str:
     present = f" [{_shown(value)}]" if value is not None else ""
     aliases = [f"--{alias}" for alias, path in ALIASES.items() if path == spec.path]
     also = f" (also {', '.join(aliases)})" if aliases else ""
-    return (spec.description + _objectives_with(spec) + choices + present + mark + also).replace("%", "%%")
+    return (with_start(spec.description) + _objectives_with(spec) + choices + present + mark + also).replace("%", "%%")
 
 
 def _objectives_with(spec: FieldSpec) -> str:

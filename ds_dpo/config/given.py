@@ -62,7 +62,9 @@ def _needs() -> Iterator[tuple[str, Need]]:
 NEEDS = dict(_needs())
 
 
-def refuse_what_has_no_effect(layers: Sequence[Mapping[str, Any]], *, num_presets: int, values: Mapping[str, Any]) -> None:
+def refuse_what_has_no_effect(
+    layers: Sequence[Mapping[str, Any]], *, num_presets: int, values: Mapping[str, Any]
+) -> None:
     """Raise ConfigError for a field that a user gives, whatever its value, if another field makes it meaningless.
 
     layers: values by dotted name, the lowest first; the first num_presets are presets. values: of all layers together.

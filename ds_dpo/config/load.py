@@ -12,12 +12,14 @@ from pydantic import ValidationError
 
 from ds_dpo.config.asset_paths import PACKAGE
 from ds_dpo.config.base import in_home
-from ds_dpo.config.command_line import config_name, parse_command_line, same_value
+from ds_dpo.config.command_line import config_name, parse_command_line, question, same_value
 from ds_dpo.config.documents import read_yaml_as_written
 from ds_dpo.config.fields import FIELDS, SECTIONS, did_you_mean, field_path
 from ds_dpo.config.layers import Layer, merge
 from ds_dpo.config.run import RunConfig
+from ds_dpo.config.schema import schema_text
 from ds_dpo.config.values import meant, settled
+from ds_dpo.config.version import version_text
 from ds_dpo.errors import ConfigError
 
 PRESETS = PACKAGE / "presets"
@@ -41,8 +43,10 @@ class LoadedConfig:
 def load_config(argv: Sequence[str]) -> LoadedConfig:
     """Read a command's options on top of the preset or file that --config names.
 
-    --help prints and raises SystemExit(0). Raises ConfigError for anything unknown, contradictory or out of bounds.
+    --help and each of QUESTIONS print and raise SystemExit(0). Raises ConfigError for anything unknown, contradictory
+    or out of bounds.
     """
+    _answer(argv)
     lower = read_layers(config_name(argv))
     command = parse_command_line(argv, shown=merge(lower).values)
     if command.world_size is not None and command.world_size < 1:
@@ -58,6 +62,23 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
         world_size=command.world_size,
         remarks=merged.remarks,
     )
+
+
+def _answer(argv: Sequence[str]) -> None:
+    """Print the answer to a question such as --list_presets, if one is asked, and raise SystemExit(0)."""
+    answers = {"list_presets": presets_text, "print_schema": schema_text, "version": version_text}
+    asked = question(argv)
+    if asked is not None:
+        print(answers[asked]().rstrip("\n"))
+        raise SystemExit(0)
+
+
+def presets_text() -> str:
+    """Return a line for each preset: its name, and what its file's first line says of it."""
+    names = preset_names()
+    width = max(map(len, names))
+    lines = {name: (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0] for name in names}
+    return "\n".join(f"{name:{width}}  {line.strip('#,. ')}" for name, line in lines.items())
 
 
 def preset_names() -> list[str]:

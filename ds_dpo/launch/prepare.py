@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ds_dpo.config.asset_paths import PACKAGE
 from ds_dpo.config.load import load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
@@ -23,6 +24,8 @@ from ds_dpo.supervision.lease import LEASE_VARIABLE, Lease
 
 ENVIRONMENT_FILE = "launch.env"
 TRAIN = ("ds_dpo", "train.py")
+# what an installed user, who has no checkout, gives instead of the program's path
+TRAIN_WORD = "train"
 # ssh notices a host that is cut off within 20 s instead of when TCP gives up; the user's own options come first and win
 SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
@@ -48,6 +51,8 @@ def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
     """
     say("launch: checking the command line, the configuration and the hosts")
     launch = parse_launch(argv)
+    if launch.program == TRAIN_WORD:
+        launch = replace(launch, program=str(PACKAGE / TRAIN[-1]))
     program = Path(launch.program)
     if not program.is_file():
         raise ConfigError(f"program {program}: no such file")

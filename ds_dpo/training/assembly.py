@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ds_dpo.checkpoints.identity import identity_of
+from ds_dpo.config.command_text import command_text
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import is_main
 from ds_dpo.distributed.environment import RankEnvironment
@@ -146,7 +147,7 @@ def _run(restored: RestoredRun, sampler: ValidationSampler | None, supervision: 
         if restored.watch is not None:
             restored.watch.require_unchanged()
         if is_done:
-            log.line(f"done; export it: python scripts/consolidate.py {folder.path} {folder.path / 'export'}")
+            log.line(f"done; export it: {command_text('consolidate', folder.path, folder.path / 'export')}")
         return is_done
     finally:
         restored.checkpoints.saving.abandon()
