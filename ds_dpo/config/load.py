@@ -20,11 +20,9 @@ from ds_dpo.config.run import RunConfig
 from ds_dpo.config.schema import schema_text
 from ds_dpo.config.values import meant, settled
 from ds_dpo.config.version import version_text
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, cut, shown
 
 PRESETS = PACKAGE / "presets"
-# of a value in a message
-SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +159,9 @@ def _named_values(document: Mapping[str, Any], *, source: Path) -> Iterable[tupl
         elif isinstance(value, dict):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
         elif meant(value) is not None:
-            raise ConfigError(f"{source}: {key} is a section and must contain names and values, not {meant(value)!r}")
+            raise ConfigError(
+                f"{source}: {key} is a section and must contain names and values, not {shown(meant(value))}"
+            )
 
 
 def build_config(values: Mapping[str, Any]) -> RunConfig:
@@ -192,9 +192,5 @@ def _problem(error: Any, values: Mapping[str, Any]) -> str:
         return f"objective.type = {values.get('objective.type')}: one of {choices} would fit"
     if error["type"] == "value_error" and path not in FIELDS:
         return message  # the message of a rule between fields names them
-    return f"{path} = {_cut(error['input'])}: {message}"
-
-
-def _cut(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    given = error["input"]
+    return f"{path} = {cut(given) if isinstance(given, str) else shown(given)}: {message}"
