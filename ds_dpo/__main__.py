@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from ds_dpo.config.command_text import commands_as_started
 from ds_dpo.config.fields import did_you_mean
 from ds_dpo.config.version import version_text
 from ds_dpo.errors import ConfigError, run_program
@@ -56,11 +57,13 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
     """Run a program until its end, and exit with status 2 for an error of its user. argv: sys.argv's if unset."""
     command = COMMANDS[name]
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is not None:
-        # the parsers name their program by this
-        sys.argv = [sys.argv[0], *arguments]
+
+    def start() -> None:
+        with commands_as_started():
+            import_module(command.module).main(arguments)
+
     run_program(
-        lambda: import_module(command.module).main(arguments),
+        start,
         leaves_at_once=command.leaves_at_once,
         fails_at_once=command.fails_at_once,
     )

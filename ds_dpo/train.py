@@ -16,6 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from ds_dpo.config.asset_paths import is_local
+from ds_dpo.config.command_text import commands_as_started
 from ds_dpo.config.load import LoadedConfig, config_to_yaml, load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import RankEnvironment, export_environment, local_rank_in, read_environment
@@ -27,6 +28,7 @@ from ds_dpo.run_folder.log import RunLog
 from ds_dpo.supervision.rank import Supervision
 
 
+@commands_as_started()
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says, or print the resolved configuration. Raises DsDpoError for the user."""
     quiet_libraries()

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from ds_dpo.errors import DsDpoError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = "ds-dpo"
@@ -24,8 +28,18 @@ def command_text(program: str, *arguments: object) -> str:
     return shlex.join([*_start(program), *map(str, arguments)])
 
 
+@contextmanager
+def commands_as_started() -> Iterator[None]:
+    """Let an error's message, which names programs as in a checkout, name them as the user started this one."""
+    try:
+        yield
+    except DsDpoError as error:
+        error.args = (with_start(str(error)),)
+        raise
+
+
 def with_start(text: str) -> str:
-    """Return a help text whose commands, those of a checkout, fit how the user started this program."""
+    """Return a text whose commands, those of a checkout, fit how the user started this program."""
     if _is_in_checkout():
         return text
     text = _ON_RANKS.sub(lambda found: f"{found[1]}--module ds_dpo {_name(found[2])}", text)

@@ -8,7 +8,8 @@ import pytest
 from repository import ROOT
 
 from ds_dpo.config import command_text as module
-from ds_dpo.config.command_text import command_text, with_start
+from ds_dpo.config.command_text import command_text, commands_as_started, with_start
+from ds_dpo.errors import DataError
 
 TEXT = "deepspeed --num_gpus 8 scripts/cache.py --out x; python scripts/data_stats.py; see ds_dpo/train.py --help"
 
@@ -65,3 +66,10 @@ def test_help_texts_name_the_installed_programs(monkeypatch: pytest.MonkeyPatch)
     assert with_start("python scripts/launch.py -H f ds_dpo/train.py") == "ds-dpo launch -H f train"
     monkeypatch.setattr(sys, "argv", ["scripts/cache.py"])
     assert with_start(TEXT) == TEXT
+
+
+def test_a_message_names_the_installed_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/ds-dpo"])
+    with pytest.raises(DataError) as raised, commands_as_started():
+        raise DataError("it was not finished: run scripts/cache.py --reference again")
+    assert str(raised.value) == "it was not finished: run ds-dpo cache --reference again"
