@@ -14,8 +14,10 @@ Examples:
 from __future__ import annotations
 
 import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ds_dpo.commands.parser import program_parser, user_path
 from ds_dpo.precision import TORCH_NAMES
@@ -24,14 +26,18 @@ from ds_dpo.precision import TORCH_NAMES
 class AddModel(argparse.Action):
     """Collects models, each with its LoRAs, in the order of the command line."""
 
-    def __call__(self, parser, namespace, value, option_string=None) -> None:
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, value: Any, option_string: str | None = None
+    ) -> None:
         namespace.models = [*(namespace.models or []), (value, [])]
 
 
 class AddLora(argparse.Action):
     """Adds a LoRA to the model named before it."""
 
-    def __call__(self, parser, namespace, value, option_string=None) -> None:
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, value: Any, option_string: str | None = None
+    ) -> None:
         if not namespace.models:
             parser.error(f"--lora {value} needs a --model before it, to which it is added")
         namespace.models[-1][1].append(value)
@@ -135,5 +141,5 @@ def main(argv: Sequence[str]) -> None:
         from ds_dpo.evaluation.drawing.generate import Request, generate
         from ds_dpo.evaluation.drawing.named_model import ModelChoice, parse_lora
     models = [ModelChoice(name, tuple(map(parse_lora, loras))) for name, loras in arguments.pop("models")]
-    lists = {name: tuple(arguments.pop(name) or ()) for name in ("prompts", "seeds", "labels")}
+    lists: dict[str, Any] = {name: tuple(arguments.pop(name) or ()) for name in ("prompts", "seeds", "labels")}
     generate(Request(models=tuple(models), **{**lists, "seeds": lists["seeds"] or (0,)}, **arguments))
