@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ds_dpo.config.fields import FIELDS
+from ds_dpo.config.layers import Layer
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.config.optimization import OPTIMIZER_FIELDS, SCHEDULE_FIELDS
 from ds_dpo.errors import ConfigError
@@ -54,44 +55,40 @@ def _needs() -> Iterator[tuple[str, Need]]:
         yield f"data.{name}", Need(field="data.aspect_buckets")
     for name in ("beta_min", "beta_max", "gap_decay"):
         yield f"objective.{name}", Need(field="objective.target_gradient_factor")
-    for name in ("dataset", "name", "split", "num_pairs", "draws_per_decile"):
-        yield f"held_out.{name}", Need(field="held_out.every_steps")
     yield "watchdog.rate_factor", Need(field="watchdog.action", choices=("lower_rate", "roll_back"))
 
 
 NEEDS = dict(_needs())
 
 
-def refuse_what_has_no_effect(
-    layers: Sequence[Mapping[str, Any]], *, num_presets: int, values: Mapping[str, Any]
-) -> None:
+def refuse_what_has_no_effect(layers: Sequence[Layer], values: Mapping[str, Any]) -> None:
     """Raise ConfigError for a field that a user gives, whatever its value, if another field makes it meaningless.
 
-    layers: values by dotted name, the lowest first; the first num_presets are presets. values: of all layers together.
-    Not refused: what switches something off (none, 0, false, no entries), what takes back a lower layer's value, what a
-    higher layer switches off, and the whole record that a run saves of its configuration.
+    layers: the lowest first. values: of all layers together. Not refused: what switches something off (none, 0, false,
+    no entries), what takes back a lower layer's value, what a higher layer switches off, and the whole record that a
+    run saves of its configuration.
     """
     for path, need in NEEDS.items():
         place = _last_place(path, layers)
-        if place is None or place < num_presets or _is_record(layers[place]) or not layers[place][path]:
+        if place is None or layers[place].is_preset or _is_record(layers[place]):
             continue
-        takes_back = any(layer.get(path, layers[place][path]) != layers[place][path] for layer in layers[:place])
+        given = layers[place].values[path]
+        takes_back = any(layer.values.get(path, given) != given for layer in layers[:place])
         chosen_at = _last_place(need.field, layers)
-        if takes_back or (chosen_at is not None and chosen_at > place):
+        if not given or takes_back or (chosen_at is not None and chosen_at > place):
             continue
         choice = values.get(need.field, FIELDS[need.field].default)
         if not need.is_met_by(choice):
-            given = layers[place][path]
             raise ConfigError(f"{path} {_shown(given)} has no effect {need.advice(choice)}, or leave {path} out")
 
 
-def _last_place(path: str, layers: Sequence[Mapping[str, Any]]) -> int | None:
-    return next((place for place in reversed(range(len(layers))) if path in layers[place]), None)
+def _last_place(path: str, layers: Sequence[Layer]) -> int | None:
+    return next((place for place in reversed(range(len(layers))) if path in layers[place].values), None)
 
 
-def _is_record(layer: Mapping[str, Any]) -> bool:
-    """Whether a layer is the config.yaml of a run, which holds every field; a user gives far fewer."""
-    return len(layer) > len(FIELDS) / 2
+def _is_record(layer: Layer) -> bool:
+    """Return whether a layer is the config.yaml of a run, which holds every field; a user gives far fewer."""
+    return len(layer.values) > len(FIELDS) / 2
 
 
 def _shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from ds_dpo.config.base import in_home
 from ds_dpo.config.command_line import config_name, parse_command_line, question, same_value
 from ds_dpo.config.documents import read_yaml_as_written
 from ds_dpo.config.fields import FIELDS, SECTIONS, did_you_mean, field_path
+from ds_dpo.config.given import refuse_what_has_no_effect
 from ds_dpo.config.layers import Layer, merge
 from ds_dpo.config.run import RunConfig
 from ds_dpo.config.schema import schema_text
@@ -49,9 +50,11 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
     command = parse_command_line(argv, shown=merge(lower).values)
     if command.world_size is not None and command.world_size < 1:
         raise ConfigError(f"--world_size {command.world_size}: at least 1 rank is needed")
-    merged = merge([*lower, Layer(values=command.values)])
+    layers = [*lower, Layer(values=command.values)]
+    merged = merge(layers)
     try:
         config = build_config(merged.values)
+        refuse_what_has_no_effect(layers, merged.values)
     except ConfigError as error:
         raise ConfigError("\n  ".join([str(error), *merged.remarks])) from None
     return LoadedConfig(
