@@ -147,15 +147,22 @@ class _LoaderAsWritten(_Loader):
     """Keeps the text of each plain word beside its meaning."""
 
 
+_TAG = "tag:yaml.org,2002:"
+_TYPES: dict[str, Any] = {"null": type(None), "bool": bool, "int": int, "float": int | float}
+
+
 def _as_written(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Plain:
-    return plain(str(loader.construct_scalar(node)))
+    written = plain(str(loader.construct_scalar(node)))
+    if not isinstance(written.value, _TYPES[node.tag.removeprefix(_TAG)]):
+        problem = f"{cut(written.text)} does not fit its tag, {node.tag.removeprefix(_TAG)}"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return written
 
 
 def _meaning(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     return _as_written(loader, node).value
 
 
-_TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {"<": [(f"{_TAG}merge", re.compile(r"^<<$"))]}
 for _kind, _pattern, _first in (
     ("null", NULL, ["~", "n", "N", ""]),

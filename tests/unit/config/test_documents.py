@@ -62,7 +62,7 @@ def test_what_is_wrong_with_json_is_one_line(path: Path, content: bytes, said: s
         (b"\0\0", "is not valid YAML: unacceptable character #x0000"),
         (b"[" * 600 + b"]" * 600, "is nested too deeply"),
         (b"- 1\n", "must contain names and values, not a list"),
-        (b"a: " + b"1" * 5000 + b"\n", "is not valid YAML: Exceeds the limit (4300 digits)"),
+        (b"a: " + b"1" * 5000 + b"\n", "is not valid YAML: 1111"),
         (b"[" * 3000, "is nested too deeply"),
         (b"a: {" * 3000, "is nested too deeply"),
         (b'a: "x\\0y"\n', "holds a text with the character NUL"),

@@ -102,7 +102,7 @@ def test_a_word_is_read_as_its_field_needs(tmp_path: Path, way: str, path: str, 
         ("max_train_steps", "1:30", "max_train_steps = 1:30: Input should be a valid integer"),
         ("seed", "2024-01-01", "seed = 2024-01-01"),
         ("seed", "true", "seed = true: the option is not a switch"),
-        ("seed", "9" * 5000, "seed = 999"),
+        ("seed", "9" * 5000, "9999999999 ... 9999"),
         ("learning_rate", "1e999", "optimizer.learning_rate = inf"),
         ("model.gradient_checkpointing", "2024-01-01", "model.gradient_checkpointing = 2024-01-01"),
     ],
@@ -140,7 +140,7 @@ def quoted(folder: Path, path: str, text: str) -> str:
 
 
 def test_a_text_with_a_nul_character_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"output_dir = .*NUL"):
+    with pytest.raises(ConfigError, match="NUL"):
         load_config(["--config", quoted(tmp_path, "output_dir", r"a\0b")])
 
 
