@@ -27,7 +27,7 @@ from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache, open_cache
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.models.families.table import FAMILIES
-from ds_dpo.models.families.text import TextEncoder
+from ds_dpo.models.families.text import TextEncoder, say_nothing
 from ds_dpo.models.loading import latent_shape, load_text, load_vae, read_noise_schedule
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import Precision, torch_dtype
@@ -152,9 +152,12 @@ class Encoders:
     text: TextEncoder
 
 
-def load_encoders(config: RunConfig, *, dtype: torch.dtype) -> Encoders:
-    """Load VAE and text encoders. dtype: of the text encoders; model.vae_dtype is the VAE's. Raises ModelError."""
-    return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype))
+def load_encoders(config: RunConfig, *, dtype: torch.dtype, say: Say = say_nothing) -> Encoders:
+    """Load VAE and text encoders. dtype: of the text encoders; model.vae_dtype is the VAE's. Raises ModelError.
+
+    say: gets a line on prompts that are too long.
+    """
+    return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype, say=say))
 
 
 def build_encode(feed: PairFeed, encoders: Encoders | None, *, family: str, device: torch.device) -> Encode:

@@ -18,11 +18,12 @@ from ds_dpo.config.models import ModelConfig
 from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
 from ds_dpo.errors import ModelError, cut, shown
 from ds_dpo.models.families.table import FAMILIES, family_of, kind_of
-from ds_dpo.models.families.text import TextEncoder, TextTower
+from ds_dpo.models.families.text import TextEncoder, TextTower, say_nothing
 from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
 from ds_dpo.precision import torch_dtype
+from ds_dpo.process.say import Say
 
 MAX_TIMESTEPS = 100_000
 _Arguments = ParamSpec("_Arguments")
@@ -88,10 +89,10 @@ def load_vae(model: ModelConfig) -> AutoencoderKL:
 
 
 @_names_the_model
-def load_text(model: ModelConfig, *, dtype: torch.dtype) -> TextEncoder:
+def load_text(model: ModelConfig, *, dtype: torch.dtype, say: Say = say_nothing) -> TextEncoder:
     """Return the frozen text encoders with their tokenizers, on the host in dtype.
 
-    Raises ModelError if one is missing or incomplete.
+    say: gets a line on prompts that are too long. Raises ModelError if one is missing or incomplete.
     """
     pipeline, family = open_pipeline(model), FAMILIES[model.family]
     towers = []
@@ -99,7 +100,7 @@ def load_text(model: ModelConfig, *, dtype: torch.dtype) -> TextEncoder:
         encoder = pipeline.text_encoder(name).load(dtype=dtype)
         tokenizer = pipeline.tokenizer(tokenizer_of(name))
         towers.append(TextTower(tokenizer=tokenizer, encoder=encoder.requires_grad_(False).eval()))
-    return TextEncoder(towers, encode=family.encode)
+    return TextEncoder(towers, encode=family.encode, say=say)
 
 
 def tokenizer_of(text_encoder: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.config.held_out import HeldOutConfig
 from ds_dpo.config.optimization import DECAYING_SCHEDULES
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed, ranks_text
@@ -38,6 +39,7 @@ def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         *config.terms.sentences(),
         *_reference(config),
         *_noising(config.diffusion),
+        *_held_out(config.held_out),
         f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "
         f"{resolved.accumulation_precision}, offloaded to the CPU: {offloaded or 'nothing'} "
         f"({config.deepspeed_config})",
@@ -81,6 +83,15 @@ def _schedule_warnings(config: RunConfig) -> list[str]:
             "train nothing"
         )
     return lines
+
+
+def _held_out(held_out: HeldOutConfig) -> list[str]:
+    """Return a line on the share of prompts that is held out, and no line without a share."""
+    if held_out.share is None:
+        return []
+    when = f"evaluated every {held_out.every_steps} steps" if held_out.every_steps else "evaluated never"
+    unset = "" if held_out.every_steps else " (held_out.every_steps is unset)"
+    return [f"held out: a share of {held_out.share:g} of the prompts, never trained on, {when}{unset}"]
 
 
 def _shape(config: RunConfig) -> str:

@@ -86,7 +86,7 @@ def load_models(
         predict = FAMILIES[model.family].denoiser.predict
         copy = residency.copy(policy, predict, dtype, device) if residency is not None and uses_reference else None
         start.turn()
-        encoders = load_encoders(config, dtype=dtype) if with_encoders else None
+        encoders = load_encoders(config, dtype=dtype, say=start.say) if with_encoders else None
     reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
     adapter = None
     if config.adapter.type != "none":

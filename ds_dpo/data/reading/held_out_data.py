@@ -70,6 +70,7 @@ def _with_names_of_held_out(message: str, config: RunConfig) -> str:
     given = [name for name in ("dataset", "name", "split", "format", "columns") if getattr(config.held_out, name)]
     renamed = re.sub(rf"\bdata\.({'|'.join(given)})\b", r"held_out.\1", message) if given else message
     if split is not None and f"has no split {split};" in renamed:
+        renamed = renamed.partition("; data.files")[0]  # held-out pairs have no patterns of files
         return f"held_out.split {split}: {renamed}; held_out.share would hold out pairs of data.split"
     if share is not None and renamed.endswith("no pair is left to hold out"):
         return f"held_out.share {share:g}: {renamed}; give a larger share"

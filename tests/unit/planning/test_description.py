@@ -33,10 +33,18 @@ def test_the_report_names_what_of_the_noising_was_chosen() -> None:
     [
         (["--optimizer.type", "lion_8bit"], "optimizer: Lion with its mean in 8 bit, weight decay"),
         (["--schedule.name", "polynomial"], "200 steps of warm-up, then polynomial to 1e-07 at step 2000"),
+        (
+            ["--held_out.split=none", "--held_out.share=0.05"],
+            "held out: a share of 0.05 of the prompts, never trained on, evaluated every 100 steps",
+        ),
+        (
+            ["--held_out.split=none", "--held_out.share=0.05", "--held_out.every_steps=none"],
+            "never trained on, evaluated never (held_out.every_steps is unset)",
+        ),
         (["--schedule.name=piecewise_constant", "--warmup_steps=0", "--schedule.step_rules=1:9,0.1"], "by 1:9,0.1"),
     ],
 )
-def test_the_report_names_optimizer_and_schedule(options: list[str], expected: str) -> None:
+def test_the_report_names_optimizer_schedule_and_share(options: list[str], expected: str) -> None:
     config = load_config(options).config
     assert expected in "\n".join(describe(config, resolve_deepspeed(config, world_size=16)))
 
