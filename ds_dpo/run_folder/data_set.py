@@ -16,6 +16,8 @@ PARTS = {
     "pairs": "chosen pairs and their winners",
     "buckets": "aspect buckets",
 }
+# counts that decide the order; how others are counted may change with the version
+COUNTS = ("rows", "ties", "pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class DataSet:
 
         The order of pairs is a formula of their number, so another number of them gives other steps.
         """
-        counts = _differences(start.get("data"), self.counts)
+        counts = _differences(start.get("data"), {name: self.counts[name] for name in COUNTS if name in self.counts})
         parts = _differences(start.get("data_fingerprint"), self.fingerprint)
         return counts + [Change(name=PARTS.get(part.name, part.name), old=part.old, new=part.new) for part in parts]
 

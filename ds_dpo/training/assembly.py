@@ -43,7 +43,7 @@ def train(
     start = Start(say=log.line, is_asked=lambda: stop.is_asked_since_start(look_for_file=place.rank == 0))
     opened = open_run(config, resolved, place, log=log, start=start)
     built = build_run(opened)
-    restored = restore_run(built, identity_of(opened.config, resolved))
+    restored = restore_run(built, identity_of(opened.config, resolved, contents={"data": built.feed.fingerprint}))
     if isinstance(restored, Progress):
         _complete(built, restored)
         return True

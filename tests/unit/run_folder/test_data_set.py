@@ -15,7 +15,7 @@ from ds_dpo.run_folder.folder import RunFolder
 
 CONFIG = load_config(["--config", "miniature"]).config
 DATA = DataSet(
-    counts={"rows": 10, "ties": 1, "pairs": 9},
+    counts={"rows": 10, "ties": 1, "pairs": 9, "prompts": 3},
     fingerprint={"content": "abc", "pairs": "def", "buckets": "one"},
 )
 OLD, NEW = "a" * 40, "b" * 40
@@ -42,7 +42,7 @@ def run_with(tmp_path: Path, saved: dict[str, Any], *, has_checkpoint: bool = Tr
             ["chosen pairs and their winners: def -> x", "aspect buckets: one -> 8x8"],
         ),
         # what an earlier version did not name, or a later one does not
-        ({"counts": {"rows": 10, "pairs": 9, "dropped_held_out": 0}}, []),
+        ({"counts": {"rows": 10, "pairs": 9, "prompts": 4}}, []),
         ({"commit": NEW}, []),
         ({}, []),
     ],
