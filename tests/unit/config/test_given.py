@@ -33,12 +33,6 @@ REFUSED = [
     ),
     ("data.max_aspect", "3", "data.max_aspect 3 has no effect without data.aspect_buckets; give"),
     ("objective.gap_decay", "0.9", "no effect without objective.target_gradient_factor; give"),
-    (
-        "held_out.split",
-        "validation_unique",
-        "no effect without held_out.every_steps; give held_out.every_steps a value",
-    ),
-    ("held_out.num_pairs", "128", "held_out.num_pairs 128 has no effect without held_out.every_steps"),
 ]
 
 

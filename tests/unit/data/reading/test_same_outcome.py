@@ -360,8 +360,9 @@ def test_pairs_or_refusal_are_the_same_however_a_set_is_read(case, tmp_path):
 
 def test_a_slice_is_refused_before_anything_is_opened(tmp_path):
     path = write(tmp_path / "x.parquet", columns_of())
-    for split in ("train[:10%]", "train[5:]", ""):
-        with pytest.raises(ConfigError, match=r"data\.max_rows N to read only its first N rows"):
+    a_slice, nothing = r"data\.max_rows N to read only its first N rows", r"data\.split is empty; give a value"
+    for split, message in (("train[:10%]", a_slice), ("train[5:]", a_slice), ("", nothing)):
+        with pytest.raises(ConfigError, match=message):
             load_config(["--config", "miniature", "--data.dataset", str(path), "--data.split", split])
 
 
