@@ -52,6 +52,8 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.33"],
         "lora": ["peft>=0.18"],
+        "wandb": ["wandb>=0.19"],
+        "trackio": ["trackio>=0.2"],
         "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "peft>=0.18"],
     },
 )

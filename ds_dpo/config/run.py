@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import model_validator
 
 from ds_dpo.config.base import PathText, Section, free_field, identity_field
@@ -15,6 +17,8 @@ from ds_dpo.config.objectives import OBJECTIVE_SECTIONS, ObjectiveConfig, SftCon
 from ds_dpo.config.optimization import AdapterConfig, NonFiniteConfig, OptimizerConfig, ScheduleConfig
 from ds_dpo.config.supervision import SupervisionConfig
 from ds_dpo.config.terms import TermsConfig
+
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class BatchConfig(Section):
@@ -61,6 +65,10 @@ class RunConfig(Section):
         "Refuse to train with a number of ranks other than N, as after a mistyped hostfile (any number if unset).",
         default=None,
         ge=1,
+    )
+    trackers: list[TrackerName] = free_field(
+        "Where curves go beside metrics.jsonl, which is always written; wandb and trackio are extras to install.",
+        default=["tensorboard"],
     )
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()

@@ -10,7 +10,10 @@ from pathlib import Path
 from ds_dpo.errors import ConfigError
 
 FOLDERS = ("checkpoints", "tensorboard", "samples", "samples/reference", "evaluation", "stacks", "non_finite")
-FILES = ("config.yaml", "deepspeed.json", "environment.json", "log.txt", "metrics.jsonl", "evaluation/held_out.jsonl")
+FILES = (
+    *("config.yaml", "deepspeed.json", "environment.json", "log.txt"),
+    *("metrics.jsonl", "trackers.json", "evaluation/held_out.jsonl"),
+)
 
 
 def require_usable(folder: Path) -> None:

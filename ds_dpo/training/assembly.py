@@ -19,7 +19,7 @@ from ds_dpo.run_part import RunPart
 from ds_dpo.supervision.rank import Supervision
 from ds_dpo.training.building import BuiltRun, build_run
 from ds_dpo.training.drawing import ValidationDrawing
-from ds_dpo.training.opening import open_run
+from ds_dpo.training.opening import OpenedRun, open_run
 from ds_dpo.training.record import RunRecord
 from ds_dpo.training.restoring import RestoredRun, restore_run
 from ds_dpo.training.run_parts import RunParts, restore_part, states_of
@@ -58,12 +58,24 @@ def _complete(built: BuiltRun, progress: Progress) -> None:
     """Draw the last images if a kill came before them: no step is left to train."""
     opened = built.opened
     _open_log(built, progress)
-    metrics = MetricsWriter(opened.folder.path, last_step=progress.step) if is_main() else None
+    metrics = _metrics(opened, progress)
     draw_missing(_drawing(built, _sampler(built), metrics), _cadence(opened.config), step=progress.step)
     if metrics is not None:
         metrics.close()
     path, last = opened.folder.path, opened.config.max_train_steps
     opened.log.line(f"{path} is at step {progress.step} of {last}: nothing is left to do")
+
+
+def _metrics(opened: OpenedRun, progress: Progress) -> MetricsWriter | None:
+    """Return rank 0's writer, None on other ranks."""
+    if not is_main():
+        return None
+    return MetricsWriter(
+        opened.folder.path,
+        last_step=progress.step,
+        has_tensorboard="tensorboard" in opened.config.trackers,
+        trackers=opened.trackers,
+    )
 
 
 def _open_log(built: BuiltRun, progress: Progress) -> None:
@@ -129,7 +141,7 @@ def _run(restored: RestoredRun, sampler: ValidationSampler | None, supervision: 
     """Add the parts that write into the run folder, which exists by now, and train; returns what `train` does."""
     built, opened = restored.built, restored.built.opened
     config, folder, log = opened.config, opened.folder, opened.log
-    metrics = MetricsWriter(folder.path, last_step=restored.progress.step) if is_main() else None
+    metrics = _metrics(opened, restored.progress)
     record = RunRecord(log=log, metrics=metrics)
     trainer = Trainer(
         optimizer_step=restored.optimizer_step,

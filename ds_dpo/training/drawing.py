@@ -33,7 +33,7 @@ class ValidationDrawing:
 
     def draw(self, *, step: int) -> None:
         """Draw the validation prompts with the policy of a step. Raises ConfigError if a page cannot be written."""
-        self.say(f"drawing {self.sampler.num_images} validation images of step {step}")
+        self.say(f"drawing {len(self.sampler.captions)} validation images of step {step}")
         self.module.eval()
         images = self.sampler()
         self.module.train()
@@ -41,4 +41,4 @@ class ValidationDrawing:
             return
         self.pages.write(images, step=step)
         if self.metrics is not None:
-            self.metrics.write_images("validation", images, step=step)
+            self.metrics.write_images("validation", images, captions=self.sampler.captions, step=step)

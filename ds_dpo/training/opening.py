@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from ds_dpo.config.run import RunConfig
+from ds_dpo.distributed.collectives import is_main
 from ds_dpo.distributed.device import PickedDevice, pick_device
 from ds_dpo.distributed.environment import RankEnvironment
-from ds_dpo.distributed.together import node_turns
+from ds_dpo.distributed.together import node_turns, raised_everywhere
 from ds_dpo.encoding.feed import PairFeed, open_feed
 from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed
@@ -21,8 +22,9 @@ from ds_dpo.planning.description import describe
 from ds_dpo.process import fault_points
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.feed import open_covering_errors
-from ds_dpo.run_folder.folder import RunFolder
+from ds_dpo.run_folder.folder import RunFolder, flatten
 from ds_dpo.run_folder.log import RunLog
+from ds_dpo.run_folder.trackers import GuardedTracker, open_trackers
 from ds_dpo.run_folder.usable import require_usable
 from ds_dpo.training.start import Start
 from ds_dpo.watch.held_out.setup import open_held_out_feed
@@ -33,7 +35,7 @@ class OpenedRun:
     """A run before its models.
 
     config: with the policy's start pinned. held_out: None if no pairs are held out. errors: those of a cached
-    reference, None if the run reads no such cache.
+    reference, None if the run reads no such cache. trackers: rank 0's services beside TensorBoard, [] elsewhere.
     """
 
     config: RunConfig
@@ -46,6 +48,7 @@ class OpenedRun:
     feed: PairFeed
     held_out: PairFeed | None
     errors: ReferenceErrors | None
+    trackers: list[GuardedTracker]
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +91,10 @@ def open_run(
         start.part("opening the held-out pairs")
         held_out = open_held_out_feed(config, feed, place, say=log.line)
     errors = open_covering_errors(config, say=log.line) if config.reference.residency == "cached" else None
+    trackers: list[GuardedTracker] = []
+    with raised_everywhere():
+        if is_main():
+            trackers = open_trackers(config.trackers, folder.path, flatten(config.model_dump()))
     return OpenedRun(
         config=config,
         resolved=resolved,
@@ -99,4 +106,5 @@ def open_run(
         feed=feed,
         held_out=held_out,
         errors=errors,
+        trackers=trackers,
     )

@@ -26,6 +26,7 @@ from ds_dpo.data.reading.folder_files import files_in, patterns_of_subset
 from ds_dpo.data.reading.shards import first_line
 from ds_dpo.data.selection.formats import FORMATS, FileKind
 from ds_dpo.errors import DataError
+from ds_dpo.storage.hub_failures import hub_failure
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -183,10 +184,9 @@ def _download(data: DataConfig, kind: FileKind) -> Path:
         raise
     # a hub client's errors (network, HTTP, names, cache) have no common base class
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data.dataset {data.dataset} is not a local file or folder, and its split {data.split} cannot be "
-            f"downloaded from the hub ({reason}); give a local folder, or check the name, the network, and your access"
+            f"downloaded from the hub: {hub_failure(error)}; or give a local folder"
         ) from error
 
 

@@ -157,9 +157,9 @@ class ValidationSampler:
         _check_request(self._pipeline, self._prompts, self._seeds, resolution)
 
     @property
-    def num_images(self) -> int:
-        """Number of images of a drawing."""
-        return len(self._prompts)
+    def captions(self) -> list[str]:
+        """Prompt and seed of each image of a drawing."""
+        return [f"{prompt}, seed {seed}" for prompt, seed in zip(self._prompts, self._seeds, strict=True)]
 
     def __call__(self) -> Tensor:
         """Return images (prompts * seeds, 3, X, Y) in 0..1, all seeds of the first prompt first."""

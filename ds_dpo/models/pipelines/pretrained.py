@@ -21,6 +21,7 @@ from ds_dpo.models.weights.derived_configs import derived_vae_config
 from ds_dpo.models.weights.files import DIFFUSERS_STEM, TEXT_STEM, find_weights, read_header, read_json
 from ds_dpo.models.weights.ldm_parts import Places, same_names, vae_places
 from ds_dpo.models.weights.parts import FilePart, FolderPart, Part
+from ds_dpo.models.weights.soundness import wrapper_hint
 from ds_dpo.process.quiet import quiet_output
 
 
@@ -179,5 +180,7 @@ def open_denoiser_init(model: ModelConfig) -> Part:
         places = same_names
     else:
         first = min(names, default="absent")
-        raise ModelError(f"model.denoiser_init {place}: not a {kind.title}; its first tensor is {first!r}")
+        raise ModelError(
+            f"model.denoiser_init {place}: not a {kind.title}; its first tensor is {first!r}{wrapper_hint(names)}"
+        )
     return FilePart(path=place, title=kind.title, model_class=kind.model_class(), config=config, places=places)

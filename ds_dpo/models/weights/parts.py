@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ds_dpo.errors import ModelError, cut
 from ds_dpo.models.weights.alignment import align_weights
-from ds_dpo.models.weights.files import FileWeights, WeightFiles, check_headers, read_json
+from ds_dpo.models.weights.files import FileWeights, WeightFiles, check_headers, read_header, read_json
 from ds_dpo.models.weights.ldm_parts import Places, Stored
+from ds_dpo.models.weights.soundness import require_finite, wrapper_hint
 from ds_dpo.process.quiet import quiet_output
 
 ATTENTION_OF_TEXT = "sdpa"
@@ -96,9 +97,20 @@ class FolderPart:
         if missing:
             raise ModelError(
                 f"{self.folder}: its weights lack {len(missing)} tensors of its config, such as {missing[0]}"
+                + wrapper_hint(self._names())
             )
+        for name, tensor in loaded.state_dict().items():
+            require_finite(tensor, name, source=self._file_of(name))
         align_weights(loaded)  # these may be mapped from the file
         return loaded
+
+    def _names(self) -> Iterator[str]:
+        for path in self.files.paths:
+            yield from read_header(path).shapes
+
+    def _file_of(self, name: str) -> str:
+        """Return the file that has a tensor, or the folder if an older file has it under another name."""
+        return str(next((path for path in self.files.paths if name in read_header(path).shapes), self.folder))
 
     def weights(self) -> Mapping[str, Tensor]:
         return FileWeights(self.files)
@@ -171,6 +183,10 @@ class PlacedWeights(Mapping[str, Tensor]):
             raise ModelError(f"{source} lacks {len(missing)} tensors, such as {missing[0]}")
         self._weights, self._places = weights, places
 
+    def name_in_file(self, name: str) -> str:
+        """Return the file's name of a parameter."""
+        return self._places[name].name
+
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
         return place.take(self._weights[place.name])
@@ -213,8 +229,11 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype
         kinds += (
             [f"has {len(unknown)} tensors that do not belong to this model, such as {unknown[0]}"] if unknown else []
         )
-        raise ModelError(f"{source} {' and '.join(kinds)}")
+        raise ModelError(f"{source} {' and '.join(kinds)}{wrapper_hint(unknown)}")
     own = {name: _own(weights[name], name, shape, dtype=dtype, source=source) for name, shape in shapes.items()}
+    for name, tensor in own.items():
+        stored = weights.name_in_file(name) if isinstance(weights, PlacedWeights) else name
+        require_finite(tensor, stored, source=source)
     module.load_state_dict(own, assign=True)
 
 

@@ -210,6 +210,7 @@ def test_free_fields_are_exactly_those_that_leave_the_result_alone() -> None:
         "max_train_steps",
         "deepspeed_config",
         "expected_world_size",
+        "trackers",
         "model.attention",
         "model.gradient_checkpointing",
         "data.cache_dir",
