@@ -207,6 +207,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype
         raise ModelError(f"{source} {' and '.join(kinds)}")
     own = {name: _own(weights[name], name, shape, dtype=dtype, source=source) for name, shape in shapes.items()}
     module.load_state_dict(own, assign=True)
+    align_weights(module)
 
 
 def _own(tensor: Tensor, name: str, shape: torch.Size, *, dtype: torch.dtype, source: str) -> Tensor:
