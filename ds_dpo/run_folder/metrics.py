@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ds_dpo.distributed.collectives import sum_across_ranks
+from ds_dpo.outside import parse_json
 from ds_dpo.storage.line_file import LineFile, warn
 from ds_dpo.storage.replace import replace_file
 
@@ -100,8 +101,8 @@ def cut_metrics(path: Path, *, last_step: int, aside: Path | None = None) -> Non
 
 def _step_of(line: str) -> int | None:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return int(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None  # the line was torn by a kill
 
 
