@@ -15,20 +15,15 @@ if not __package__:
     # started by its path: that put ds_dpo/ itself first, where the package cannot be found and names could clash
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from ds_dpo.config.asset_paths import is_local
-from ds_dpo.config.command_text import commands_as_started
 from ds_dpo.config.load import LoadedConfig, config_to_yaml, load_config
-from ds_dpo.config.run import RunConfig
-from ds_dpo.distributed.environment import RankEnvironment, export_environment, local_rank_in, read_environment
-from ds_dpo.engine.settings import ResolvedDeepSpeed, ranks_text, resolve_deepspeed
-from ds_dpo.errors import ConfigError, StopAskedError, run_program
+from ds_dpo.distributed.environment import export_environment, local_rank_in, read_environment
+from ds_dpo.engine.settings import resolve_deepspeed
+from ds_dpo.errors import ConfigError, run_program
 from ds_dpo.planning.description import describe
 from ds_dpo.process.quiet import quiet_libraries
-from ds_dpo.run_folder.log import RunLog
 from ds_dpo.supervision.rank import Supervision
 
 
-@commands_as_started()
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says, or print the resolved configuration. Raises DsDpoError for the user."""
     quiet_libraries()
@@ -39,38 +34,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Supervision(loaded.config, os.environ) as supervision:
         place = read_environment(os.environ)
         export_environment(place)  # before any error: under plain srun nothing else says which rank may print it
-        log = RunLog(speaks=place.rank == 0)
-        supervision.note = log.note
         resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
-        log.line(f"starting run {loaded.config.output_dir} on {ranks_text(place.world_size)}: importing PyTorch")
-        for line in loaded.remarks:
-            log.line(line)
-        with log.ended_by():
-            is_done = _train(loaded.config, resolved, place, supervision, log)
-        supervision.record_end(is_done=is_done)
         # torch and DeepSpeed take ten seconds to import; a mistyped option is an error before that
         from ds_dpo.distributed.collectives import barrier
+        from ds_dpo.launch.meeting import meeting
 
-        barrier()  # the launcher must know the end before the first rank exits
-
-
-def _train(
-    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision, log: RunLog
-) -> bool:
-    """Import what trains, let the ranks meet, and train; returns whether the run is done."""
-    from ds_dpo.launch.meeting import meeting
-
-    try:
-        with meeting(config, place, os.environ, stop=supervision.stop, say=log.line):
-            log.line("importing DeepSpeed, diffusers and transformers")
+        with meeting(loaded.config, place, os.environ):
             from ds_dpo.training.assembly import train
 
-            return train(config, resolved, place, supervision, log=log)
-    except StopAskedError as asked:
-        if place.rank == 0:
-            supervision.stop.clear_file()
-        log.line(str(asked))
-        return False
+            is_done = train(loaded.config, resolved, place, supervision)
+        supervision.record_end(is_done=is_done)
+        barrier()  # the launcher must know the end before the first rank exits
 
 
 def _load(argv: Sequence[str]) -> LoadedConfig:
@@ -84,10 +58,7 @@ def _load(argv: Sequence[str]) -> LoadedConfig:
 
 
 def print_resolved(loaded: LoadedConfig) -> None:
-    """Print both complete configurations, and what they mean in words; nothing is loaded or written.
-
-    Raises ConfigError, and DataError if a local data set lacks a split.
-    """
+    """Print both complete configurations, and what they mean in words; nothing is loaded or written."""
     import json
 
     world_size = loaded.world_size or read_environment(os.environ).world_size
@@ -97,12 +68,7 @@ def print_resolved(loaded: LoadedConfig) -> None:
     print("# DeepSpeed settings")
     print(json.dumps(resolved.settings, indent=2))
     print("\n# in words")
-    print("\n".join([*describe(loaded.config, resolved), *loaded.remarks]))
-    if any(map(is_local, (loaded.config.data.dataset, loaded.config.held_out.dataset))):
-        # it takes seconds to import
-        from ds_dpo.data.reading.held_out_data import require_local_splits
-
-        require_local_splits(loaded.config)
+    print("\n".join(describe(loaded.config, resolved)))
 
 
 if __name__ == "__main__":

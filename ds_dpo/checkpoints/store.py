@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.checkpoints.folder import LATEST, rank_of, recover_interrupted, together_on_disk, unused_name
-from ds_dpo.checkpoints.harmless import require_harmless, require_listed
 from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_main, rank, world_size
 from ds_dpo.distributed.together import said_once
@@ -19,6 +18,7 @@ from ds_dpo.errors import CheckpointError
 from ds_dpo.process.fault_points import reach
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
+from ds_dpo.storage.manifest import Manifest
 from ds_dpo.storage.replace import sync_folder
 
 ROLLED_BACK_SUFFIX = ".rolled_back"
@@ -97,17 +97,22 @@ class CheckpointStore:
         return None
 
     def _verify(self, folder: Path) -> CheckpointError | None:
-        """Check the manifest against this run, and this rank's files against the manifest; none may run code."""
+        """Check the manifest against this run, and this rank's files against the manifest."""
         try:
             found = manifest.read_manifest(folder)
-            self._identity.require_own(folder, found)
+            self._require_same_precision(folder, found)
             own = [name for name in found.files if _verifying_rank(name, world_size=world_size()) == rank()]
             manifest.verify_manifest(folder, names=own)
-            require_listed(folder, found)
-            require_harmless(folder, own)
         except CheckpointError as error:
             return error
         return None
+
+    def _require_same_precision(self, folder: Path, found: Manifest) -> None:
+        old, new = found.precision, self._identity.precision
+        if old != new:
+            raise CheckpointError(
+                f"{folder} was saved in precision {old}, but this start uses {new}; continue in {old}"
+            )
 
     def _read(self, folder: Path) -> dict[str, Any]:
         """Read a verified checkpoint into the engine; DeepSpeed does this if each rank has its own shard in it."""

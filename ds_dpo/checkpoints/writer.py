@@ -272,7 +272,6 @@ class CheckpointWriter:
                 precision=identity.precision,
                 fingerprint=identity.fingerprint,
                 layout=self._engine.layout_digest(),
-                run=identity.as_saved(),
                 files=files,
             ),
         )

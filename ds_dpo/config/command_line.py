@@ -13,22 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ds_dpo.config.command_text import with_start
 from ds_dpo.config.fields import FIELDS, FieldSpec, field_path
 from ds_dpo.config.names import ALIASES, FLAT_NAMES
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
-from ds_dpo.config.plain_scalar import plain
-from ds_dpo.config.values import settled
 from ds_dpo.errors import ConfigError
 
 DEFAULT_CONFIG = "sdxl_pickapic"
-# what is answered at once, whatever else is given
-QUESTIONS = {
-    "list_presets": "Print the presets that --config accepts and exit.",
-    "print_schema": "Print the JSON schema of a run's YAML file and exit.",
-    "version": "Print the version and exit.",
-}
-PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help", *QUESTIONS)
+PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help")
 MAX_CHOICES_WIDTH = 70  # argparse does not break a list of choices over lines
 SECTION_TITLES = {
     "": "common options",
@@ -77,12 +68,6 @@ def config_name(argv: Sequence[str]) -> str:
     return found.config[0] if found.config else DEFAULT_CONFIG
 
 
-def question(argv: Sequence[str]) -> str | None:
-    """Return the first of QUESTIONS that is given, None without one."""
-    plain = (argument[2:].replace("-", "_") for argument in argv if argument.startswith("--"))
-    return next((name for name in plain if name in QUESTIONS), None)
-
-
 def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> CommandLine:
     """Read all options; --help prints the help and exits with status 0. shown: values that --help puts in brackets.
 
@@ -96,7 +81,7 @@ def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> Comm
             continue
         if any(not same_value(given[0], other) for other in given[1:]):
             raise ConfigError(f"{path} is set twice with different values: {' and '.join(map(_shown, given))}")
-        values[path] = settled(FIELDS[path], _as_written(given[0]))
+        values[path] = _with_none(FIELDS[path], given[0])
     if namespace.world_size is not None and not namespace.dry_run:
         _option_path("world_size")  # raises, and names the option to use
     return CommandLine(
@@ -124,11 +109,9 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _as_written(argument: str | list[str]) -> Any:
-    """Return an argument as a file's reader returns the same word; an empty one is text."""
-    if isinstance(argument, list):
-        return [_as_written(part) for part in argument]
-    return plain(argument) if argument else argument
+def _with_none(spec: FieldSpec, value: Any) -> Any:
+    is_none = spec.is_optional and isinstance(value, str) and value.lower() in ("none", "null")
+    return None if is_none else value
 
 
 def _canonical(argv: Sequence[str], *, strict: bool) -> list[str]:
@@ -163,9 +146,7 @@ class _Parser(argparse.ArgumentParser):
 def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="train.py",
-        usage=with_start(
-            "deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]"
-        ),
+        usage="deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]",
         description="Align a text-to-image diffusion model to preferences with Diffusion-DPO on DeepSpeed. "
         "Brackets show the value in the chosen configuration. A star (*) marks an option that makes another run, with "
         "another output_dir, when it changes. Names may use - or _; --name=value and --name value are the same. The "
@@ -178,8 +159,6 @@ def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="NAME_OR_FILE", help=f"Preset or YAML file. [{DEFAULT_CONFIG}]")
     common.add_argument("--dry_run", action="store_true", help="Print the resolved configuration and exit.")
     common.add_argument("--world_size", type=int, metavar="N", help="With --dry_run: assume N ranks.")
-    for name, text in QUESTIONS.items():
-        common.add_argument(f"--{name}", action="store_true", help=text)
     common.add_argument("--local_rank", help="Set by some launchers and ignored.")
     for spec in FIELDS.values():
         flat = [name for name, path in FLAT_NAMES.items() if path == spec.path]
@@ -217,7 +196,7 @@ def _help(spec: FieldSpec, shown: Mapping[str, Any]) -> str:
     present = f" [{_shown(value)}]" if value is not None else ""
     aliases = [f"--{alias}" for alias, path in ALIASES.items() if path == spec.path]
     also = f" (also {', '.join(aliases)})" if aliases else ""
-    return (with_start(spec.description) + _objectives_with(spec) + choices + present + mark + also).replace("%", "%%")
+    return (spec.description + _objectives_with(spec) + choices + present + mark + also).replace("%", "%%")
 
 
 def _objectives_with(spec: FieldSpec) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ds_dpo.config.base import PathText, Section, free_field, identity_field
+from ds_dpo.config.base import Section, free_field, identity_field
 from ds_dpo.config.families import DEFAULT_FAMILY, FamilyName
 from ds_dpo.precision import Precision
 
@@ -14,7 +14,7 @@ from ds_dpo.precision import Precision
 class ModelConfig(Section):
     """The model that is trained, and its encoders."""
 
-    pretrained: PathText = identity_field(
+    pretrained: str = identity_field(
         "Pipeline to start from: hub id, diffusers folder, whole .safetensors checkpoint, or ds_dpo://assets/..."
     )
     revision: str | None = identity_field(
@@ -29,12 +29,12 @@ class ModelConfig(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = identity_field(
         "What the denoiser predicts (as the model's scheduler config says if unset).", default=None
     )
-    denoiser_init: PathText | None = identity_field(
+    denoiser_init: str | None = identity_field(
         "Other weights that policy and reference start from: a diffusers folder, a hub id, a .safetensors file, or a "
         "run's folder or checkpoint (the pipeline's own if unset).",
         default=None,
     )
-    vae: PathText | None = identity_field(
+    vae: str | None = identity_field(
         "Another VAE: hub id, folder or .safetensors file (the pipeline's own if unset).", default=None
     )
     vae_dtype: Precision = identity_field("Precision in which images are encoded.", default="fp32")
@@ -62,7 +62,7 @@ class ReferenceConfig(Section):
         "off. cached: nowhere, its errors are read from reference.cache.",
         default="replicated",
     )
-    cache: PathText | None = free_field(
+    cache: str | None = free_field(
         "Folder with the reference's errors, made by scripts/cache.py --reference; only for residency cached.",
         default=None,
     )

@@ -99,11 +99,6 @@ def check_space(folder: Path, *, needed_bytes: int) -> None:
         )
 
 
-def check_room(out: Path, *, needed_bytes: int) -> None:
-    """Check as check_space does for out, which need not exist, nor the folders around it."""
-    check_space(next(folder for folder in out.absolute().parents if folder.is_dir()), needed_bytes=needed_bytes)
-
-
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ds_dpo.config.asset_paths import PACKAGE
 from ds_dpo.config.load import load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
@@ -19,13 +18,10 @@ from ds_dpo.launch.reach import ask_hosts
 from ds_dpo.launch.report import Request, listen_error
 from ds_dpo.launch.shared_folder import token_in
 from ds_dpo.launch.travel import read_usual_file, travelling_environment, write_environment_file
-from ds_dpo.process.departure import say
 from ds_dpo.supervision.lease import LEASE_VARIABLE, Lease
 
 ENVIRONMENT_FILE = "launch.env"
 TRAIN = ("ds_dpo", "train.py")
-# what an installed user, who has no checkout, gives instead of the program's path
-TRAIN_WORD = "train"
 # ssh notices a host that is cut off within 20 s instead of when TCP gives up; the user's own options come first and win
 SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
@@ -49,10 +45,7 @@ def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
 
     Raises ConfigError that names each wrong line, option or host.
     """
-    say("launch: checking the command line, the configuration and the hosts")
     launch = parse_launch(argv)
-    if launch.program == TRAIN_WORD:
-        launch = replace(launch, program=str(PACKAGE / TRAIN[-1]))
     program = Path(launch.program)
     if not program.is_file():
         raise ConfigError(f"program {program}: no such file")

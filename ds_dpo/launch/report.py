@@ -40,10 +40,9 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """versions: with the names in ALIKE. num_gpus: 0 without a device file, None if they do not say.
+    """versions: with the names in ALIKE. num_gpus: None without device files. token: the text of token_file.
 
-    token: the text of token_file. listen_error: why the host cannot listen at the port. error: why the configuration
-    cannot be read.
+    listen_error: why the host cannot listen at the port. error: why the configuration cannot be read.
     """
 
     hostname: str
@@ -63,7 +62,7 @@ def report(request: Request) -> Report:
     return Report(
         hostname=platform.node(),
         versions=versions_here(config),
-        num_gpus=num_gpus_here(Path("/dev")),
+        num_gpus=_num_gpus(Path("/dev")),
         token=read_token(request.token_file),
         listen_error=None if request.listens is None else listen_error(request.listens),
         error=error,
@@ -101,15 +100,10 @@ def config_fingerprint(config: RunConfig) -> str:
     return hashlib.sha256(config_to_yaml(config).encode()).hexdigest()[:12]
 
 
-def num_gpus_here(devices: Path) -> int | None:
-    """Count NVIDIA's device files, which is faster than asking the driver; a rank tries its GPU later.
-
-    None if the host has GPUs of another kind of file: AMD's (kfd), and NVIDIA's in Windows' Linux (dxg).
-    """
+def _num_gpus(devices: Path) -> int | None:
+    """Count NVIDIA's device files, which is faster than asking the driver."""
     found = [path for path in devices.glob("nvidia*") if GPU_DEVICE.fullmatch(path.name)]
-    if not found and any((devices / name).exists() for name in ("kfd", "dxg")):
-        return None
-    return len(found)
+    return len(found) or None
 
 
 def listen_error(port: int) -> str | None:

@@ -54,9 +54,6 @@ class _Supervisor:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
                 signal.signal(number, self._note)
         signal.signal(signal.SIGTSTP, _refuse_to_pause)
-        world_size = self._prepared.world_size
-        ranks = "the ranks" if world_size is None else f"{world_size} rank{'s' * (world_size != 1)}"
-        say(f"starting {ranks} by DeepSpeed's launcher, which imports PyTorch twice before they begin")
         # in its own session: Ctrl-C reaches this process alone, and the lease passes it on to the ranks
         runner = subprocess.Popen(
             self._prepared.command,

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.config.documents import read_json
-from ds_dpo.config.identity import compare_identity, identity, way_to_a_longer_run
+from ds_dpo.config.identity import compare_identity, identity
 from ds_dpo.config.load import config_from_yaml, config_to_yaml
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
 from ds_dpo.precision import Precision
-from ds_dpo.run_folder.data_set import DataSet
-from ds_dpo.storage.manifest import checkpoint_folders
 from ds_dpo.storage.replace import remove_partials, replace_file
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "safetensors", "xformers", "ds_dpo")
@@ -113,7 +111,7 @@ class RunFolder:
             listed = "\n  ".join(str(change) for change in changes)
             raise ConfigError(
                 f"{self.path} holds another run, which differs in\n  {listed}\n"
-                f"set these back to continue that run, or give another output_dir{way_to_a_longer_run(changes, config)}"
+                "set these back to continue that run, or give another output_dir"
             )
         old, new = flatten(saved.model_dump()), flatten(config.model_dump())
         return [
@@ -122,40 +120,19 @@ class RunFolder:
             if old.get(name) != new[name]
         ]
 
-    def require_same_data(self, config: RunConfig, data: DataSet) -> None:
-        """Raise ConfigError, naming what differs, if the run's checkpoints were trained on another data set."""
-        start = self.newest_start() if checkpoint_folders(self.checkpoints) else {}
-        changes = data.changes_since(start)
-        if not changes:
-            return
-        listed = "\n  ".join(map(str, changes))
-        commit = start.get("data_commit")
-        advice = "" if commit in (None, data.commit) else f" (data.revision {commit} names what it was trained on)"
-        raise ConfigError(
-            f"{self.path} was trained on another data set than data.dataset {config.data.dataset}, split "
-            f"{config.data.split}, holds now:\n  {listed}\nrestore it{advice}, or give another output_dir"
-        )
-
     def write_start(
-        self,
-        config: RunConfig,
-        settings: Mapping[str, Any],
-        *,
-        world_size: int,
-        data: Mapping[str, Any],
-        device: str = "cpu",
+        self, config: RunConfig, settings: Mapping[str, Any], *, world_size: int, data: Mapping[str, int]
     ) -> None:
         """Save the configuration and environment of this start; each file is replaced as a whole.
 
-        data: of the data set, as DataSet.as_saved returns it. device: that of rank 0, in words.
-        Raises ConfigError.
+        data: counts of the dataset by name, such as rows, ties and pairs. Raises ConfigError.
         """
         starts = self.saved_starts()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_partials(self.path)
             replace_file(self.deepspeed, json.dumps(settings, indent=2) + "\n", sync=True)
-            starts = [*starts, {**describe_environment(world_size), "device": device, **data}]
+            starts = [*starts, {**describe_environment(world_size), "data": dict(data)}]
             replace_file(self.environment, json.dumps(starts, indent=2) + "\n", sync=True)
             # written last: if this file exists, the others do too, even after a kill
             replace_file(self.config, config_to_yaml(config), sync=True)

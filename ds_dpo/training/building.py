@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ds_dpo.encoding.feed import PairFeed
@@ -42,23 +43,29 @@ class BuiltRun:
             self.engine.keep_average(decay=decay)
 
 
-def build_run(opened: OpenedRun) -> BuiltRun:
-    """Load what the run needs and give the policy its engine; every rank calls it. Raises DsDpoError on all ranks."""
-    config, resolved, place, start = opened.config, opened.resolved, opened.place, opened.start
+def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> BuiltRun | None:
+    """Load what the run needs and give the policy its engine; every rank calls it.
+
+    is_asked_to_stop: called once the models are loaded; if it returns True, the result is None. Raises DsDpoError on
+    all ranks.
+    """
+    config, resolved, place = opened.config, opened.resolved, opened.place
+    judges_held_out = config.held_out.every_steps is not None
     models = load_models(
         config,
         resolved,
         place,
         device=opened.device,
-        with_encoders=opened.keeps_encoders or opened.held_out is not None,
-        start=start,
+        with_encoders=opened.keeps_encoders or judges_held_out,
+        log=opened.log,
     )
+    if is_asked_to_stop():
+        return None
     held_out_pairs = None
-    if opened.held_out is not None:
+    if judges_held_out:
         assert models.encoders is not None, "loaded if held-out pairs are encoded"
-        start.part(f"encoding {config.held_out.num_pairs} held-out pairs")
         held_out_pairs = load_held_out(
-            config, opened.held_out, models.encoders, device=opened.device, say=opened.log.line
+            config, opened.feed, models.encoders, place, device=opened.device, say=opened.log.line
         )
     if not opened.keeps_encoders:
         models = replace(models, encoders=None)
@@ -67,7 +74,6 @@ def build_run(opened: OpenedRun) -> BuiltRun:
         feed = with_reference_errors(
             feed, opened.errors, config=config, start=models.start, precision=resolved.precision
         )
-    start.part("preparing DeepSpeed's engine")
     engine = build_engine(
         models.policy,
         settings=resolved.settings,

@@ -17,7 +17,7 @@ from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.denoiser.trainable import choose_trained, describe_trained
 from ds_dpo.models.families.table import FAMILIES
-from ds_dpo.models.loading import describe_loading, describe_model, load_denoiser, peak_host_gib
+from ds_dpo.models.loading import describe_model, load_denoiser, peak_host_gib
 from ds_dpo.models.pipelines.pretrained import fetch_models, open_denoiser_init
 from ds_dpo.models.reference import HeldReference
 from ds_dpo.models.start import checkpoint_start
@@ -25,7 +25,7 @@ from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
 from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
 from ds_dpo.reference.residency import RESIDENCIES
-from ds_dpo.training.start import Start
+from ds_dpo.run_folder.log import RunLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,42 +51,34 @@ def load_models(
     *,
     device: torch.device,
     with_encoders: bool,
-    start: Start,
+    log: RunLog,
 ) -> Models:
     """Load policy, reference and encoders, a node's ranks in turns; every rank calls it.
 
-    Raises on all ranks StopAskedError if any is asked to stop meanwhile, and ModelError or ConfigError if a model is
-    not available or does not fit.
+    Raises ModelError or ConfigError on all ranks if a model is not available or does not fit.
     """
     model, dtype = config.model, torch_dtype(resolved.precision)
     earlier = checkpoint_start(model)
     residency = RESIDENCIES[config.reference.residency]  # None: its errors are in a cache
-    start.part(f"looking for the model files of {model.pretrained}")
     with node_turns(place):
-        start.turn()
         fetch_models(model)
         if model.denoiser_init is not None and earlier is None:
             open_denoiser_init(model)
-        loading = describe_loading(model, dtype=dtype, with_encoders=with_encoders)
-    start.say(describe_model(model))
+    log.line(describe_model(model))
     peak = peak_host_gib(
         model, dtype=dtype, ranks_at_once=1, start_bytes=None if earlier is None else earlier.num_bytes()
     )
-    start.say(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the denoiser one after another")
-    start.part(loading)
+    log.line(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the denoiser one after another")
     with node_turns(place):
-        start.turn()
         policy = load_denoiser(model, dtype=dtype, start=earlier)
         attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
         set_attention(policy, attention)
-        start_weights = start_of_policy(policy, attention) if residency is None and is_main() else None
-        start.turn()
+        start = start_of_policy(policy, attention) if residency is None and is_main() else None
         policy.to(device)
         uses_reference = objective_of(config).uses_reference
         predict = FAMILIES[model.family].denoiser.predict
         copy = residency.copy(policy, predict, dtype, device) if residency is not None and uses_reference else None
-        start.turn()
-        encoders = load_encoders(config, dtype=dtype, say=start.say) if with_encoders else None
+        encoders = load_encoders(config, dtype=dtype) if with_encoders else None
     reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
     adapter = None
     if config.adapter.type != "none":
@@ -94,12 +86,12 @@ def load_models(
         adapter = AdapterPart(policy, seed=config.seed, rank=place.rank)
     else:
         choose_trained(policy, train=model.train, freeze=model.freeze)
-    start.say(describe_trained(policy))
+    log.line(describe_trained(policy))
     if model.gradient_checkpointing:
         # that of diffusers is not re-entrant, so it recomputes less and works with ZeRO-3
         policy.enable_gradient_checkpointing()
-    start.say(attention.sentence)
-    return Models(policy=policy, adapter=adapter, start=start_weights, reference=reference, encoders=encoders)
+    log.line(attention.sentence)
+    return Models(policy=policy, adapter=adapter, start=start, reference=reference, encoders=encoders)
 
 
 def objective_of(config: RunConfig) -> Objective:

@@ -42,13 +42,8 @@ class OptimizerStep:
     micro_batches: MicroBatches
     accumulation_steps: int
 
-    def run(
-        self, parts: RunParts, *, counters: Callable[[], Mapping[str, float]], beat: Callable[[], None]
-    ) -> StepOutcome:
-        """Do the next step on all ranks.
-
-        counters: called after the update; its numbers are summed over all ranks. beat: called after each micro-batch.
-        """
+    def run(self, parts: RunParts, *, counters: Callable[[], Mapping[str, float]]) -> StepOutcome:
+        """Do the next step on all ranks. counters: called after the update; its numbers are summed over all ranks."""
         start, data_seconds = time.perf_counter(), 0.0
         engine = self.engine
         learning_rate, skipped_before = engine.learning_rate, engine.skipped_steps
@@ -61,7 +56,6 @@ class OptimizerStep:
             sums.add(output.pair_quantities)
             parts.before_backward(batch, output.pair_quantities)
             engine.backward_and_step(output.loss)
-            beat()
             if number == 0:
                 reach("step.backward")
         means, totals = sums.reduce(counters=counters())

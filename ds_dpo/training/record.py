@@ -37,6 +37,6 @@ class RunRecord:
             self.metrics.rewind(step)
 
     def close(self) -> None:
-        """Close the metrics. The log stays open: its last line is the reason for the end."""
+        self.log.close()
         if self.metrics is not None:
             self.metrics.close()

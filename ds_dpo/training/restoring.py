@@ -50,8 +50,8 @@ class RestoredRun:
     watch: ReferenceWatch | None
 
 
-def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progress:
-    """Load the newest checkpoint, and prepare everything that trains; returns the progress if no step is left.
+def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | None:
+    """Load the newest checkpoint, and prepare everything that trains; None if no step is left.
 
     Nothing is written. Raises DsDpoError on all ranks.
     """
@@ -59,11 +59,11 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progres
     config, log = opened.config, opened.log
     store = CheckpointStore(opened.folder.checkpoints, engine=engine, identity=identity, say=log.line)
     built.keep_average()
-    opened.start.part(f"looking for a checkpoint in {opened.folder.checkpoints}")
     saved = store.load_newest()
     progress = _progress(built, saved)
     if progress.step >= config.max_train_steps:
-        return progress
+        log.line(f"{opened.folder.path} is at step {progress.step} of {config.max_train_steps}: nothing is left to do")
+        return None
     if progress.step == 0:
         built.start_weights()
     statistic = _statistic(built)
@@ -171,7 +171,6 @@ def _micro_batches(built: BuiltRun, step: PreferenceStep, progress: Progress) ->
     """Open the stream at the run's position, and check its first micro-batch before anything is trained."""
     opened = built.opened
     config, log = opened.config, opened.log
-    opened.start.part("reading the first pairs")
     stream: PairStream[Any] = open_stream(
         built.feed.pairs,
         data=config.data,

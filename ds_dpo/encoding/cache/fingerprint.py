@@ -23,8 +23,6 @@ from ds_dpo.storage.replace import replace_file
 
 # fields of data that act when a cached pair is read; all other identity fields of data are compared
 ACT_ON_READING = {"flip", "size_conditioning", "prompt_dropout"}
-# caches that were made before these fields existed have none of them
-LEFT_OUT_WHILE_UNSET = {"files"}
 
 
 def fingerprint_of(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
@@ -34,7 +32,7 @@ def fingerprint_of(config: RunConfig, *, text_dtype: Precision) -> dict[str, str
     ConfigError for data.crop random.
     """
     _require_one_crop(config.data)
-    return {**pair_fields(config, leave_out=ACT_ON_READING), **encoder_parts(config, text_dtype=text_dtype)}
+    return {**data_fields(config.data, leave_out=ACT_ON_READING), **encoder_parts(config, text_dtype=text_dtype)}
 
 
 def encoder_parts(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
@@ -58,14 +56,11 @@ def _require_one_crop(data: DataConfig) -> None:
         raise ConfigError("data.crop random does not fit a cache, which holds one cut of each image; use center")
 
 
-def pair_fields(config: RunConfig, *, leave_out: Collection[str] = ()) -> dict[str, str]:
-    """Return the fields that decide which pairs are trained on and how, by dotted name: a run cannot change them."""
-    values = config.data.model_dump(mode="json")
+def data_fields(data: DataConfig, *, leave_out: Collection[str] = ()) -> dict[str, str]:
+    """Return the identity fields of data, by dotted name: a run cannot change them."""
+    values = data.model_dump(mode="json")
     names = [spec.path.removeprefix("data.") for spec in FIELDS.values() if spec.section == "data" and spec.is_identity]
-    unset = {name for name in LEFT_OUT_WHILE_UNSET if not values[name]}
-    fields = {f"data.{name}": json.dumps(values[name]) for name in names if name not in {*leave_out, *unset}}
-    share = config.held_out.share
-    return fields if share is None else {**fields, "held_out.share": json.dumps(share)}
+    return {f"data.{name}": json.dumps(values[name]) for name in names if name not in leave_out}
 
 
 def _content_of_model(part: Part) -> str:

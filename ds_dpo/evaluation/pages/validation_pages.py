@@ -33,13 +33,6 @@ class ValidationPages:
         self._reference: Tensor | None = None
         self._has_looked = False
 
-    def has(self, step: int) -> bool:
-        """Return whether the page of a step exists."""
-        return self._page(step).is_file()
-
-    def _page(self, step: int) -> Path:
-        return self._folder / f"step_{step:08d}.png"
-
     def write(self, images: Tensor, *, step: int) -> None:
         """Write step_NNNNNNNN.png of images (prompts * seeds, 3, X, Y) in 0..1; those of step 0 become the reference's.
 
@@ -57,7 +50,7 @@ class ValidationPages:
             title=f"step {step}",
             reference=self._reference if step else None,
         )
-        save_png(page, self._page(step))
+        save_png(page, self._folder / f"step_{step:08d}.png")
 
     def _keep_reference(self, images: Tensor) -> None:
         folder = self._folder / REFERENCE_FOLDER

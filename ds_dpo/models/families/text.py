@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ds_dpo.models.families.cut_prompts import CutPrompts
-from ds_dpo.process.say import Say
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompts:
@@ -31,20 +28,14 @@ class TextTower:
     tokenizer: Any
     encoder: nn.Module
 
-    @property
-    def max_tokens(self) -> int:
-        """Number of tokens of a prompt that are read, with the start and end tokens."""
-        config: Any = self.encoder.config
-        # a tokenizer saved without its length has 1e30
-        return int(min(self.tokenizer.model_max_length, config.max_position_embeddings))
-
     def __call__(self, prompts: Sequence[str]) -> Any:
         """Return the encoder's output for prompts padded and cut to its length."""
         config: Any = self.encoder.config
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=self.max_tokens,
+            # a tokenizer saved without its length has 1e30
+            max_length=min(self.tokenizer.model_max_length, config.max_position_embeddings),
             truncation=True,
             return_tensors="pt",
         )
@@ -71,10 +62,6 @@ def encode_sd15(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedP
     return EncodedPrompts(text_states=tower(prompts).last_hidden_state, pooled=None)
 
 
-def say_nothing(line: str) -> None:
-    """Take a line and drop it."""
-
-
 class TextEncoder:
     """The frozen text encoders of a pipeline, and its family's function that reads them."""
 
@@ -83,15 +70,10 @@ class TextEncoder:
         towers: Sequence[TextTower],
         *,
         encode: Callable[[Sequence[TextTower], Sequence[str]], EncodedPrompts],
-        say: Say = say_nothing,
     ) -> None:
-        """Join the towers of a family with its `encode`, such as encode_sdxl. say: gets a line on prompts that are cut.
-
-        The tokenizers of a family divide a text alike, so the first one counts for all.
-        """
+        """Join the towers of a family with its `encode`, such as encode_sdxl."""
         self.towers = tuple(towers)
         self._encode = encode
-        self.cut_prompts = CutPrompts(towers[0].tokenizer, max_tokens=towers[0].max_tokens, say=say)
 
     def to(self, device: torch.device | str) -> TextEncoder:
         """Move the encoders and return this object, as a module does."""
@@ -103,7 +85,6 @@ class TextEncoder:
     def encode(self, prompts: Sequence[str]) -> EncodedPrompts:
         """Encode B prompts, each distinct one once; '' is encoded like any other prompt, as by the authors."""
         distinct = {prompt: position for position, prompt in enumerate(dict.fromkeys(prompts))}
-        self.cut_prompts.note(distinct)
         encoded = self._encode(self.towers, list(distinct))
         if len(distinct) == len(prompts):
             return encoded

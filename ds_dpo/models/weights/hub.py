@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 from ds_dpo.errors import ModelError
-from ds_dpo.storage.hub_failures import hub_failure
 
 
 @cache  # if a branch changes while a process loads, it must not get parts of two revisions
@@ -40,6 +39,6 @@ def _reachable(model: str, wanted: str, revision: str | None) -> Iterator[None]:
     except Exception as error:  # also errors of the HTTP library under the hub's client
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
-            f"{model!r} is not a folder here, and the hub does not provide {wanted}{at}: {hub_failure(error)}; or give "
-            "a local diffusers folder"
+            f"{model!r} is not a folder here, and the hub does not provide {wanted}{at} ({type(error).__name__}); give "
+            "a local diffusers folder, or run where the hub can be reached"
         ) from error

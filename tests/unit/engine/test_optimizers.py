@@ -78,17 +78,8 @@ def test_tables_and_choices_name_the_same_optimizers_and_schedules():
         ({"name": "constant_with_warmup", "warmup_steps": 4}, {0: 0, 1: 0.25, 4: 1, 20: 1}),
         ({"name": "linear", "warmup_steps": 4}, {2: 0.5, 4: 1, 6: 0.75, 12: 0}),
         ({"name": "linear", "warmup_steps": 4, "decay_steps": 8}, {4: 1, 6: 0.5, 8: 0, 9: 0}),
-        (
-            {"name": "cosine", "warmup_steps": 4},
-            {3: 0.75, 4: 1, 6: (1 + math.cos(math.pi / 4)) / 2, 8: 0.5, 20: 0},
-        ),
-        ({"name": "cosine", "decay_steps": 8}, {0: 1, 4: 0.5, 8: 0, 9: 0, 12: 0, 16: 0}),
-        ({"name": "cosine_with_restarts", "warmup_steps": 4, "num_cycles": 2}, {6: 0.5, 8: 1, 10: 0.5, 12: 0, 14: 0}),
-        (
-            {"name": "cosine_with_restarts", "num_cycles": 2, "decay_steps": 8},
-            {2: 0.5, 4: 1, 6: 0.5, 8: 0, 10: 0},
-        ),
-        ({"name": "polynomial", "power": 2, "end_rate": 0.001, "decay_steps": 8}, {8: 0.1, 9: 0.1, 20: 0.1}),
+        ({"name": "cosine", "warmup_steps": 4}, {3: 0.75, 4: 1, 6: (1 + math.cos(math.pi / 4)) / 2, 8: 0.5, 12: 0}),
+        ({"name": "cosine_with_restarts", "warmup_steps": 4, "num_cycles": 2}, {4: 1, 6: 0.5, 8: 1, 10: 0.5, 12: 0}),
         # from 1 to 0.2 of the peak, 0.01
         ({"name": "polynomial", "warmup_steps": 4, "end_rate": 0.002}, {2: 0.5, 4: 1, 8: 0.6, 12: 0.2, 15: 0.2}),
         ({"name": "polynomial", "power": 2, "end_rate": 0, "decay_steps": 8}, {0: 1, 4: 0.25, 6: 1 / 16, 8: 0}),
@@ -133,14 +124,12 @@ def test_rates_by_hand(schedule, expected):
         ),
         (["--schedule.name", "polynomial", "--schedule.decay_steps", "20"], "warmup_steps 20 must be below"),
         (["--schedule.name", "piecewise_constant", "--warmup_steps", "0"], "needs schedule.step_rules"),
-        (["--schedule.step_rules", ""], "schedule.step_rules is empty; give a value, or none to unset it"),
-        (["--schedule.decay_steps", "19"], "warmup_steps 20 is more than schedule.decay_steps 19, the step"),
         *(
             (
                 ["--schedule.name", "piecewise_constant", "--warmup_steps", "0", f"--schedule.step_rules={rules}"],
                 "rising",
             )
-            for rules in ("1:10", "1:10,0.5:5,0.1", "1:10,1:10,1", "x:10,1", "1:1.5,1", "-1:10,1", "1:0,1")
+            for rules in ("1:10", "1:10,0.5:5,0.1", "1:10,1:10,1", "x:10,1", "1:1.5,1", "-1:10,1", "", "1:0,1")
         ),
     ],
 )

@@ -43,11 +43,6 @@ def test_the_fingerprint_follows_what_the_stored_values_follow(option: str, valu
     assert {name for name in before if before[name] != after[name]} == changed
 
 
-def test_a_share_that_is_held_out_is_a_part_and_none_is_not() -> None:
-    without = fingerprint_of(config(), text_dtype="fp32")
-    assert fingerprint_of(config("--held_out.share", "0.1"), text_dtype="fp32") == without | {"held_out.share": "0.1"}
-
-
 def test_the_fingerprint_follows_the_models_content_and_not_its_place(tmp_path: Path) -> None:
     import shutil
 

@@ -1,1 +1,0 @@
-"""The programs: each reads its options, calls the package, and prints."""
