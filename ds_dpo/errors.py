@@ -116,13 +116,33 @@ def run_program(main: Callable[[], None], *, leaves_at_once: bool = False, fails
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        advice = _advice_on(error)
+        if advice is not None:
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # each host has its own packages
+                print(f"error: {advice}", file=sys.stderr, flush=True)
+            _leave_at_once(EXIT_STATUS_OF_ERROR)
         if not fails_at_once:
             raise
         sys.excepthook(*sys.exc_info())  # torch's hook prints the rank in each line
         _leave_at_once(1)
     if leaves_at_once:
         _leave_at_once(0)
+
+
+def _advice_on(error: BaseException | None) -> str | None:
+    """Return a message if xformers cannot be imported: diffusers imports it whenever it is installed."""
+    while error is not None:
+        frame = error.__traceback__
+        while frame is not None and isinstance(error, ImportError):
+            if frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "xformers":
+                return (
+                    f"xformers cannot be imported ({cut(str(error))}), and diffusers imports it if it is there; "
+                    "uninstall xformers, or uninstall flash_attn if xformers asks for another version of it"
+                )
+            frame = frame.tb_next
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _leave_at_once(status: int) -> NoReturn:

@@ -105,5 +105,14 @@ def print_resolved(loaded: LoadedConfig) -> None:
         require_local_splits(loaded.config)
 
 
+def program() -> None:
+    """Train, and leave the process groups at the end of the process: NCCL would warn, and a second start needs them."""
+    main()
+    if "torch.distributed" in sys.modules:
+        from ds_dpo.distributed.collectives import leave
+
+        leave()
+
+
 if __name__ == "__main__":
-    run_program(main, fails_at_once=True)
+    run_program(program, fails_at_once=True)

@@ -39,7 +39,7 @@ class ModelConfig(Section):
     )
     vae_dtype: Precision = identity_field("Precision in which images are encoded.", default="fp32")
     attention: Literal["auto", "xformers", "sdpa"] = free_field(
-        "Attention kernels. auto: xformers if it works on this device, else PyTorch's SDPA.", default="auto"
+        "Attention kernels. auto: PyTorch's SDPA. xformers: checked on this device before it is used.", default="auto"
     )
     gradient_checkpointing: bool = free_field(
         "Recompute activations in the backward pass, which needs much less memory and about a third more time.",

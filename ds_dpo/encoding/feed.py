@@ -151,11 +151,17 @@ class Encoders:
     vae: AutoencoderKL
     text: TextEncoder
 
+    def to(self, device: torch.device) -> Encoders:
+        """Move the models and return this object, as a module does."""
+        self.vae.to(device)
+        self.text.to(device)
+        return self
+
 
 def load_encoders(config: RunConfig, *, dtype: torch.dtype, say: Say = say_nothing) -> Encoders:
-    """Load VAE and text encoders. dtype: of the text encoders; model.vae_dtype is the VAE's. Raises ModelError.
+    """Load VAE and text encoders on the host. Raises ModelError.
 
-    say: gets a line on prompts that are too long.
+    dtype: of the text encoders; model.vae_dtype is the VAE's. say: gets a line on prompts that are too long.
     """
     return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype, say=say))
 

@@ -14,7 +14,10 @@ from ds_dpo.outside import read_regular
 from ds_dpo.storage.replace import replace_file
 
 NAMES = ("PATH", "LD_LIBRARY_PATH", "DS_ACCELERATOR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
-PREFIXES = ("HF_", "NCCL_", "GLOO_", "TORCH_", "OMP_", "TRANSFORMERS_", "DS_DPO_", "CUDA_", "KMP_")
+PREFIXES = (
+    *("HF_", "TRANSFORMERS_", "DS_DPO_", "OMP_", "KMP_", "TORCH_", "PYTORCH_", "CUDA_", "CUBLAS_", "XFORMERS_"),
+    *("NCCL_", "GLOO_", "UCX_", "FI_"),  # UCX and libfabric (EFA) carry NCCL's traffic on some networks
+)
 STAYS = ("CUDA_VISIBLE_DEVICES",)  # the launcher sets it on each host
 # in the name of a variable, or of a parameter of an address
 SECRET = re.compile(

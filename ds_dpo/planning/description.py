@@ -8,6 +8,7 @@ from ds_dpo.config.optimization import DECAYING_SCHEDULES
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed, ranks_text
 from ds_dpo.planning.recipes import far_from_recipes
+from ds_dpo.planning.sizes import describe_sizes
 
 OPTIMIZER_WORDS = {
     "adamw": "AdamW",
@@ -43,6 +44,7 @@ def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "
         f"{resolved.accumulation_precision}, offloaded to the CPU: {offloaded or 'nothing'} "
         f"({config.deepspeed_config})",
+        *describe_sizes(config, resolved),
         f"pairs of the whole run: {batch.pairs_per_step * config.max_train_steps} in {config.max_train_steps} steps; "
         f"warm-up {100 * min(1.0, schedule.warmup_steps / config.max_train_steps):.0f} % of them",
         *_schedule_warnings(config),

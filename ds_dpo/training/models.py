@@ -12,19 +12,21 @@ from ds_dpo.distributed.collectives import is_main
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import Encoders, load_encoders
+from ds_dpo.engine.optimizers import require_countable
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.denoiser.trainable import choose_trained, describe_trained
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import describe_loading, describe_model, load_denoiser, peak_host_gib
-from ds_dpo.models.pipelines.pretrained import fetch_models, open_denoiser_init
+from ds_dpo.models.pipelines.pretrained import fetch_models, open_denoiser_init, open_pipeline
 from ds_dpo.models.reference import HeldReference
 from ds_dpo.models.start import checkpoint_start
 from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
 from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
 from ds_dpo.reference.residency import RESIDENCIES
+from ds_dpo.training.load_turns import ranks_at_once
 from ds_dpo.training.start import Start
 
 
@@ -69,12 +71,23 @@ def load_models(
             open_denoiser_init(model)
         loading = describe_loading(model, dtype=dtype, with_encoders=with_encoders)
     start.say(describe_model(model))
-    peak = peak_host_gib(
-        model, dtype=dtype, ranks_at_once=1, start_bytes=None if earlier is None else earlier.num_bytes()
+    num_parameters = open_pipeline(model).denoiser().num_parameters()
+    if config.adapter.type == "none" and not model.train and not model.freeze:
+        zero = resolved.settings["zero_optimization"]
+        require_countable(config.optimizer, num_trained=num_parameters, zero=zero, world_size=resolved.world_size)
+    at_once = ranks_at_once(
+        place,
+        denoiser_bytes=num_parameters * dtype.itemsize,
+        device=device,
+        keeps_reference=config.reference.residency == "cpu",
     )
-    start.say(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the denoiser one after another")
+    peak = peak_host_gib(
+        model, dtype=dtype, ranks_at_once=at_once, start_bytes=None if earlier is None else earlier.num_bytes()
+    )
+    how = "one after another" if at_once == 1 else f"{at_once} at once, after the first one"
+    start.say(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the denoiser {how}")
     start.part(loading)
-    with node_turns(place):
+    with node_turns(place, ranks_at_once=at_once):
         start.turn()
         policy = load_denoiser(model, dtype=dtype, start=earlier)
         attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
@@ -86,7 +99,8 @@ def load_models(
         predict = FAMILIES[model.family].denoiser.predict
         copy = residency.copy(policy, predict, dtype, device) if residency is not None and uses_reference else None
         start.turn()
-        encoders = load_encoders(config, dtype=dtype, say=start.say) if with_encoders else None
+        # here and not where they encode: with a cache they only draw
+        encoders = load_encoders(config, dtype=dtype, say=start.say).to(device) if with_encoders else None
     reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
     adapter = None
     if config.adapter.type != "none":

@@ -49,8 +49,14 @@ class TextTower:
             return_tensors="pt",
         )
         device = next(self.encoder.parameters()).device
-        mask = tokens.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
-        return self.encoder(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=True)
+        mask = _sent(tokens.attention_mask, device) if getattr(config, "use_attention_mask", False) else None
+        return self.encoder(_sent(tokens.input_ids, device), attention_mask=mask, output_hidden_states=True)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on the device, without waiting for the device: a GPU copies pinned memory so."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def encode_sdxl(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedPrompts:
@@ -107,7 +113,7 @@ class TextEncoder:
         encoded = self._encode(self.towers, list(distinct))
         if len(distinct) == len(prompts):
             return encoded
-        rows = torch.tensor([distinct[prompt] for prompt in prompts], device=encoded.text_states.device)
+        rows = _sent(torch.tensor([distinct[prompt] for prompt in prompts]), encoded.text_states.device)
         return EncodedPrompts(
             text_states=encoded.text_states[rows], pooled=None if encoded.pooled is None else encoded.pooled[rows]
         )

@@ -14,6 +14,12 @@ def test_secrets_stay():
         "PATH": "/venv/bin:/bin",
         "HF_HOME": "/shared/hf",
         "NCCL_SOCKET_IFNAME": "ib0",
+        "UCX_NET_DEVICES": "mlx5_0:1",
+        "FI_PROVIDER": "efa",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "XFORMERS_DISABLE_FLASH_ATTN": "1",
+        "FIRST": "no prefix of ours",
         "https_proxy": "http://proxy:8080",
         "HOME": "/home/me",
         "CUDA_VISIBLE_DEVICES": "0",
@@ -25,6 +31,11 @@ def test_secrets_stay():
     }
     entries, kept = travelling_environment(environ)
     assert entries == {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "FI_PROVIDER": "efa",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "UCX_NET_DEVICES": "mlx5_0:1",
+        "XFORMERS_DISABLE_FLASH_ATTN": "1",
         "HF_HOME": "/shared/hf",
         "NCCL_SOCKET_IFNAME": "ib0",
         "PATH": "/venv/bin:/bin",

@@ -10,13 +10,13 @@ from ds_dpo.planning.description import describe
 def test_the_report_says_what_the_numbers_amount_to() -> None:
     config = load_config([]).config
     report = "\n".join(describe(config, resolve_deepspeed(config, world_size=16)))
-    assert "pairs per step: 2048 = 16 ranks x 1 at once x 128 accumulated" in report
+    assert "pairs per step: 2048 = 16 ranks x 4 at once x 32 accumulated" in report
     assert (
         "learning rate: peak 1e-05, as given (not scaled by batch or ranks); 200 steps of warm-up, then constant"
         in report
     )
     assert "beta 5000: loss = -log sigmoid(-2500 x difference)" in report
-    assert "ZeRO stage 2, bf16, gradients accumulated in fp32" in report
+    assert "ZeRO stage 1, bf16, gradients accumulated in fp32" in report
     assert "noising:" not in report
 
 
