@@ -53,7 +53,7 @@ class Change:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message; it may come from a file, so it is cut."""
+    """Return a value for a message, cut, because it may come from a file."""
     text = str(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 

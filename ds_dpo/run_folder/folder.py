@@ -108,7 +108,9 @@ class RunFolder:
             return []
         self.saved_starts()  # a start could not be added to a torn file: refused here, before models are loaded
         saved = self.saved_config()
-        changes = compare_identity(identity(saved, precision_of(self.saved_settings())), identity(config, precision))
+        old_fields, new_fields = identity(saved, precision_of(self.saved_settings())), identity(config, precision)
+        accepted = self.accepted_changes(config)
+        changes = [change for change in compare_identity(old_fields, new_fields) if change.name not in accepted]
         if changes:
             listed = "\n  ".join(str(change) for change in changes)
             raise ConfigError(
@@ -136,6 +138,31 @@ class RunFolder:
             f"{config.data.split}, holds now:\n  {listed}\nrestore it{advice}, or give another output_dir"
         )
 
+    def accepted_changes(self, config: RunConfig) -> list[str]:
+        """Return the names of identity fields that a start may change without making another run.
+
+        A revision that is the commit which the run got from the hub anyway names the same files. Raises ConfigError.
+        """
+        if not self.config.exists():
+            return []
+        commits = {
+            "model.revision": (config.model.revision, self.saved_models("commits").get("model.pretrained")),
+            "data.revision": (config.data.revision, self.newest_start().get("data_commit")),
+        }
+        return [name for name, (asked, recorded) in commits.items() if asked is not None and asked == recorded]
+
+    def saved_models(self, kind: str) -> dict[str, str]:
+        """Return what the starts recorded of the models, newer ones over older ones. kind: hashes or commits.
+
+        Raises ConfigError.
+        """
+        found: dict[str, str] = {}
+        for start in self.saved_starts() if self.config.exists() else ():
+            models = start.get("models")
+            named = models.get(kind) if isinstance(models, dict) else None
+            found |= {name: str(value) for name, value in named.items()} if isinstance(named, dict) else {}
+        return found
+
     def write_start(
         self,
         config: RunConfig,
@@ -144,18 +171,20 @@ class RunFolder:
         world_size: int,
         data: Mapping[str, Any],
         device: str = "cpu",
+        models: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """Save the configuration and environment of this start; each file is replaced as a whole.
 
         data: of the data set, as DataSet.as_saved returns it. device: that of rank 0, in words.
-        Raises ConfigError.
+        models: their hashes and commits, see saved_models. Raises ConfigError.
         """
         starts = self.saved_starts()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_partials(self.path)
             replace_file(self.deepspeed, json.dumps(settings, indent=2) + "\n", sync=True)
-            starts = [*starts, {**describe_environment(world_size), "device": device, **data}]
+            start = {**describe_environment(world_size), "device": device, **data}
+            starts = [*starts, start if models is None else {**start, "models": models}]
             replace_file(self.environment, json.dumps(starts, indent=2) + "\n", sync=True)
             # written last: if this file exists, the others do too, even after a kill
             replace_file(self.config, config_to_yaml(config), sync=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds_dpo.checkpoints.identity import identity_of
+from ds_dpo.checkpoints.identity import RunIdentity, identity_of
 from ds_dpo.config.command_text import command_text
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import is_main
@@ -43,7 +43,7 @@ def train(
     start = Start(say=log.line, is_asked=lambda: stop.is_asked_since_start(look_for_file=place.rank == 0))
     opened = open_run(config, resolved, place, log=log, start=start)
     built = build_run(opened)
-    restored = restore_run(built, identity_of(opened.config, resolved, contents={"data": built.feed.fingerprint}))
+    restored = restore_run(built, _identity(built))
     if isinstance(restored, Progress):
         _complete(built, restored)
         return True
@@ -105,6 +105,16 @@ def _drawing(
     )
 
 
+def _identity(built: BuiltRun) -> RunIdentity:
+    opened = built.opened
+    return identity_of(
+        opened.config,
+        opened.resolved,
+        accepted=opened.folder.accepted_changes(opened.config),
+        contents={"data": built.feed.fingerprint, "models": built.contents.hashes},
+    )
+
+
 def _write_start(built: BuiltRun) -> None:
     opened, resolved = built.opened, built.opened.resolved
     with raised_everywhere():
@@ -115,6 +125,7 @@ def _write_start(built: BuiltRun) -> None:
                 world_size=resolved.world_size,
                 data=built.feed.data_set.as_saved(),
                 device=opened.picked.words,
+                models={"hashes": built.contents.hashes, "commits": built.contents.commits},
             )
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.engine.engine import Engine, build_engine
+from ds_dpo.models.contents import ModelContents
 from ds_dpo.models.loading import file_weights
 from ds_dpo.models.start import checkpoint_start
 from ds_dpo.reference.cache.feed import with_reference_errors
+from ds_dpo.training.belonging import require_same_models
 from ds_dpo.training.models import Models, load_models
 from ds_dpo.training.opening import OpenedRun
 from ds_dpo.watch.held_out.pairs import HeldOutPairs
@@ -19,10 +21,11 @@ from ds_dpo.watch.held_out.setup import load_held_out
 class BuiltRun:
     """A run with its models on their device. feed: with the errors of the cached reference, if the run has one.
 
-    held_out_pairs: None if the run evaluates none.
+    contents: those of the models' files. held_out_pairs: None if the run evaluates none.
     """
 
     opened: OpenedRun
+    contents: ModelContents
     models: Models
     engine: Engine
     feed: PairFeed
@@ -45,12 +48,15 @@ class BuiltRun:
 def build_run(opened: OpenedRun) -> BuiltRun:
     """Load what the run needs and give the policy its engine; every rank calls it. Raises DsDpoError on all ranks."""
     config, resolved, place, start = opened.config, opened.resolved, opened.place, opened.start
+    with_encoders = opened.keeps_encoders or opened.held_out is not None
+    start.part(f"comparing the files of {config.model.pretrained} with those of the run")
+    contents = require_same_models(config, opened.folder, place, with_encoders=with_encoders)
     models = load_models(
         config,
         resolved,
         place,
         device=opened.device,
-        with_encoders=opened.keeps_encoders or opened.held_out is not None,
+        with_encoders=with_encoders,
         start=start,
     )
     held_out_pairs = None
@@ -79,6 +85,7 @@ def build_run(opened: OpenedRun) -> BuiltRun:
     )
     return BuiltRun(
         opened=opened,
+        contents=contents,
         models=models,
         engine=engine,
         feed=feed,

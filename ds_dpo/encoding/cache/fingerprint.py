@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ds_dpo.config.data import DataConfig
 from ds_dpo.config.fields import FIELDS
 from ds_dpo.config.run import RunConfig
-from ds_dpo.errors import CheckpointError, ConfigError, ModelError
+from ds_dpo.errors import ConfigError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import tokenizer_of
 from ds_dpo.models.pipelines.pretrained import open_pipeline, open_vae
+from ds_dpo.models.weights.hashes import remembered_sha256
 from ds_dpo.models.weights.parts import Part
 from ds_dpo.precision import Precision
-from ds_dpo.storage.manifest import hash_file
-from ds_dpo.storage.replace import replace_file
 
 # fields of data that act when a cached pair is read; all other identity fields of data are compared
 ACT_ON_READING = {"flip", "size_conditioning", "prompt_dropout"}
@@ -78,30 +75,3 @@ def _content_of_model(part: Part) -> str:
 def _content_of_files(files: Sequence[Path]) -> str:
     lines = [f"{path.name} {remembered_sha256(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def remembered_sha256(path: Path) -> str:
-    """Return a file's SHA-256; a file is hashed again only if its path, size or time of change differs.
-
-    Hashes are kept in $XDG_CACHE_HOME/ds_dpo, by default ~/.cache/ds_dpo, because reading a text encoder takes seconds.
-    Raises ModelError if the file cannot be read.
-    """
-    real = path.resolve()
-    state = real.stat()
-    key = hashlib.sha256(f"{real}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:40]
-    note = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds_dpo" / "sha256" / key
-    if note.is_file() and len(found := note.read_text(encoding="ascii").strip()) == 64:
-        return found
-    try:
-        digest = hash_file(real).sha256
-    except CheckpointError as error:
-        raise ModelError(str(error)) from error
-    _remember(note, digest)
-    return digest
-
-
-def _remember(note: Path, digest: str) -> None:
-    # on some clusters the home folder cannot be written: then files are hashed again each time, which takes seconds
-    with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(note, digest + "\n", sync=False)

@@ -33,6 +33,14 @@ def fetch_file(model: str, name: str, *, revision: str | None) -> Path:
         return Path(hf_hub_download(model, name, revision=revision))
 
 
+def commit_of(place: Path) -> str | None:
+    """Return the commit of a file or folder in the hub's cache; None for any other place."""
+    for folder in (place, *place.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            return folder.name
+    return None
+
+
 @contextlib.contextmanager
 def _reachable(model: str, wanted: str, revision: str | None) -> Iterator[None]:
     try:
