@@ -25,7 +25,9 @@ from ds_dpo.errors import ConfigError, StopAskedError, run_program
 from ds_dpo.planning.description import describe
 from ds_dpo.process.quiet import quiet_libraries
 from ds_dpo.run_folder.log import RunLog
+from ds_dpo.run_folder.usable import require_usable
 from ds_dpo.supervision.rank import Supervision
+from ds_dpo.supervision.run_lock import RunLock, handed_in
 
 
 @commands_as_started()
@@ -45,23 +47,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.line(f"starting run {loaded.config.output_dir} on {ranks_text(place.world_size)}: importing PyTorch")
         for line in loaded.remarks:
             log.line(line)
-        with log.ended_by():
-            is_done = _train(loaded.config, resolved, place, supervision, log)
-        supervision.record_end(is_done=is_done)
-        # torch and DeepSpeed take ten seconds to import; a mistyped option is an error before that
-        from ds_dpo.distributed.collectives import barrier
+        with _lock(loaded.config, supervision, log) as lock:
+            with log.ended_by():
+                is_done = _train(loaded.config, resolved, place, supervision, log, lock)
+            supervision.record_end(is_done=is_done)
+            # torch and DeepSpeed take ten seconds to import; a mistyped option is an error before that
+            from ds_dpo.distributed.collectives import barrier
 
-        barrier()  # the launcher must know the end before the first rank exits
+            barrier()  # the launcher must know the end before the first rank exits
+
+
+def _lock(config: RunConfig, supervision: Supervision, log: RunLog) -> RunLock:
+    """Return the lock of the run folder, which rank 0 takes before anything is written."""
+    folder, handed = Path(config.output_dir), handed_in(os.environ)
+    return RunLock(folder, handed=handed, on_lost=supervision.leave_displaced, say=log.line)
 
 
 def _train(
-    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision, log: RunLog
+    config: RunConfig,
+    resolved: ResolvedDeepSpeed,
+    place: RankEnvironment,
+    supervision: Supervision,
+    log: RunLog,
+    lock: RunLock,
 ) -> bool:
     """Import what trains, let the ranks meet, and train; returns whether the run is done."""
     from ds_dpo.launch.meeting import meeting
 
+    def first() -> None:
+        require_usable(Path(config.output_dir))
+        lock.take()
+
     try:
-        with meeting(config, place, os.environ, stop=supervision.stop, say=log.line):
+        with meeting(config, place, os.environ, stop=supervision.stop, say=log.line, first=first):
             log.line("importing DeepSpeed, diffusers and transformers")
             from ds_dpo.training.assembly import train
 

@@ -25,6 +25,7 @@ from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import is_initialized
 from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.errors import ConfigError, LaunchError, LostRankError, StopAskedError
 from ds_dpo.launch.checks import differences
 from ds_dpo.launch.report import ALIKE, config_fingerprint, versions_here
@@ -40,6 +41,7 @@ PATIENT_SECONDS = 600.0
 USUAL_SECONDS = 15.0
 LOOK_SECONDS = 0.1
 DEVICE_ALIKE = ("accelerator", "nccl")  # what ranks compare of their devices
+FIRST_SECONDS = 40.0  # more than rank 0 takes to find that a lock on another host has no holder
 FAREWELL_SECONDS = 5.0  # until all ranks have read the verdict
 ASKED_SECONDS = 15.0  # a rank that is asked to stop still waits for rank 0, which ends the meeting for all
 STOP = "stop"  # the verdict if any rank is asked to stop
@@ -62,9 +64,17 @@ class Attendee:
 
 @contextmanager
 def meeting(
-    config: RunConfig, place: RankEnvironment, environ: Mapping[str, str], *, stop: StopRequest, say: Say
+    config: RunConfig,
+    place: RankEnvironment,
+    environ: Mapping[str, str],
+    *,
+    stop: StopRequest,
+    say: Say,
+    first: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """Let all ranks meet at MASTER_ADDR:MASTER_PORT. The store stays open for the body, which joins it.
+
+    first: called on rank 0 before anything is written; its ConfigError ends all ranks.
 
     Raises LaunchError on every rank. It names the ranks that did not come, and each host that differs from the first
     one or does not see the run folder. Raises StopAskedError on every rank that has come if one of them is asked to
@@ -72,6 +82,9 @@ def meeting(
     """
     own = _introduction(place, environ)
     if place.world_size == 1 or is_initialized():  # ranks of one process group have already met
+        with raised_everywhere():
+            if place.rank == 0:
+                first()
         yield
         return
     seconds = config.supervision.meeting_seconds or usual_seconds(place, environ)
@@ -82,7 +95,10 @@ def meeting(
     attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     table = _Table(store, place, seconds=seconds, attempt=attempt, is_asked=is_asked)
     own.versions.update(versions_here(config_fingerprint(config)))
-    (_lead if place.rank == 0 else _attend)(table, Path(config.output_dir), own)
+    if place.rank == 0:
+        _lead(table, Path(config.output_dir), own, first)
+    else:
+        _attend(table, Path(config.output_dir), own)
     yield  # the table must live on: on rank 0 its store is the server that all ranks use afterwards
 
 
@@ -210,13 +226,15 @@ class _Table:
         return self._is_asked() or self.has("asked")
 
 
-def _lead(table: _Table, output_dir: Path, own: Attendee) -> None:
+def _lead(table: _Table, output_dir: Path, own: Attendee, first: Callable[[], None]) -> None:
     """Do rank 0's part: invite the others, see who has come, and judge."""
     place = table.place
+    others = range(1, place.world_size)
     try:
+        table.put("first", None)  # it may take long, and the others wait for it
+        first()
         with token_in(output_dir) as token:
             table.put("invitation", {"output_dir": str(output_dir.absolute()), "token": token.path.name})
-            others = range(1, place.world_size)
             if table.wait_unless_asked(*map(_seat, others), seconds=table.seconds):
                 _end_meeting(table, STOP, others)
                 raise StopAskedError(STOPPED)
@@ -224,7 +242,7 @@ def _lead(table: _Table, output_dir: Path, own: Attendee) -> None:
             came = {0: replace(own, token=token.text), **others_here}
             problems = judge(came, place, seconds=table.seconds, token=token.text, output_dir=str(output_dir))
     except ConfigError as error:
-        came, problems = {}, [f"rank 0 on {platform.node()}: {error}"]
+        came, problems = dict.fromkeys(others, own), [f"rank 0 on {platform.node()}: {error}"]
         table.put("invitation", None)
     if problems:
         _end_meeting(table, problems, [rank for rank in came if rank])
@@ -244,7 +262,10 @@ def _attend(table: _Table, output_dir: Path, introduction: Attendee) -> None:
     own = f"rank {place.rank} on {platform.node()}"
     where = f"rank 0 at {place.master_addr}:{place.master_port}"
     try:
-        if not table.wait("invitation", seconds=table.seconds):
+        is_invited = table.wait("invitation", seconds=table.seconds)
+        if not is_invited and table.has("first"):
+            is_invited = table.wait("invitation", seconds=FIRST_SECONDS)
+        if not is_invited:
             raise LaunchError(f"{own}: {where} did not invite the other ranks within {table.seconds:g} s")
         invitation = table.take("invitation")
         if invitation is not None:

@@ -31,7 +31,11 @@ KILL_SECONDS = 15.0
 
 def supervise(prepared: Prepared) -> int:
     """Run the launcher, renew its ranks' lease and handle signals. Returns the exit status when all has ended."""
-    return _Supervisor(prepared).run()
+    try:
+        return _Supervisor(prepared).run()
+    finally:
+        if prepared.lock is not None:
+            prepared.lock.release()
 
 
 class _Supervisor:

@@ -112,6 +112,10 @@ class Supervision:
     def _leave_unsupervised(self, why: str) -> NoReturn:
         self._leave(EXIT_STATUS_OF_LOST_LEASE, f"the launcher is gone or cut off ({self._lease}: {why})")
 
+    def leave_displaced(self, why: str) -> NoReturn:
+        """Exit because another start has taken the run folder from this one, which it took for dead."""
+        self._leave(EXIT_STATUS_OF_LOST_LEASE, f"the run folder is lost: {why}")
+
     def _leave_orphaned(self, launcher: Process) -> None:
         if self.stop.is_asked(look_for_file=False):
             return  # Ctrl-C and `scancel` end plain `deepspeed` at once, while its ranks still save

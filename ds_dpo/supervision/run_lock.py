@@ -172,7 +172,7 @@ class RunLock:
                 return holder
             try:
                 now = _look(path)
-                if now is None or now.name == seen.name:
+                if now is not None and now.name == seen.name:
                     replace_file(path, self._content(), sync=False)
                     return None
             finally:
@@ -281,11 +281,16 @@ def _look(path: Path) -> Seen | None:
 
 def _parse(content: bytes) -> Seen:
     try:
-        _, _, text = content.partition(b"\n")
-        fields: dict[str, Any] = json.loads(text)
-        launchers = tuple((int(pid), int(started)) for pid, started in fields.pop("launchers"))
-        numbers = {name: int(fields.pop(name)) for name in ("pid", "started")}
-        holder = Holder(launchers=launchers, **numbers, **{name: _word(value) for name, value in fields.items()})
+        fields: dict[str, Any] = json.loads(content.partition(b"\n")[2])
+        holder = Holder(
+            nonce=_word(fields["nonce"]),
+            host=_word(fields["host"]),
+            machine=_word(fields["machine"]),
+            pid=int(fields["pid"]),
+            started=int(fields["started"]),
+            since=_word(fields["since"]),
+            launchers=tuple((int(pid), int(started)) for pid, started in fields["launchers"]),
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return Seen(content, None)
     return Seen(content, holder if _is_plain(holder.nonce) else None)
