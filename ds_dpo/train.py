@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log.line(line)
         with _lock(loaded.config, supervision, log) as lock:
             with log.ended_by():
-                is_done = _train(loaded.config, resolved, place, supervision, log, lock)
+                is_done = _train(loaded, resolved, place, supervision, log, lock)
             supervision.record_end(is_done=is_done)
             # torch and DeepSpeed take ten seconds to import; a mistyped option is an error before that
             from ds_dpo.distributed.collectives import barrier
@@ -64,7 +64,7 @@ def _lock(config: RunConfig, supervision: Supervision, log: RunLog) -> RunLock:
 
 
 def _train(
-    config: RunConfig,
+    loaded: LoadedConfig,
     resolved: ResolvedDeepSpeed,
     place: RankEnvironment,
     supervision: Supervision,
@@ -73,6 +73,8 @@ def _train(
 ) -> bool:
     """Import what trains, let the ranks meet, and train; returns whether the run is done."""
     from ds_dpo.launch.meeting import meeting
+
+    config = loaded.config
 
     def first() -> None:
         require_usable(Path(config.output_dir))
@@ -83,7 +85,7 @@ def _train(
             log.line("importing DeepSpeed, diffusers and transformers")
             from ds_dpo.training.assembly import train
 
-            return train(config, resolved, place, supervision, log=log)
+            return train(config, resolved, place, supervision, log=log, resume=loaded.resume)
     except StopAskedError as asked:
         if place.rank == 0:
             supervision.stop.clear_file()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from ds_dpo.config.command_text import with_start
 from ds_dpo.config.fields import FIELDS, FieldSpec, field_path
@@ -19,7 +19,7 @@ from ds_dpo.config.names import ALIASES, FLAT_NAMES
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.config.plain_scalar import plain
 from ds_dpo.config.values import settled
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, shown
 
 DEFAULT_CONFIG = "sdxl_pickapic"
 # what is answered at once, whatever else is given
@@ -28,8 +28,14 @@ QUESTIONS = {
     "print_schema": "Print the JSON schema of a run's YAML file and exit.",
     "version": "Print the version and exit.",
 }
-PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help", *QUESTIONS)
+PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "resume", "local_rank", "help", *QUESTIONS)
+NEVER: Literal["never"] = "never"
+MAX_STEP_DIGITS = 12
 MAX_CHOICES_WIDTH = 70  # argparse does not break a list of choices over lines
+RESUME_HELP = (
+    "STEP: go on from the checkpoint of this step, and set later ones aside. never: refuse a folder that has "
+    "checkpoints. [the newest valid checkpoint]"
+)
 SECTION_TITLES = {
     "": "common options",
     "model": "model: the model to train",
@@ -54,11 +60,15 @@ SECTION_TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """The options that were given: the program's, and the fields' by dotted name, as text or lists of text."""
+    """The options that were given: the program's, and the fields' by dotted name, as text or lists of text.
+
+    resume: the step of the checkpoint to go on from, or NEVER; None for the newest one.
+    """
 
     config: str
     dry_run: bool
     world_size: int | None
+    resume: int | Literal["never"] | None
     values: dict[str, Any]
 
 
@@ -100,8 +110,21 @@ def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> Comm
     if namespace.world_size is not None and not namespace.dry_run:
         _option_path("world_size")  # raises, and names the option to use
     return CommandLine(
-        config=config_name(argv), dry_run=namespace.dry_run, world_size=namespace.world_size, values=values
+        config=config_name(argv),
+        dry_run=namespace.dry_run,
+        world_size=namespace.world_size,
+        resume=None if namespace.resume is None else _checkpoint(namespace.resume),
+        values=values,
     )
+
+
+def _checkpoint(text: str) -> int | Literal["never"]:
+    """Return the value of --resume: the step of a checkpoint, or NEVER."""
+    if text == NEVER:
+        return NEVER
+    if not text.isascii() or not text.isdigit() or len(text) > MAX_STEP_DIGITS:
+        raise ConfigError(f"--resume {shown(text)}: give the step of a checkpoint, such as 200, or {NEVER}")
+    return int(text)
 
 
 def same_value(first: Any, second: Any) -> bool:
@@ -177,6 +200,7 @@ def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
     common = groups[""]
     common.add_argument("--config", metavar="NAME_OR_FILE", help=f"Preset or YAML file. [{DEFAULT_CONFIG}]")
     common.add_argument("--dry_run", action="store_true", help="Print the resolved configuration and exit.")
+    common.add_argument("--resume", metavar="STEP|never", help=RESUME_HELP)
     common.add_argument("--world_size", type=int, metavar="N", help="With --dry_run: assume N ranks.")
     for name, text in QUESTIONS.items():
         common.add_argument(f"--{name}", action="store_true", help=text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
@@ -30,13 +30,15 @@ PRESETS = PACKAGE / "presets"
 class LoadedConfig:
     """What a command asks for. world_size: number of ranks for a dry run; None: the ranks that exist.
 
-    remarks: lines for the user on how its layers were joined.
+    remarks: lines for the user on how its layers were joined. resume: step of the checkpoint to go on from, or never;
+    None for the newest one.
     """
 
     config: RunConfig
     dry_run: bool
     world_size: int | None
     remarks: Sequence[str] = ()
+    resume: int | Literal["never"] | None = None
 
 
 def load_config(argv: Sequence[str]) -> LoadedConfig:
@@ -62,6 +64,7 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
         dry_run=command.dry_run,
         world_size=command.world_size,
         remarks=merged.remarks,
+        resume=command.resume,
     )
 
 

@@ -100,7 +100,8 @@ EXPLAINED: dict[str, str] = {
     "loss_type": f"{_OBJECTIVES}; the loss that is called sigmoid elsewhere is dpo",
     **{family: f"give --model.family {family}" for family in FAMILY_NAMES},
     "enable_xformers_memory_efficient_attention": "give --model.attention xformers",
-    "resume_from_checkpoint": "the same command with the same --output_dir resumes its newest valid checkpoint",
+    "resume_from_checkpoint": "the same command with the same --output_dir resumes its newest valid "
+    "checkpoint; --resume STEP goes back to another one",
     "random_crop": "give --data.crop random",
     "random_flip": "give --data.flip shared (or independent, as the authors' code)",
     "no_hflip": "give --data.flip off",

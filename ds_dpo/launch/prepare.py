@@ -69,7 +69,7 @@ def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
         return _check(launch, loaded.config, environ)
     remarks = end_earlier_launches(output_dir)
     lock = RunLock(output_dir, say=say)
-    lock.take(patience_seconds=STALE_SECONDS if remarks else 0.0)  # ranks that were told to exit take some seconds
+    lock.take(patience_seconds=STALE_SECONDS if remarks else 0.0)  # ranks that must exit take some seconds
     try:
         prepared = _check(launch, loaded.config, {**environ, LOCK_VARIABLE: lock.nonce})
     except BaseException:

@@ -93,23 +93,29 @@ class StepSums:
         return means, totals
 
 
-def cut_metrics(path: Path, *, last_step: int, aside: Path | None = None) -> None:
+def cut_metrics(path: Path, *, last_step: int) -> int:
     """Remove the lines after a step, and a torn last line, so that a resumed run has each step once.
 
-    aside: a file to which removed lines are appended; None: they are dropped.
+    Removed lines are appended to a file beside it, see rolled_back_path. Returns their number.
     """
     if not path.exists():
-        return
+        return 0
     kept: list[str] = []
     later: list[str] = []
     for line in _lines(path):
         step = _step_of(line)
         if step is not None:
             (kept if step <= last_step else later).append(line + "\n")
-    if aside is not None and later:
-        with aside.open("a", encoding="utf-8") as file:
+    if later:
+        with rolled_back_path(path).open("a", encoding="utf-8") as file:
             file.writelines(later)
     replace_file(path, "".join(kept), sync=True)
+    return len(later)
+
+
+def rolled_back_path(path: Path) -> Path:
+    """Return where the lines of a file of steps go that a later start does not go on from."""
+    return path.with_suffix(".rolled_back.jsonl")
 
 
 def _lines(path: Path) -> list[str]:
@@ -134,14 +140,15 @@ class MetricsWriter:
         has_tensorboard: bool = True,
         trackers: Sequence[GuardedTracker] = (),
     ) -> None:
-        """Continue after last_step, 0 for a new run; later lines and events of an earlier start are removed.
+        """Continue after last_step, 0 for a new run; later lines of an earlier start move to
+        metrics.rolled_back.jsonl, and its later events are removed.
 
         trackers: cannot forget a step, so they get those alone that no start has reached before.
         """
         self._folder, self._path = folder, folder / "metrics.jsonl"
         self._has_tensorboard, self._trackers = has_tensorboard, list(trackers)
         self._hold_back_trackers()
-        cut_metrics(self._path, last_step=last_step)
+        self.num_rolled_back = cut_metrics(self._path, last_step=last_step)
         self._open(last_step)
 
     def _open(self, last_step: int) -> None:
@@ -156,14 +163,10 @@ class MetricsWriter:
         return events
 
     def _hold_back_trackers(self) -> None:
-        paths = (self._path, self._rolled_back)
+        paths = (self._path, rolled_back_path(self._path))
         steps = [step for path in paths if path.exists() for step in map(_step_of, _lines(path)) if step is not None]
         for tracker in self._trackers if steps else ():
             tracker.continue_after(max(steps))
-
-    @property
-    def _rolled_back(self) -> Path:
-        return self._path.with_suffix(".rolled_back.jsonl")
 
     def _to_events(self, write: Callable[[SummaryWriter], object]) -> None:
         """Write to TensorBoard. A writer that the disk refused cannot be used; the next checkpoint opens another."""
@@ -179,7 +182,7 @@ class MetricsWriter:
         """Continue after an earlier step; later lines move to metrics.rolled_back.jsonl."""
         self._close_files()
         self._hold_back_trackers()
-        cut_metrics(self._path, last_step=last_step, aside=self._rolled_back)
+        cut_metrics(self._path, last_step=last_step)
         self._open(last_step)
 
     def write(self, metrics: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ from ds_dpo.models.training_schedule import training_sampler
 from ds_dpo.run_folder.log import RunLog
 from ds_dpo.run_folder.metrics import MetricsWriter
 from ds_dpo.run_folder.progress import Length
+from ds_dpo.run_folder.resuming import Resume
 from ds_dpo.run_part import RunPart
 from ds_dpo.supervision.rank import Supervision
 from ds_dpo.training.building import BuiltRun, build_run
@@ -31,17 +32,24 @@ from ds_dpo.watch.held_out.setup import build_held_out, build_watchdog
 
 
 def train(
-    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, supervision: Supervision, *, log: RunLog
+    config: RunConfig,
+    resolved: ResolvedDeepSpeed,
+    place: RankEnvironment,
+    supervision: Supervision,
+    *,
+    log: RunLog,
+    resume: Resume = None,
 ) -> bool:
     """Train the run that config describes, from its start or its newest checkpoint; every rank of `place` calls it.
 
+    resume: another checkpoint than the newest, by its step; later ones are set aside before training begins.
     Returns False if it was asked to stop before the end; the steps of this start are then saved. Raises on all ranks
     StopAskedError if that comes before the first step, and DsDpoError if something does not fit. A start that fails
     before its first step does not change the run folder.
     """
     stop = supervision.stop
     start = Start(say=log.line, is_asked=lambda: stop.is_asked_since_start(look_for_file=place.rank == 0))
-    opened = open_run(config, resolved, place, log=log, start=start)
+    opened = open_run(config, resolved, place, log=log, start=start, resume=resume)
     built = build_run(opened)
     restored = restore_run(built, _identity(built))
     if isinstance(restored, Progress):
@@ -49,6 +57,8 @@ def train(
         return True
     sampler = _sampler(built)
     start.part(f"training begins after step {restored.progress.step} of {opened.config.max_train_steps}")
+    if isinstance(resume, int):
+        restored.checkpoints.store.go_back_to(resume)
     _write_start(built)
     _open_log(built, restored.progress)
     return _run(restored, sampler, supervision)
@@ -70,12 +80,18 @@ def _metrics(opened: OpenedRun, progress: Progress) -> MetricsWriter | None:
     """Return rank 0's writer, None on other ranks."""
     if not is_main():
         return None
-    return MetricsWriter(
+    metrics = MetricsWriter(
         opened.folder.path,
         last_step=progress.step,
         has_tensorboard="tensorboard" in opened.config.trackers,
         trackers=opened.trackers,
     )
+    if metrics.num_rolled_back:
+        opened.log.line(
+            f"an earlier start came further than step {progress.step}: {metrics.num_rolled_back} lines of "
+            "metrics.jsonl moved to metrics.rolled_back.jsonl"
+        )
+    return metrics
 
 
 def _open_log(built: BuiltRun, progress: Progress) -> None:

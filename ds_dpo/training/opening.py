@@ -24,6 +24,7 @@ from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.feed import open_covering_errors
 from ds_dpo.run_folder.folder import RunFolder, flatten
 from ds_dpo.run_folder.log import RunLog
+from ds_dpo.run_folder.resuming import Resume, require_resumable
 from ds_dpo.run_folder.trackers import GuardedTracker, open_trackers
 from ds_dpo.run_folder.usable import require_usable
 from ds_dpo.training.start import Start
@@ -45,6 +46,7 @@ class OpenedRun:
     log: RunLog
     picked: PickedDevice
     start: Start
+    resume: Resume
     feed: PairFeed
     held_out: PairFeed | None
     errors: ReferenceErrors | None
@@ -62,7 +64,13 @@ class OpenedRun:
 
 
 def open_run(
-    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, *, log: RunLog, start: Start
+    config: RunConfig,
+    resolved: ResolvedDeepSpeed,
+    place: RankEnvironment,
+    *,
+    log: RunLog,
+    start: Start,
+    resume: Resume = None,
 ) -> OpenedRun:
     """Compare the run folder, start communication and open all pairs; every rank of `place` calls it.
 
@@ -73,6 +81,7 @@ def open_run(
     config = pin_start(config)
     folder = RunFolder(Path(config.output_dir))
     require_usable(folder.path)
+    require_resumable(folder.checkpoints, resume)
     changes = folder.require_same_run(config, precision=resolved.precision)
     for line in [*fault_points.warnings(), *describe(config, resolved), *changes]:
         log.line(line)
@@ -103,6 +112,7 @@ def open_run(
         log=log,
         picked=picked,
         start=start,
+        resume=resume,
         feed=feed,
         held_out=held_out,
         errors=errors,

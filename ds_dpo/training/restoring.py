@@ -51,16 +51,16 @@ class RestoredRun:
 
 
 def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progress:
-    """Load the newest checkpoint, and prepare everything that trains; returns the progress if no step is left.
+    """Load the checkpoint that the start asks for, by default the newest, and prepare everything that trains.
 
-    Nothing is written. Raises DsDpoError on all ranks.
+    Returns the progress if no step is left. Nothing is written. Raises DsDpoError on all ranks.
     """
     opened, engine = built.opened, built.engine
     config, log = opened.config, opened.log
     store = CheckpointStore(opened.folder.checkpoints, engine=engine, identity=identity, say=log.line)
     built.keep_average()
     opened.start.part(f"looking for a checkpoint in {opened.folder.checkpoints}")
-    saved = store.load_newest()
+    saved = store.load_newest() if not isinstance(opened.resume, int) else store.load_step(opened.resume)
     progress = _progress(built, saved)
     if progress.step >= config.max_train_steps:
         return progress
