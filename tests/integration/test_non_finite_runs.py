@@ -210,7 +210,7 @@ def test_replay_refuses_other_pairs_and_other_runs(runs, tmp_path):
     pairs = json.loads((runs / "fp32" / "non_finite" / "step_00000002.json").read_text())["pairs"]
     with pytest.raises(DataError, match="the dataset is not what it was"):
         replayed(changed_record(runs, tmp_path, pairs=pairs[::-1]), run=runs / "fp32")
-    with pytest.raises(ConfigError, match="give the run's own folder"):
+    with pytest.raises(ConfigError, match="give the folder of the record's run with --run"):
         replayed(runs / "fp32" / "non_finite" / "step_00000002.json", run=runs / "bf16")
 
 
