@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.errors import CheckpointError
+from ds_dpo.outside import parse_json
 from ds_dpo.storage.replace import partial_path, replacing
 
 RECORD_NAME = "export.json"
@@ -67,7 +68,7 @@ def check_replaceable(out: Path) -> None:
     if not (out / RECORD_NAME).is_file():
         raise CheckpointError(f"{out}: exists and is not an earlier export; give another folder, or remove it first")
     try:
-        own = set(json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))["files"])
+        own = set(parse_json((out / RECORD_NAME).read_text(encoding="utf-8"))["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{out / RECORD_NAME}: not the record of an export ({error})") from error
     added = sorted(set(_files(out)) - own - {RECORD_NAME})

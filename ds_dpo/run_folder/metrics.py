@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ds_dpo.distributed.collectives import sum_across_ranks
 from ds_dpo.run_folder.trackers import GuardedTracker, Picture
+from ds_dpo.outside import parse_json
 from ds_dpo.storage.line_file import LineFile, warn
 from ds_dpo.storage.replace import replace_file
 
@@ -124,8 +125,8 @@ def _lines(path: Path) -> list[str]:
 
 def _step_of(line: str) -> int | None:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return int(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None  # the line was torn by a kill
 
 

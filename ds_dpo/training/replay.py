@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from ds_dpo.errors import CheckpointError, ConfigError, DataError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.outside import parse_json
 from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.feed import open_covering_errors, with_reference_errors
 from ds_dpo.reference.refresh import REFERENCE_FILE, load_reference
@@ -341,8 +341,8 @@ def _metrics(run: Path) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             found[int(line["step"])] = line
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return found

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
+from ds_dpo.config.documents import parse_yaml
 from ds_dpo.errors import DataError
+from ds_dpo.outside import read_regular
+
+MAX_CARD_BYTES = 4 * 2**20
 
 
 def files_in(folder: Path, *, below: bool) -> list[PurePath]:
@@ -63,9 +65,9 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def patterns_of_subset(folder: Path, name: str) -> dict[str, list[str]] | None:
     """Return the file patterns of each split that README.md lists for a subset, or None if it lists none."""
     try:
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        header = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else None
-    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
+        card = read_regular(folder / "README.md", max_bytes=MAX_CARD_BYTES).decode("utf-8")
+        header = parse_yaml(card.split("---")[1]) if card.startswith("---") else None
+    except (OSError, ValueError, IndexError):
         return None
     configs = header.get("configs") if isinstance(header, dict) else None
     for config in configs if isinstance(configs, list) else ():

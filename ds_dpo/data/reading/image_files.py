@@ -13,6 +13,7 @@ from ds_dpo.data.images import MAX_FILE_BYTES
 from ds_dpo.data.reading.arrow_values import Unreadable
 from ds_dpo.data.source import RawImage
 from ds_dpo.errors import DataError, shown
+from ds_dpo.outside import read_regular
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # longer than a name of a file may be, or with the first bytes of JPEG, PNG, WebP, GIF; also as a data: address
@@ -80,7 +81,7 @@ def read_file(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DataError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
-        return path.read_bytes()
+        return read_regular(path, max_bytes=MAX_FILE_BYTES)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
 from ds_dpo.data.reading.rows import ArrowRows
 from ds_dpo.errors import DataError
+from ds_dpo.outside import parse_json
 from ds_dpo.process.say import Say
 from ds_dpo.storage.replace import replace_file, replacing
 
@@ -72,7 +73,7 @@ def _facts_file(place: Path) -> Path:
 def read_stored(place: Path) -> ArrowRows | None:
     """Return the rows of a file, or None if it is missing or not complete."""
     try:
-        facts = json.loads(_facts_file(place).read_text())
+        facts = parse_json(_facts_file(place).read_text())
         if place.stat().st_size != facts["bytes"]:
             return None
         return ArrowRows(map_streams([place]), content=facts["content"])

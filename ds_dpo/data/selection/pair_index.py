@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_dpo.outside import parse_json
 from ds_dpo.process.say import Say
 from ds_dpo.storage.replace import partial_path
 
@@ -109,9 +110,9 @@ def open_index(
 def _read(place: Path) -> PairIndex | None:
     """Return the index in a folder, or None if it is missing or not complete."""
     try:
-        facts = IndexFacts(**json.loads((place / FACTS_FILE).read_text()))
+        facts = IndexFacts(**parse_json((place / FACTS_FILE).read_text()))
         entries = np.lib.format.open_memmap(place / ENTRIES_FILE, mode="r")  # does not unpickle anything
-        images = json.loads((place / IMAGES_FILE).read_text()) if (place / IMAGES_FILE).exists() else None
+        images = parse_json((place / IMAGES_FILE).read_text()) if (place / IMAGES_FILE).exists() else None
         if not all(isinstance(state, str) for state in (images or {}).values()):
             return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

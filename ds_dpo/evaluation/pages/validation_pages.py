@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.evaluation.pages.picture import save_file, save_png, to_picture, validation_grid
+from ds_dpo.outside import parse_json
 from ds_dpo.process.say import Say
 
 REFERENCE_FOLDER, DRAWN_WITH = "reference", "drawn_with.json"
@@ -71,7 +72,7 @@ class ValidationPages:
         """Return the reference's images of an earlier start, None if there are none with these prompts and settings."""
         folder = self._folder / REFERENCE_FOLDER
         try:
-            drawn_with: Any = json.loads((folder / DRAWN_WITH).read_text(encoding="utf-8"))
+            drawn_with: Any = parse_json((folder / DRAWN_WITH).read_text(encoding="utf-8"))
             if drawn_with == self._drawn_with:
                 return torch.stack([_read(folder / f"{number:02d}.png") for number in range(num_images)])
         except (OSError, ValueError):
