@@ -11,14 +11,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
 from ds_dpo.errors import ModelError, cut, shown
 from ds_dpo.models.families.table import FAMILIES, family_of, kind_of
 from ds_dpo.models.families.text import TextEncoder, TextTower, say_nothing
+from ds_dpo.models.layout import read_row_major
 from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
@@ -62,7 +62,7 @@ def load_denoiser(model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str,
         denoiser = skeleton(FAMILIES[model.family].denoiser.model_class(), part.config)
         fill(denoiser, start or file_weights(model), dtype=dtype, source=f"model.denoiser_init {model.denoiser_init}")
     assert isinstance(denoiser, ModelMixin)
-    _fix_kernels(denoiser)
+    read_row_major(denoiser)
     return denoiser.train()
 
 
@@ -158,22 +158,6 @@ def peak_host_gib(
     denoiser = open_pipeline(model).denoiser()
     source_bytes = _start_part(model).num_bytes() if start_bytes is None else start_bytes
     return (source_bytes + ranks_at_once * denoiser.num_parameters() * dtype.itemsize) / 2**30
-
-
-def _fix_kernels(denoiser: nn.Module) -> None:
-    """Make linear projections into transformers use the same kernel for trained and frozen weights.
-
-    Their input is a transposed view. torch multiplies it by `mm` if the weight requires a gradient, and by `bmm` if
-    not, even under no_grad (should_fold in aten/src/ATen/native/LinearAlgebra.cpp). The two may round differently, so
-    that the frozen reference would not predict exactly what the policy does.
-    """
-    for module in denoiser.modules():
-        if isinstance(module, Transformer2DModel) and isinstance(module.proj_in, nn.Linear):
-            module.proj_in.register_forward_pre_hook(_contiguous)
-
-
-def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.contiguous() for tensor in inputs)
 
 
 def _start_part(model: ModelConfig) -> Part:

@@ -13,6 +13,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ds_dpo.models.layout import row_major
+
 # An encoder's activations need 1.35 GiB for an image of 1024 x 1024 in fp32, much less than the UNet's.
 PIXELS_AT_ONCE = 1024 * 1024
 OVERFLOW_ADVICE = (
@@ -41,7 +43,8 @@ def encode_moments(vae: AutoencoderKL, pixels: Tensor, *, images_at_once: int | 
     """
     images_at_once = images_at_once or max(1, PIXELS_AT_ONCE // (pixels.shape[-2] * pixels.shape[-1]))
     posteriors = (vae.encode(images.to(vae.dtype)).latent_dist for images in pixels.split(images_at_once))
-    return torch.cat([torch.cat([posterior.mean, posterior.logvar], dim=1) for posterior in posteriors])
+    # a VAE with attention gives NHWC on a CPU
+    return row_major(torch.cat([torch.cat([found.mean, found.logvar], dim=1) for found in posteriors]))
 
 
 @torch.no_grad()

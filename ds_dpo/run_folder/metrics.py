@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ds_dpo.distributed.collectives import sum_across_ranks
-from ds_dpo.run_folder.trackers import GuardedTracker, Picture
 from ds_dpo.outside import parse_json
+from ds_dpo.run_folder.trackers import GuardedTracker, Picture
 from ds_dpo.storage.line_file import LineFile, warn
 from ds_dpo.storage.replace import replace_file
 

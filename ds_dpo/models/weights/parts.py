@@ -235,6 +235,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype
         stored = weights.name_in_file(name) if isinstance(weights, PlacedWeights) else name
         require_finite(tensor, stored, source=source)
     module.load_state_dict(own, assign=True)
+    align_weights(module)
 
 
 def _own(tensor: Tensor, name: str, shape: torch.Size, *, dtype: torch.dtype, source: str) -> Tensor:
