@@ -47,8 +47,8 @@ def step_of(policy: ModelMixin, reference: Reference) -> PreferenceStep:
     ("family", "dtype", "levels", "size"),
     [
         pytest.param("sdxl", FP32, 3, 8, id="sdxl-fp32", marks=pytest.mark.slow),
-        pytest.param("sdxl", BF16, 2, 4, id="sdxl-bf16"),
-        pytest.param("sdxl", FP16, 2, 4, id="sdxl-fp16"),
+        pytest.param("sdxl", BF16, 2, 8, id="sdxl-bf16", marks=pytest.mark.slow),
+        pytest.param("sdxl", FP16, 2, 8, id="sdxl-fp16", marks=pytest.mark.slow),
         pytest.param("sd15", FP32, 2, 8, id="sd15-fp32", marks=pytest.mark.slow),
         pytest.param("sd15", FP16, 2, 4, id="sd15-fp16", marks=pytest.mark.slow),
         pytest.param("sd21", FP32, 2, 8, id="sd21-fp32", marks=pytest.mark.slow),
