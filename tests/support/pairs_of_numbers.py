@@ -2,23 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ds_dpo.objectives.losses import OBJECTIVES
-from ds_dpo.objectives.pair_errors import PairErrors
+from ds_dpo.objectives.pair_errors import PairErrors, Quantity
 
-FIELDS = (
-    "policy_chosen_error",
-    "policy_rejected_error",
-    "chosen_difference",
-    "rejected_difference",
-    "residual_product",
-    "chosen_distance",
-    "rejected_distance",
-)
+FIELDS = ("policy_chosen_error", *get_args(Quantity))
 
 
 @dataclass(frozen=True)
