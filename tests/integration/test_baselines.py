@@ -1,7 +1,7 @@
 """Every objective's loss curve is the committed one, so that a change which moves all runs alike is seen.
 
-tests/baselines/renew.py writes the curves anew, for a change that is meant to move them. `scripts/test.sh --fast` runs
-this file: its two launches are of one rank and of two.
+tests/baselines/renew.py writes the curves again, for a change that is meant to move them. `scripts/test.sh --fast`
+takes the curve of dpo alone from here: two launches of two ranks, of which the second resumes.
 """
 
 import sys
@@ -36,11 +36,13 @@ def test_each_objective_has_a_line_that_moves():
         assert max(losses) - min(losses) > 10 * TOLERANCE * max(map(abs, losses)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_curve_is_the_committed_one(curves, name):
     assert curves[name] == pytest.approx(BASELINES[name], rel=TOLERANCE, abs=0)
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_a_thousandth_larger_is_seen(curves):
     assert curves["control"] != pytest.approx(BASELINES["dpo"], rel=5 * TOLERANCE, abs=0)
 

@@ -40,6 +40,7 @@ def test_what_is_no_failure_of_the_body_passes_at_once() -> None:
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_three_ranks(tmp_path: Path) -> None:
     multiprocessing.spawn(be_one_of_three, args=(tmp_path,), nprocs=NUM_RANKS)
     assert (tmp_path / "turns").read_text().split() == ["in0", "out0", "in1", "out1", "in2", "out2"]

@@ -132,6 +132,7 @@ def test_values_that_are_not_numbers_leave_nothing(tmp_path, pipeline, base, tun
         assert list((tmp_path / "outs").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_nothing_foreign_is_replaced(run, tmp_path, form):
     out = tmp_path / "outs" / "out"

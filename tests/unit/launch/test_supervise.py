@@ -78,6 +78,7 @@ def test_a_signal_lets_all_ranks_save_and_leaves_nothing_behind(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["output.txt", SEEN]
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_what_does_not_save(tmp_path):
     with launch(tmp_path, "ignores_the_request") as run:
         run.launcher.send_signal(signal.SIGINT)
@@ -89,6 +90,7 @@ def test_a_second_signal_ends_what_does_not_save(tmp_path):
         assert "exit at once" in run.said()
 
 
+@pytest.mark.slow
 def test_ranks_of_a_killed_launcher_leave_and_the_next_one_knows(tmp_path):
     with launch(tmp_path, "trains") as run:
         run.launcher.kill()
@@ -102,6 +104,7 @@ def test_ranks_of_a_killed_launcher_leave_and_the_next_one_knows(tmp_path):
     assert list(leases(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_ranks_of_a_killed_runner_leave_and_the_launcher_fails(tmp_path):
     with launch(tmp_path, "trains") as run:
         os.kill(run.runner.pid, signal.SIGKILL)
@@ -116,6 +119,7 @@ def test_a_runner_that_claims_success_is_not_believed(tmp_path):
         assert "no rank has recorded that training ended" in run.said()
 
 
+@pytest.mark.slow
 def test_a_hang_ends_all_with_every_rank_s_stacks(tmp_path):
     with launch(tmp_path, "hangs") as run:
         assert run.wait_until_all_are_gone() == EXIT_STATUS_OF_HANG
@@ -125,6 +129,7 @@ def test_a_hang_ends_all_with_every_rank_s_stacks(tmp_path):
             assert f'{PROGRAM}", line' in stacks, "where the main thread stands"
 
 
+@pytest.mark.slow
 def test_a_runner_that_stays_when_all_is_done_is_ended(tmp_path, monkeypatch):
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(quick_supervisor(tmp_path)), os.environ.get("PYTHONPATH", "")])

@@ -132,6 +132,7 @@ def files_with(name: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVE_SECTIONS)
 def test_an_objective_is_named_in_few_files(name: str) -> None:
     found = files_with(name)

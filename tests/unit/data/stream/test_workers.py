@@ -67,6 +67,7 @@ DEAD_WORKER = """
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_is_an_error_of_next_and_of_no_other_line():
     lines = run_program(DEAD_WORKER).splitlines()
     assert lines[0] == "still training"
@@ -92,6 +93,7 @@ FORKED_AFTER_THREADS = """
 """
 
 
+@pytest.mark.slow
 def test_workers_run_beside_openmp_threads_and_end_with_the_program():
     assert run_program(FORKED_AFTER_THREADS) == "done\n"
 

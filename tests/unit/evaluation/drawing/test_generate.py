@@ -170,6 +170,7 @@ def test_the_program_says_what_is_missing(tmp_path, monkeypatch, capsys) -> None
 # ---- noise ----
 
 
+@pytest.mark.slow
 def test_an_image_is_the_same_alone_and_among_others(tmp_path) -> None:
     """With the miniature's own sampler, DDPM, which adds noise at each step."""
     together = draw(tmp_path / "a", MINIATURE, prompts=(RED, BLUE), seeds=(1, 2, 3))
@@ -229,6 +230,7 @@ def test_each_kind_of_model_draws_its_own_weights(tmp_path) -> None:
     assert not torch.equal(alike[0], base)
 
 
+@pytest.mark.slow
 def test_a_lora_counts_by_its_scale(lora, tmp_path) -> None:
     (file,) = lora.glob("*.safetensors")
     choices = [
@@ -244,6 +246,7 @@ def test_a_lora_counts_by_its_scale(lora, tmp_path) -> None:
     assert (one - halves).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_16_bits_keep_a_vae_that_would_overflow_in_fp32(tmp_path, changed) -> None:
     sound = DiffusionPipeline.from_pretrained(MINIATURE)
     sound.vae.register_to_config(force_upcast=False)

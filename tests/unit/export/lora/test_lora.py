@@ -107,6 +107,7 @@ def write_adapter(path, checkpoint, config, *, naming, dtype=torch.float32):
     write_lora_file(path, layers, produce, naming=naming, dtype=dtype, metadata=metadata)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_diffusers_file_loads_as_it_was_trained(tmp_path, case):
     unet = add_lora(UNet2DConditionModel.from_pretrained(MINIATURE, subfolder="unet"), **CASES[case])
@@ -165,6 +166,7 @@ def test_the_scale_must_be_known(tmp_path):
         find_adapter(checkpoint)
 
 
+@pytest.mark.slow
 def test_a_lora_that_did_not_move_is_seen(tmp_path):
     unet = tiny_unet(TINY_SDXL, seed=11)
     unet.add_adapter(LoraConfig(target_modules=TARGETS, r=2, lora_alpha=2))
@@ -199,6 +201,7 @@ def tuned_miniature():
     return unet, base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", ["diffusers", "kohya"])
 def test_full_rank_predicts_as_the_tuned_unet(tmp_path, naming):
     unet, base = tuned_miniature()

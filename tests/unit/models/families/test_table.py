@@ -203,6 +203,7 @@ def test_the_refiners_folder_needs_no_first_text_encoder(refiner: tuple[Any, Mod
     assert len(load_text(refiner[1], dtype=torch.float32).towers) == 1
 
 
+@pytest.mark.slow
 def test_the_table_is_read_without_the_libraries_of_its_models() -> None:
     """Exports look into it, and would wait for seconds."""
     program = (
