@@ -6,8 +6,8 @@
 behaviour.py makes the records: 20 steps of the miniature in fp32 on 1 and 2 ranks, its exports, caches, order of pairs
 and resolved configurations, and a short run of each objective and of other options. The later checkout also resumes
 from the earlier one's run folders, checkpoints and caches. Prints a JSON line for each comparison; the exit status is 1
-if something differs. Not compared: times, memory, dates, the text of model cards, and renamed fields (RENAMED). Takes
-about 5 minutes per checkout on two cores.
+if something differs. Not compared: times, memory, dates, the text of model cards, and renamed fields and formats
+(RENAMED, RENAMED_FORMATS). Takes about 5 minutes per checkout on two cores.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ MEASURED = re.compile(r"(^|_)seconds$|_per_second$|_gib$")
 DATE = re.compile(rb'"modelspec\.date":"[^"]*"')
 # Fields of the run configuration under their present names: old name -> new name.
 RENAMED = {"unet_init": "denoiser_init"}
+# Formats in export.json, likewise.
+RENAMED_FORMATS = {"unet": "denoiser"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def renamed(value: Any) -> Any:
 
 
 def files(folder: Path) -> dict[str, Any]:
-    """Return the content of every file by its path: its SHA-256, or a model card's data."""
+    """Return the content of every file by its path: its SHA-256, or the data of a model card or of export.json."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): content(path) for path in found}
 
@@ -107,6 +109,9 @@ def content(path: Path) -> Any:
         import yaml
 
         return yaml.safe_load(path.read_text().split("---")[1])
+    if path.name == "export.json":
+        facts = plain_data(path)
+        return {**facts, "format": RENAMED_FORMATS.get(facts["format"], facts["format"])}
     return hashlib.sha256(DATE.sub(b"", path.read_bytes())).hexdigest()
 
 
