@@ -5,7 +5,8 @@ Only columns that a role reads matter, and only files that have rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from ds_dpo.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A parquet file that has rows, with its footer."""
+    """A parquet file that has rows, with its footer. column_bytes: unpacked size of each column, nested ones whole."""
 
     path: Path
     metadata: pq.FileMetaData
     schema: pa.Schema
+    column_bytes: Mapping[str, int]
 
 
 def read_footers(files: Sequence[Path], name: str) -> list[Shard]:
@@ -51,23 +53,32 @@ def common_schema(shards: Sequence[Shard], columns: Columns) -> pa.Schema:
 
 def uncompressed_bytes(shards: Sequence[Shard], columns: Sequence[str]) -> int:
     """Return the unpacked size of some columns, from the footers."""
-    wanted = set(columns)
-    return sum(
-        chunk.total_uncompressed_size
-        for shard in shards
-        for group in map(shard.metadata.row_group, range(shard.metadata.num_row_groups))
-        for chunk in map(group.column, range(group.num_columns))
-        if chunk.path_in_schema in wanted or chunk.path_in_schema.split(".")[0] in wanted
-    )
+    return sum(shard.column_bytes.get(column, 0) for shard in shards for column in set(columns))
 
 
 def _footer(path: Path) -> Shard:
     try:
         with pq.ParquetFile(path) as file:
-            return Shard(path=path, metadata=file.metadata, schema=file.schema_arrow.remove_metadata())
+            return Shard(
+                path=path,
+                metadata=file.metadata,
+                schema=file.schema_arrow.remove_metadata(),
+                column_bytes=_column_bytes(file.metadata),
+            )
     # a damaged footer may claim text that is not UTF-8, or more memory than there is
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {first_line(error)}") from error
+
+
+def _column_bytes(metadata: pq.FileMetaData) -> dict[str, int]:
+    """Return the unpacked bytes of each column. Raises UnicodeDecodeError for a name that is not UTF-8."""
+    sizes: Counter[str] = Counter()
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for leaf in map(group.column, range(group.num_columns)):
+            # a column's own name may hold a dot, and then it is the whole path of its only leaf
+            for column in {leaf.path_in_schema, leaf.path_in_schema.split(".")[0]}:
+                sizes[column] += leaf.total_uncompressed_size
+    return dict(sizes)
 
 
 def _common_type(shards: Sequence[Shard], column: str, kind: str) -> pa.DataType:
