@@ -1,5 +1,6 @@
 """Installs ds_dpo with honest ranges; requirements/ holds the exact versions that it was tested with."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -15,13 +16,14 @@ def files_under(package: str, folder: str) -> list[str]:
 
 setup(
     name="ds_dpo",
-    version="0.1.0",
+    version=runpy.run_path(str(HERE / "ds_dpo" / "config" / "version.py"))["VERSION"],
     description="Diffusion-DPO for text-to-image models on DeepSpeed",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     # ds_configs has no code: it lies beside the package, in a checkout and installed alike
+    entry_points={"console_scripts": ["ds-dpo = ds_dpo.__main__:main"]},
     packages=[*find_packages(include=["ds_dpo", "ds_dpo.*"]), "ds_configs"],
     package_data={
         "ds_dpo": [*files_under("ds_dpo", "presets"), *files_under("ds_dpo", "assets")],
@@ -50,6 +52,8 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.33"],
         "lora": ["peft>=0.18"],
+        "wandb": ["wandb>=0.19"],
+        "trackio": ["trackio>=0.2"],
         "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "peft>=0.18"],
     },
 )

@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ds_dpo.models.weights.unet_shapes import Shape, known_shapes
+from ds_dpo.planning.sizes import Parameters, model_bytes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "ds_dpo" / "assets" / "model_configs"
 UNETS = {"SDXL, SDXL-Turbo": "sdxl", "SDXL refiner": "sdxl_refiner", "SD 1.5": "sd15", "SD 2.1": "sd21"}
 NUMBERS_OF_GPUS = (1, 8, 16, 64)
 WEIGHT_BYTES = 2  # bf16 or fp16
-GRADIENT_BYTES = 4  # accumulated in fp32: grad_accum_dtype in ds_configs/
-OPTIMIZER_BYTES = 12  # fp32 master weights and AdamW's two moments
 LORA_LAYERS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
 
 
@@ -45,18 +44,14 @@ def num_lora_parameters(family: str, *, rank: int) -> int:
 
 def policy_bytes(parameters: int, *, stage: int, gpus: int) -> float:
     """Return the bytes of a policy on each GPU: ZeRO divides the optimizer state, then gradients, then weights."""
-    weights, gradients, optimizer = WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES / gpus
-    if stage >= 2:
-        gradients = GRADIENT_BYTES / gpus
-    if stage >= 3:
-        weights = WEIGHT_BYTES / gpus
-    return parameters * (weights + gradients + optimizer)
+    return model_bytes(Parameters(total=parameters, trained=parameters), stage=stage, ranks=gpus)
 
 
-def lora_bytes(family: str, *, rank: int) -> int:
+def lora_bytes(family: str, *, rank: int) -> float:
     """Return the bytes of a frozen UNet and of a LoRA that one GPU trains; the reference is the UNet without it."""
     trained = num_lora_parameters(family, rank=rank)
-    return WEIGHT_BYTES * num_parameters(family) + (WEIGHT_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES) * trained
+    frozen = WEIGHT_BYTES * num_parameters(family)
+    return frozen + model_bytes(Parameters(total=trained, trained=trained), stage=1, ranks=1)
 
 
 def table() -> Iterator[str]:

@@ -32,8 +32,9 @@ from ds_dpo.checkpoints.folder import Retention
 from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents
 from ds_dpo.config.load import load_config
+from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import export_environment, read_environment
-from ds_dpo.engine.device import pick_device, silence_deepspeed, start_communication
+from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.engine.engine import Engine, build_engine
 from ds_dpo.engine.settings import resolve_deepspeed
 from ds_dpo.process.quiet import quiet_libraries
@@ -123,7 +124,7 @@ def measure(num_parameters: int, num_rounds: int, folder: Path) -> dict[str, obj
 def build(num_parameters: int) -> Engine:
     place = read_environment({})
     export_environment(place)
-    device = pick_device(place.local_rank)
+    device = pick_device(place.local_rank, os.environ, needs_gpu=False).device
     start_communication(timeout=timedelta(minutes=5), device=device)
     config = load_config(["--config", "miniature", "--deepspeed_config=zero2_bf16", "--pairs_per_step=8"]).config
     torch.manual_seed(0)

@@ -44,12 +44,16 @@ SDXL: dict[str, Any] = {
 }
 
 
+SDXL_HEAD_WIDTH = 64
+
+
 def unet_config(scale: float) -> dict[str, Any]:
     """Return SDXL's UNet with its channels times scale, rounded to what its normalisation can divide."""
     groups = SDXL["norm_num_groups"]
     channels = [max(1, round(width * scale / groups)) * groups for width in SDXL["block_out_channels"]]
-    # as many heads as divide the channels: they do not change the number of weights
-    return {**SDXL, "block_out_channels": channels, "attention_head_dim": [width // 32 for width in channels]}
+    # heads of SDXL's width, narrower ones where that does not divide the channels: no number of weights depends on it
+    head_width = math.gcd(SDXL_HEAD_WIDTH, *channels)
+    return {**SDXL, "block_out_channels": channels, "attention_head_dim": [width // head_width for width in channels]}
 
 
 def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

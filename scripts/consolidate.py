@@ -1,94 +1,11 @@
-"""Turn the ZeRO shards of a run into a model that other programs load. Needs neither a GPU nor DeepSpeed.
+"""Turn a run's ZeRO shards into a model: ds_dpo/commands/consolidate.py, run from a checkout."""
 
-Examples:
-    python scripts/consolidate.py runs/my_run my_model
-    python scripts/consolidate.py runs/my_run my_model --format pipeline --dtype bf16 --step 200
-    python scripts/consolidate.py runs/my_run tuned.safetensors --format single-file --base_file base.safetensors
-    python scripts/consolidate.py runs/my_run my_lora --format lora --rank 64
-
-Options may be written with - or _. docs/export.md says which format each program needs.
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ds_dpo.errors import run_program
-from ds_dpo.precision import TORCH_NAMES
-
-
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ds_dpo.export.request import FORMAT_OPTIONS, LORA_NAMINGS, format_name
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("source", type=Path, help="Run folder, one of its checkpoints, or a save_dir of DeepSpeed.")
-    parser.add_argument("out", type=Path, help="Folder or .safetensors file to write; an earlier export is replaced.")
-    parser.add_argument(
-        "--format",
-        type=format_name,
-        choices=list(FORMAT_OPTIONS),
-        default="denoiser",
-        help="What to write (default: denoiser; unet means the same).",
-    )
-    parser.add_argument("--step", type=int, help="Step of the checkpoint to export (default: the newest valid one).")
-    parser.add_argument(
-        "--dtype",
-        choices=list(TORCH_NAMES),
-        default="fp16",
-        help="Precision to round the fp32 weights to (default: fp16).",
-    )
-    parser.add_argument("--base", metavar="MODEL", help="Folder or hub id of the base model (default: the run's).")
-    parser.add_argument(
-        "--ema", action="store_true", help="Export the moving average of the weights; the run needs ema.decay."
-    )
-    parser.add_argument(
-        "--keys", metavar="PREFIX", help="Prefix of the denoiser's parameters in the shards, such as unet."
-    )
-    folder = parser.add_argument_group("denoiser, pipeline")
-    folder.add_argument(
-        "--variant", metavar="NAME", help="Name the files for from_pretrained(variant=NAME), such as fp16."
-    )
-    folder.add_argument("--max_shard_gb", type=float, metavar="GB", help="Largest size of a file (default: 10).")
-    folder.add_argument("--vae", metavar="MODEL", help="Folder or hub id of a VAE to put into the pipeline.")
-    single = parser.add_argument_group("single-file")
-    single.add_argument("--base_file", type=Path, metavar="FILE", help="Checkpoint file to put the denoiser into.")
-    lora = parser.add_argument_group("lora")
-    lora.add_argument("--rank", type=int, help="Rank of the LoRA that approximates the change of a full run.")
-    lora.add_argument(
-        "--lora_naming", choices=LORA_NAMINGS, default="diffusers", help="Names of its weights (default: diffusers)."
-    )
-    lora.add_argument(
-        "--lora_alpha", type=float, help="Alpha of a LoRA run without adapter_config.json, in any format."
-    )
-    hub = parser.add_argument_group("model card and hub")
-    hub.add_argument(
-        "--license", metavar="ID", help="License in the model card (default: that of the base, if it is known)."
-    )
-    hub.add_argument("--push_to_hub", metavar="OWNER/NAME", help="Upload the folder to this repository of the hub.")
-    hub.add_argument("--private", action="store_true", help="Make the new repository private.")
-    return parser.parse_args([_with_underscores(argument) for argument in argv])
-
-
-def _with_underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}"
-
-
-def main() -> None:
-    arguments = parse_arguments(sys.argv[1:])
-    from ds_dpo.export.consolidate import consolidate
-    from ds_dpo.export.request import Request
-    from ds_dpo.process.quiet import quiet_libraries
-
-    quiet_libraries()
-    consolidate(Request(**vars(arguments)))
-
+from ds_dpo.__main__ import run_command
 
 if __name__ == "__main__":
-    run_program(main, leaves_at_once=True)
+    run_command("consolidate")

@@ -12,9 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ds_dpo.config.version import version_text
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=version_text(), help="Print the version and exit.")
     parser.add_argument("--work", type=Path, default=Path("runs/miniature"), help="Folder for training states.")
     parser.add_argument(
         "--output", type=Path, default=Path("ds_dpo/assets/miniature"), help="Folder for model/ and pairs/."

@@ -14,6 +14,10 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ds_dpo.config.version import version_text
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "miniature_seeds.md"
 
@@ -48,6 +52,7 @@ def table(summaries: dict[int, dict]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=version_text(), help="Print the version and exit.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Training seeds to run.")
     parser.add_argument("--runs", default="runs/seeds", help="Folder for the runs.")
     arguments = parser.parse_args()

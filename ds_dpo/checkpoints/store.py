@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.checkpoints.folder import LATEST, rank_of, recover_interrupted, together_on_disk, unused_name
+from ds_dpo.checkpoints.folder import LATEST, point_latest, rank_of, recover_interrupted, together_on_disk, unused_name
+from ds_dpo.checkpoints.harmless import require_harmless, require_listed
 from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_main, rank, world_size
 from ds_dpo.distributed.together import said_once
@@ -18,7 +19,6 @@ from ds_dpo.errors import CheckpointError
 from ds_dpo.process.fault_points import reach
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
-from ds_dpo.storage.manifest import Manifest
 from ds_dpo.storage.replace import sync_folder
 
 ROLLED_BACK_SUFFIX = ".rolled_back"
@@ -57,6 +57,19 @@ class CheckpointStore:
                 self._set_aside(later)
         return True
 
+    def go_back_to(self, step: int) -> None:
+        """Set all checkpoints after a step aside, and make `latest` name that of the step.
+
+        Raises CheckpointError on all ranks.
+        """
+        before = set(broadcast_object([path.name for path in manifest.checkpoint_folders(self.folder)]))
+        self.set_aside_after(step)
+        with together_on_disk():
+            if is_main():
+                point_latest(self.folder / manifest.step_folder_name(step))
+        for name in sorted(before - set(broadcast_object([p.name for p in manifest.checkpoint_folders(self.folder)]))):
+            self._say(f"set aside: {self.folder / name} is now {name}{ROLLED_BACK_SUFFIX}, and no start loads it")
+
     def _set_aside(self, names: Sequence[str]) -> None:
         for name in names:
             os.replace(self.folder / name, unused_name(self.folder / f"{name}{ROLLED_BACK_SUFFIX}"))
@@ -68,11 +81,23 @@ class CheckpointStore:
         A checkpoint whose save was interrupted between its renames gets its name first. Raises CheckpointError if there
         are checkpoints, or a `latest`, and none can be used: training never silently starts again.
         """
+        return self._load(None)
+
+    def load_step(self, step: int) -> LoadedCheckpoint:
+        """Load the checkpoint of a step. Raises CheckpointError on all ranks if it cannot be used."""
+        found = self._load(step)
+        if found is None:
+            raise said_once(CheckpointError(f"{self.folder} has no checkpoint of step {step}"))
+        return found
+
+    def _load(self, step: int | None) -> LoadedCheckpoint | None:
+        """Load the newest checkpoint that verifies, of one step if it is given."""
         reach("load.begin")
         with together_on_disk():
             if is_main():
                 recover_interrupted(self.folder, self._say)
-        names = broadcast_object([path.name for path in manifest.checkpoint_folders(self.folder)])
+        folders = [path for path in manifest.checkpoint_folders(self.folder) if step in (None, manifest.step_of(path))]
+        names = broadcast_object([path.name for path in folders])
         reasons: list[str] = []
         for name in names:
             errors = [error for error in gather_objects(self._verify(self.folder / name)) if error is not None]
@@ -87,7 +112,7 @@ class CheckpointStore:
         latest = self.folder / LATEST
         if reasons:
             raise said_once(CheckpointError(f"no checkpoint in {self.folder} can be used: " + "; ".join(reasons)))
-        if broadcast_object(latest.exists()):
+        if step is None and broadcast_object(latest.exists()):
             named = latest.read_text(encoding="utf-8").strip()
             error = CheckpointError(
                 f"{latest} names {named!r}, but {self.folder} holds no checkpoint; restore it, or start a new run "
@@ -97,22 +122,17 @@ class CheckpointStore:
         return None
 
     def _verify(self, folder: Path) -> CheckpointError | None:
-        """Check the manifest against this run, and this rank's files against the manifest."""
+        """Check the manifest against this run, and this rank's files against the manifest; none may run code."""
         try:
             found = manifest.read_manifest(folder)
-            self._require_same_precision(folder, found)
+            self._identity.require_own(folder, found)
             own = [name for name in found.files if _verifying_rank(name, world_size=world_size()) == rank()]
             manifest.verify_manifest(folder, names=own)
+            require_listed(folder, found)
+            require_harmless(folder, own)
         except CheckpointError as error:
             return error
         return None
-
-    def _require_same_precision(self, folder: Path, found: Manifest) -> None:
-        old, new = found.precision, self._identity.precision
-        if old != new:
-            raise CheckpointError(
-                f"{folder} was saved in precision {old}, but this start uses {new}; continue in {old}"
-            )
 
     def _read(self, folder: Path) -> dict[str, Any]:
         """Read a verified checkpoint into the engine; DeepSpeed does this if each rank has its own shard in it."""

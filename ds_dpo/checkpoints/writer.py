@@ -272,6 +272,7 @@ class CheckpointWriter:
                 precision=identity.precision,
                 fingerprint=identity.fingerprint,
                 layout=self._engine.layout_digest(),
+                run=identity.as_saved(),
                 files=files,
             ),
         )

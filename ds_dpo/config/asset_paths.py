@@ -18,3 +18,8 @@ def resolve_asset(path: str) -> str:
     if inside.is_absolute() or ".." in inside.parts:
         raise ConfigError(f"{path} leads out of the package; give a name such as {ASSET_PREFIX}assets/miniature/model")
     return str(PACKAGE / inside)
+
+
+def is_local(name: str | None) -> bool:
+    """Return whether a name is that of a file or folder on this machine, and no name of the package's own."""
+    return name is not None and not name.startswith(ASSET_PREFIX) and Path(name).expanduser().exists()

@@ -7,9 +7,10 @@ accepted and logged). A description is the text of `--help`: whole sentences tha
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 def identity_field(description: str, **constraints: Any) -> Any:
@@ -20,6 +21,22 @@ def identity_field(description: str, **constraints: Any) -> Any:
 def free_field(description: str, **constraints: Any) -> Any:
     """Return a field that may change from one start of a run to the next."""
     return Field(description=description, json_schema_extra={"identity": False}, **constraints)
+
+
+def in_home(path: str) -> str:
+    """Return a path with its leading ~ or ~user replaced by that home folder. Raises ValueError without such a user."""
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        user = whole[1:].partition("/")[0]
+        raise ValueError(
+            f"there is no home folder of {f'user {user}' if user else 'this user'}; for a folder of this name give "
+            f"./{whole}"
+        )
+    return whole
+
+
+# The type of each field that may hold a path of this machine, also beside hub ids.
+PathText = Annotated[str, AfterValidator(in_home)]
 
 
 class Section(BaseModel):

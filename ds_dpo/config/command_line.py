@@ -11,16 +11,31 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+from ds_dpo.config.command_text import with_start
 from ds_dpo.config.fields import FIELDS, FieldSpec, field_path
 from ds_dpo.config.names import ALIASES, FLAT_NAMES
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
-from ds_dpo.errors import ConfigError
+from ds_dpo.config.plain_scalar import plain
+from ds_dpo.config.values import settled
+from ds_dpo.errors import ConfigError, shown
 
 DEFAULT_CONFIG = "sdxl_pickapic"
-PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "local_rank", "help")
+# what is answered at once, whatever else is given
+QUESTIONS = {
+    "list_presets": "Print the presets that --config accepts and exit.",
+    "print_schema": "Print the JSON schema of a run's YAML file and exit.",
+    "version": "Print the version and exit.",
+}
+PROGRAM_OPTIONS = ("config", "dry_run", "world_size", "resume", "local_rank", "help", *QUESTIONS)
+NEVER: Literal["never"] = "never"
+MAX_STEP_DIGITS = 12
 MAX_CHOICES_WIDTH = 70  # argparse does not break a list of choices over lines
+RESUME_HELP = (
+    "STEP: go on from the checkpoint of this step, and set later ones aside. never: refuse a folder that has "
+    "checkpoints. [the newest valid checkpoint]"
+)
 SECTION_TITLES = {
     "": "common options",
     "model": "model: the model to train",
@@ -45,11 +60,15 @@ SECTION_TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """The options that were given: the program's, and the fields' by dotted name, as text or lists of text."""
+    """The options that were given: the program's, and the fields' by dotted name, as text or lists of text.
+
+    resume: the step of the checkpoint to go on from, or NEVER; None for the newest one.
+    """
 
     config: str
     dry_run: bool
     world_size: int | None
+    resume: int | Literal["never"] | None
     values: dict[str, Any]
 
 
@@ -68,6 +87,12 @@ def config_name(argv: Sequence[str]) -> str:
     return found.config[0] if found.config else DEFAULT_CONFIG
 
 
+def question(argv: Sequence[str]) -> str | None:
+    """Return the first of QUESTIONS that is given, None without one."""
+    plain = (argument[2:].replace("-", "_") for argument in argv if argument.startswith("--"))
+    return next((name for name in plain if name in QUESTIONS), None)
+
+
 def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> CommandLine:
     """Read all options; --help prints the help and exits with status 0. shown: values that --help puts in brackets.
 
@@ -81,12 +106,25 @@ def parse_command_line(argv: Sequence[str], *, shown: Mapping[str, Any]) -> Comm
             continue
         if any(not same_value(given[0], other) for other in given[1:]):
             raise ConfigError(f"{path} is set twice with different values: {' and '.join(map(_shown, given))}")
-        values[path] = _with_none(FIELDS[path], given[0])
+        values[path] = settled(FIELDS[path], _as_written(given[0]))
     if namespace.world_size is not None and not namespace.dry_run:
         _option_path("world_size")  # raises, and names the option to use
     return CommandLine(
-        config=config_name(argv), dry_run=namespace.dry_run, world_size=namespace.world_size, values=values
+        config=config_name(argv),
+        dry_run=namespace.dry_run,
+        world_size=namespace.world_size,
+        resume=None if namespace.resume is None else _checkpoint(namespace.resume),
+        values=values,
     )
+
+
+def _checkpoint(text: str) -> int | Literal["never"]:
+    """Return the value of --resume: the step of a checkpoint, or NEVER."""
+    if text == NEVER:
+        return NEVER
+    if not text.isascii() or not text.isdigit() or len(text) > MAX_STEP_DIGITS:
+        raise ConfigError(f"--resume {shown(text)}: give the step of a checkpoint, such as 200, or {NEVER}")
+    return int(text)
 
 
 def same_value(first: Any, second: Any) -> bool:
@@ -109,9 +147,11 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _with_none(spec: FieldSpec, value: Any) -> Any:
-    is_none = spec.is_optional and isinstance(value, str) and value.lower() in ("none", "null")
-    return None if is_none else value
+def _as_written(argument: str | list[str]) -> Any:
+    """Return an argument as a file's reader returns the same word; an empty one is text."""
+    if isinstance(argument, list):
+        return [_as_written(part) for part in argument]
+    return plain(argument) if argument else argument
 
 
 def _canonical(argv: Sequence[str], *, strict: bool) -> list[str]:
@@ -146,7 +186,9 @@ class _Parser(argparse.ArgumentParser):
 def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="train.py",
-        usage="deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]",
+        usage=with_start(
+            "deepspeed [--hostfile hostfiles/NAME] ds_dpo/train.py [--config NAME_OR_FILE] [--FIELD VALUE ...]"
+        ),
         description="Align a text-to-image diffusion model to preferences with Diffusion-DPO on DeepSpeed. "
         "Brackets show the value in the chosen configuration. A star (*) marks an option that makes another run, with "
         "another output_dir, when it changes. Names may use - or _; --name=value and --name value are the same. The "
@@ -158,7 +200,10 @@ def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
     common = groups[""]
     common.add_argument("--config", metavar="NAME_OR_FILE", help=f"Preset or YAML file. [{DEFAULT_CONFIG}]")
     common.add_argument("--dry_run", action="store_true", help="Print the resolved configuration and exit.")
+    common.add_argument("--resume", metavar="STEP|never", help=RESUME_HELP)
     common.add_argument("--world_size", type=int, metavar="N", help="With --dry_run: assume N ranks.")
+    for name, text in QUESTIONS.items():
+        common.add_argument(f"--{name}", action="store_true", help=text)
     common.add_argument("--local_rank", help="Set by some launchers and ignored.")
     for spec in FIELDS.values():
         flat = [name for name, path in FLAT_NAMES.items() if path == spec.path]
@@ -196,7 +241,7 @@ def _help(spec: FieldSpec, shown: Mapping[str, Any]) -> str:
     present = f" [{_shown(value)}]" if value is not None else ""
     aliases = [f"--{alias}" for alias, path in ALIASES.items() if path == spec.path]
     also = f" (also {', '.join(aliases)})" if aliases else ""
-    return (spec.description + _objectives_with(spec) + choices + present + mark + also).replace("%", "%%")
+    return (with_start(spec.description) + _objectives_with(spec) + choices + present + mark + also).replace("%", "%%")
 
 
 def _objectives_with(spec: FieldSpec) -> str:

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from ds_dpo.config.base import Section, free_field, identity_field
+from ds_dpo.config.base import PathText, Section, free_field, identity_field
+from ds_dpo.errors import ConfigError
+
+FormatName = Literal["pickapic", "chosen_rejected", "ranked", "manifest", "webdataset"]
 
 
 class DataConfig(Section):
     """Preference pairs: where they come from, which of them are used, and how their images are cut."""
 
-    dataset: str = identity_field("Preference pairs: hub id, local folder or file, or ds_dpo://assets/...")
+    dataset: PathText = identity_field("Preference pairs: hub id, local folder or file, or ds_dpo://assets/...")
     name: str | None = identity_field("Configuration (subset) of a hub dataset (its only one if unset).", default=None)
     revision: str | None = identity_field(
         "Commit or branch of a hub dataset (its default branch if unset).", default=None
     )
     split: str = identity_field("Split of the dataset.", default="train")
-    cache_dir: str | None = free_field(
-        "Folder in which the `datasets` library keeps its files (the library's default if unset).", default=None
+    files: list[str] = identity_field(
+        "Patterns of the files that form the split, below the folder or in the hub dataset, such as part-*.parquet or "
+        "data/**/*.parquet (if unset, the names of files say their split).",
+        default=[],
     )
-    format: Literal["pickapic", "chosen_rejected", "ranked", "manifest", "webdataset"] = identity_field(
+    cache_dir: PathText | None = free_field(
+        "Folder of downloads, of the copy that training makes of parquet, and of indices of pairs (that of the "
+        "`datasets` library if unset).",
+        default=None,
+    )
+    format: FormatName = identity_field(
         "How a row states its pairs; docs/data.md describes each format.", default="pickapic"
     )
     columns: list[str] = identity_field(
         "ROLE=COLUMN for each column whose name is not the one that the format expects, such as prompt=text.",
         default=[],
     )
-    image_root: str | None = free_field(
+    image_root: PathText | None = free_field(
         "Folder that the image paths in a dataset start from (the dataset's own folder if unset).", default=None
     )
-    cache: str | None = free_field(
+    cache: PathText | None = free_field(
         "Folder of encoded pairs made by scripts/cache.py. If unset, images and prompts are encoded during training.",
         default=None,
     )
@@ -108,6 +118,15 @@ class DataConfig(Section):
     )
     prefetch: int = free_field("Number of micro-batches that each loader process prepares ahead.", default=2, ge=1)
 
+    @field_validator("split")
+    @classmethod
+    def a_split_is_whole(cls, split: str) -> str:
+        try:
+            refuse_slice(split)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return split
+
     @model_validator(mode="after")
     def a_cache_holds_one_crop(self) -> DataConfig:
         if self.cache is not None and self.crop == "random":
@@ -116,3 +135,13 @@ class DataConfig(Section):
                 "center"
             )
         return self
+
+
+def refuse_slice(split: str) -> None:
+    """Raise ConfigError for a split in the notation of `datasets` for a part of one."""
+    if not split or "[" in split or "]" in split:
+        whole = split.partition("[")[0] or "train"
+        raise ConfigError(
+            f"split {split!r} is not the name of a whole split; {whole} would fit, with data.max_rows N to read only "
+            "its first N rows"
+        )

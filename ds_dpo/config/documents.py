@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from ds_dpo.errors import ConfigError
+from ds_dpo.config.bounded_yaml import BoundedLoader
+from ds_dpo.config.plain_scalar import BOOL, FLOAT, INT, NULL, Plain, plain
+from ds_dpo.errors import ConfigError, cut, shown
+from ds_dpo.outside import parse_json, read_regular
 
 Document = TypeVar("Document", dict[Any, Any], list[Any])
+MAX_BYTES = {"JSON": 64 * 2**20, "YAML": 4 * 2**20}
+TOO_DEEP = "nested too deeply"
 KINDS: dict[type, str] = {dict: "names and values", list: "a list"}
 
 
@@ -21,9 +25,17 @@ def read_yaml(path: Path, kind: type[Document], *, advice: str | None = None) ->
     return read_document(path, kind, parse_yaml, language="YAML", advice=advice)
 
 
+def read_yaml_as_written(path: Path) -> dict[Any, Any]:
+    """Return the names and values of a YAML file, with a `Plain` for each word that is neither quoted nor text.
+
+    Raises ConfigError as `read_document` does.
+    """
+    return read_document(path, dict, lambda text: _loaded(text, _LoaderAsWritten), language="YAML")
+
+
 def read_json(path: Path, kind: type[Document], *, advice: str | None = None) -> Document:
     """Return what a JSON file holds, a dict or a list as asked. Raises ConfigError as `read_document` does."""
-    return read_document(path, kind, json.loads, language="JSON", advice=advice)
+    return read_document(path, kind, parse_json, language="JSON", advice=advice)
 
 
 def read_document(
@@ -41,15 +53,26 @@ def read_document(
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML that reads `1e-8` as a number, `off` as text, and refuses a key given twice. Raises ValueError."""
+    """Parse YAML by the core schema of version 1.2, and refuse a key given twice. Raises ValueError.
+
+    `1e-8` is a number, 010 is ten, and yes, off, 1:30 and 2024-01-01 are text.
+    """
+    return _loaded(text, _Loader)
+
+
+def _loaded(text: str, loader: type[yaml.SafeLoader]) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{error.problem or error.context}{where}") from error
+        raise ValueError(f"{cut(error.problem or error.context or 'malformed')}{where}") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # a tag on text of another form
+        raise ValueError(f"a value does not fit its tag ({type(error).__name__})") from error
 
 
 class _UnusableError(Exception):
@@ -58,7 +81,7 @@ class _UnusableError(Exception):
 
 def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], language: str) -> Document:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, max_bytes=MAX_BYTES[language]).decode("utf-8")
     except OSError as error:
         raise _UnusableError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -67,35 +90,86 @@ def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], langu
         raise _UnusableError("is empty")
     try:
         content = parse(text)
-    except ValueError as error:
-        raise _UnusableError(f"is not valid {language}: {error}") from error
     except RecursionError as error:
-        raise _UnusableError("is nested too deeply") from error
+        raise _UnusableError(f"is {TOO_DEEP}") from error
+    except ValueError as error:
+        if str(error) == TOO_DEEP:
+            raise _UnusableError(f"is {TOO_DEEP}") from error
+        raise _UnusableError(f"is not valid {language}: {cut(str(error), characters=400)}") from error
+    if _holds_nul(content):
+        raise _UnusableError("holds a text with the character NUL, which no name, path or prompt may have")
     if not isinstance(content, kind):
         raise _UnusableError(f"must contain {KINDS[kind]}, not {_described(content)}")
     return content
 
 
 def _described(content: Any) -> str:
-    return KINDS.get(type(content)) or repr(content)[:40]
+    content = content.value if isinstance(content, Plain) else content
+    return KINDS.get(type(content)) or shown(content)
 
 
-class _Loader(yaml.SafeLoader):
+def _holds_nul(content: Any) -> bool:
+    """Return whether a text anywhere in a document has the character NUL, looking once at each of its parts."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if "\0" in value:
+                return True
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend([*value.keys(), *value.values()] if isinstance(value, dict) else value)
+    return False
+
+
+def _first_repeated(keys: list[Any]) -> Any:
+    known = set()
+    for key in keys:
+        if not isinstance(key, Hashable):  # which the loader refuses by itself
+            continue
+        if key in known:
+            return key
+        known.add(key)
+    return None
+
+
+class _Loader(BoundedLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for key in keys if keys.count(key) > 1]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"{repeated[0]} is given twice", node.start_mark)
+        repeated = _first_repeated(keys)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{cut(str(repeated))} is given twice", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
+class _LoaderAsWritten(_Loader):
+    """Keeps the text of each plain word beside its meaning."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_TYPES: dict[str, Any] = {"null": type(None), "bool": bool, "int": int, "float": int | float}
+
+
+def _as_written(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Plain:
+    written = plain(str(loader.construct_scalar(node)))
+    if not isinstance(written.value, _TYPES[node.tag.removeprefix(_TAG)]):
+        problem = f"{cut(written.text)} does not fit its tag, {node.tag.removeprefix(_TAG)}"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return written
+
+
+def _meaning(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    return _as_written(loader, node).value
+
+
+_Loader.yaml_implicit_resolvers = {"<": [(f"{_TAG}merge", re.compile(r"^<<$"))]}
+for _kind, _pattern, _first in (
+    ("null", NULL, ["~", "n", "N", ""]),
+    ("bool", BOOL, list("tTfF")),
+    ("int", INT, list("-+0123456789")),
+    ("float", FLOAT, list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, _pattern, _first)
+    _Loader.add_constructor(_TAG + _kind, _meaning)
+    _LoaderAsWritten.add_constructor(_TAG + _kind, _as_written)

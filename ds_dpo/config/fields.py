@@ -56,6 +56,8 @@ def _spec(path: str, info: FieldInfo) -> FieldSpec:
     is_optional = get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
     if is_optional:
         annotation = next(part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     is_list = get_origin(annotation) is list
     if is_list:
         annotation = get_args(annotation)[0]
@@ -105,13 +107,38 @@ def field_path(name: str, *, other_names: Iterable[str] = ()) -> str:
     path = FLAT_NAMES.get(plain) or ALIASES.get(plain) or plain
     if path in FIELDS:
         return path
-    if plain in EXPLAINED:
-        raise ConfigError(f"{name} is not accepted: {EXPLAINED[plain]}")
+    reason = EXPLAINED.get(plain.rpartition(".")[2])
+    if reason is not None:
+        raise ConfigError(f"{name} is not accepted: {reason}")
     if plain in SECTIONS:
         inside = ", ".join(spec.path for spec in FIELDS.values() if spec.section == plain)
         raise ConfigError(f"{name} is a section; its fields are {inside}")
-    near = did_you_mean(plain, [*FIELDS, *FLAT_NAMES, *ALIASES, *other_names])
+    near = _near_field(plain, other_names)
     raise ConfigError(f"{name} is not known{near or '; --help lists all'}")
+
+
+def _near_field(name: str, other_names: Iterable[str]) -> str:
+    """Return '; did you mean A or B?', comparing within the section that a dotted name has or nearly has."""
+    section, _, last = name.rpartition(".")
+    if not section:
+        without_section = [path for path in FIELDS if "." not in path]
+        known = [*without_section, *FLAT_NAMES, *ALIASES, *SECTIONS, *other_names]
+        return did_you_mean(name, known) or did_you_mean(name, FIELDS)
+    near_sections = get_close_matches(section, SECTIONS, n=1, cutoff=0.7)
+    here = _names_in(near_sections[0]) if near_sections else {}
+    anywhere = {other: path for part in SECTIONS for other, path in _names_in(part).items()}
+    for names in (here, anywhere):
+        if last in names:
+            return _question([names[last]])
+    near = get_close_matches(last, here, n=2, cutoff=0.6)
+    return _question([here[other] for other in near]) if near else did_you_mean(name, FIELDS)
+
+
+def _names_in(section: str) -> dict[str, str]:
+    """Return the dotted name of each field of a section by its names without the section, other trainers' included."""
+    others = {other: path for other, path in {**FLAT_NAMES, **ALIASES}.items() if FIELDS[path].section == section}
+    own = {path.rpartition(".")[2]: path for path, spec in FIELDS.items() if spec.section == section}
+    return {**{other.rpartition(".")[2]: path for other, path in others.items()}, **own}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -121,4 +148,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, n=2, cutoff=0.7) or [
         by_last_part[part] for part in get_close_matches(name.rpartition(".")[2], by_last_part, n=2, cutoff=0.6)
     ]
+    return _question(near)
+
+
+def _question(near: Iterable[str]) -> str:
+    near = list(dict.fromkeys(near))
     return f"; did you mean {' or '.join(near)}?" if near else ""

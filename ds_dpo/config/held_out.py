@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ds_dpo.config.base import Section, free_field
+from ds_dpo.config.base import PathText, Section, free_field, identity_field
+from ds_dpo.config.data import FormatName
 
 
 class HeldOutConfig(Section):
@@ -17,7 +18,7 @@ class HeldOutConfig(Section):
         default=None,
         ge=1,
     )
-    dataset: str | None = free_field(
+    dataset: PathText | None = free_field(
         "Hub id, folder or file of the held-out pairs (data.dataset if unset).", default=None
     )
     name: str | None = free_field(
@@ -27,6 +28,21 @@ class HeldOutConfig(Section):
     )
     split: str | None = free_field(
         "Split of the held-out pairs, such as validation_unique (data.split if unset).", default=None
+    )
+    share: float | None = identity_field(
+        "Hold out this share of the prompts of data.dataset with all their pairs, such as 0.05: they are never trained "
+        "on. A formula of the prompt's text chooses them (off if unset).",
+        default=None,
+        gt=0,
+        lt=1,
+    )
+    format: FormatName | None = free_field(
+        "How a row of the held-out pairs states them (data.format if unset).", default=None
+    )
+    columns: list[str] = free_field(
+        "ROLE=COLUMN for columns of the held-out pairs (no entries: those of data.columns, where the format is the "
+        "same).",
+        default=[],
     )
     num_pairs: int = free_field(
         "Number of held-out pairs, chosen by held_out.seed; all of them if the dataset has fewer.", default=128, ge=2
@@ -40,6 +56,16 @@ class HeldOutConfig(Section):
     seed: int = free_field(
         "Seed that chooses the held-out pairs, their timesteps and their noise.", default=0, ge=0, lt=2**63
     )
+
+    @model_validator(mode="after")
+    def a_share_is_of_the_pairs_of_data(self) -> HeldOutConfig:
+        given = [name for name in ("dataset", "name", "split", "format", "columns") if getattr(self, name)]
+        if self.share is not None and given:
+            raise ValueError(
+                f"held_out.share {self.share:g} holds out pairs of data.dataset and data.split, so held_out.{given[0]} "
+                f"{getattr(self, given[0])} has no effect; give one of the two"
+            )
+        return self
 
 
 class WatchdogConfig(Section):

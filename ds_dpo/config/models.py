@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ds_dpo.config.base import Section, free_field, identity_field
+from ds_dpo.config.base import PathText, Section, free_field, identity_field
 from ds_dpo.config.families import DEFAULT_FAMILY, FamilyName
 from ds_dpo.precision import Precision
 
@@ -14,7 +14,7 @@ from ds_dpo.precision import Precision
 class ModelConfig(Section):
     """The model that is trained, and its encoders."""
 
-    pretrained: str = identity_field(
+    pretrained: PathText = identity_field(
         "Pipeline to start from: hub id, diffusers folder, whole .safetensors checkpoint, or ds_dpo://assets/..."
     )
     revision: str | None = identity_field(
@@ -29,17 +29,17 @@ class ModelConfig(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = identity_field(
         "What the denoiser predicts (as the model's scheduler config says if unset).", default=None
     )
-    denoiser_init: str | None = identity_field(
+    denoiser_init: PathText | None = identity_field(
         "Other weights that policy and reference start from: a diffusers folder, a hub id, a .safetensors file, or a "
         "run's folder or checkpoint (the pipeline's own if unset).",
         default=None,
     )
-    vae: str | None = identity_field(
+    vae: PathText | None = identity_field(
         "Another VAE: hub id, folder or .safetensors file (the pipeline's own if unset).", default=None
     )
     vae_dtype: Precision = identity_field("Precision in which images are encoded.", default="fp32")
     attention: Literal["auto", "xformers", "sdpa"] = free_field(
-        "Attention kernels. auto: xformers if it works on this device, else PyTorch's SDPA.", default="auto"
+        "Attention kernels. auto: PyTorch's SDPA. xformers: checked on this device before it is used.", default="auto"
     )
     gradient_checkpointing: bool = free_field(
         "Recompute activations in the backward pass, which needs much less memory and about a third more time.",
@@ -62,7 +62,7 @@ class ReferenceConfig(Section):
         "off. cached: nowhere, its errors are read from reference.cache.",
         default="replicated",
     )
-    cache: str | None = free_field(
+    cache: PathText | None = free_field(
         "Folder with the reference's errors, made by scripts/cache.py --reference; only for residency cached.",
         default=None,
     )

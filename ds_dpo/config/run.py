@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import model_validator
 
-from ds_dpo.config.base import Section, free_field, identity_field
+from ds_dpo.config.base import PathText, Section, free_field, identity_field
 from ds_dpo.config.cadence import CadenceConfig
 from ds_dpo.config.data import DataConfig
 from ds_dpo.config.diffusion import DiffusionConfig
@@ -15,6 +17,8 @@ from ds_dpo.config.objectives import OBJECTIVE_SECTIONS, ObjectiveConfig, SftCon
 from ds_dpo.config.optimization import AdapterConfig, NonFiniteConfig, OptimizerConfig, ScheduleConfig
 from ds_dpo.config.supervision import SupervisionConfig
 from ds_dpo.config.terms import TermsConfig
+
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class BatchConfig(Section):
@@ -49,18 +53,22 @@ class ValidationConfig(Section):
 class RunConfig(Section):
     """A whole run. The file that deepspeed_config names sets ZeRO, precision, offload and communication."""
 
-    output_dir: str = free_field("Run folder. The same command resumes the run in it.")
+    output_dir: PathText = free_field("Run folder. The same command resumes the run in it.")
     max_train_steps: int = free_field("Number of optimizer steps of the whole run.", ge=1)
     seed: int = identity_field(
         "Seed of the pairs' order, noise, timesteps, crops, flips and dropped prompts.", default=0, ge=0, lt=2**63
     )
-    deepspeed_config: str = free_field(
+    deepspeed_config: PathText = free_field(
         "DeepSpeed settings: name of a file in ds_configs/, or a path.", default="zero2_bf16"
     )
     expected_world_size: int | None = free_field(
         "Refuse to train with a number of ranks other than N, as after a mistyped hostfile (any number if unset).",
         default=None,
         ge=1,
+    )
+    trackers: list[TrackerName] = free_field(
+        "Where curves go beside metrics.jsonl, which is always written; wandb and trackio are extras to install.",
+        default=["tensorboard"],
     )
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
@@ -108,6 +116,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def a_decay_ends_after_the_warm_up(self) -> RunConfig:
+        schedule = self.schedule
+        if schedule.decay_steps is not None and schedule.warmup_steps > schedule.decay_steps:
+            raise ValueError(
+                f"schedule.warmup_steps {schedule.warmup_steps} is more than schedule.decay_steps "
+                f"{schedule.decay_steps}, the step at which the decay ends; give fewer, or a later end"
+            )
+        return self
+
+    @model_validator(mode="after")
     def drawing_needs_prompts(self) -> RunConfig:
         if self.cadence.sample_every_steps is not None and not self.validation.prompts:
             raise ValueError(
@@ -119,13 +137,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def held_out_pairs_are_not_trained_on(self) -> RunConfig:
         data, held_out = self.data, self.held_out
-        if held_out.every_steps is None:
+        if held_out.every_steps is None or held_out.share is not None:
             return self
         split = held_out.split or data.split
         if held_out.dataset in (None, data.dataset) and split == data.split and held_out.name in (None, data.name):
             raise ValueError(
                 f"held_out.every_steps {held_out.every_steps} would evaluate pairs that are trained on: split {split} "
-                f"of {data.dataset}; give held_out.split, such as validation_unique, or held_out.dataset"
+                f"of {data.dataset}; give held_out.split, such as validation_unique, held_out.dataset, or "
+                "held_out.share, such as 0.05"
             )
         return self
 

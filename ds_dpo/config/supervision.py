@@ -6,17 +6,17 @@ from ds_dpo.config.base import Section, free_field
 
 
 class SupervisionConfig(Section):
-    """How long ranks wait for a step, for each other and for their launcher before they exit."""
+    """How long ranks wait for a micro-batch, for each other and for their launcher before they exit."""
 
     hang_factor: float = free_field(
-        "A step that takes more than X times the median of the last 50 steps is a hang: all ranks write their stacks "
+        "A micro-batch that takes more than X times the median of the last 50 is a hang: all ranks write their stacks "
         "to files and exit.",
         default=10.0,
         ge=2,
     )
     hang_floor_seconds: float = free_field(
-        "A step shorter than this is never a hang. The first two steps, which may compile kernels, get three times "
-        "this.",
+        "A micro-batch shorter than this is never a hang. Those of the first step of a start, which may compile "
+        "kernels, get three times this.",
         default=600.0,
         gt=0,
     )

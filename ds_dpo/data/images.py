@@ -15,17 +15,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from ds_dpo.data.source import RawImage
 from ds_dpo.errors import DataError
 
-# decoders that only decode; some others of Pillow, such as EPS, start programs
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# decoders that only decode, as far as Pillow was built with them; some others, such as EPS, start programs
+FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(name for name in FEATURES if features.check(FEATURES[name])))
 MAX_PIXELS = 2**26  # 8192 x 8192; a few kilobytes of PNG may claim far more and fill a host's memory
 MAX_FILE_BYTES = 2**28
-TURNED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF values that swap height and width
+# EXIF's values of orientation, and what makes such an image upright
+UPRIGHT: Mapping[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNED_ORIENTATIONS = (5, 6, 7, 8)  # those that swap height and width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,8 @@ def decode_rgb(raw: RawImage | None) -> Image.Image:
     """
     with _decoding(raw) as image:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        method = UPRIGHT.get(_orientation(image))
+        return _to_rgb(image if method is None else image.transpose(method))
 
 
 def read_size(raw: RawImage | None) -> tuple[int, int]:
@@ -63,12 +75,9 @@ def read_size(raw: RawImage | None) -> tuple[int, int]:
     """
     content = raw if isinstance(raw, Image.Image) else file_bytes(raw)
     with _decoding(content) as image:
-        if image.format == "PNG" and isinstance(content, bytes) and not _has_late_metadata(content):
-            exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the pixels first
-        else:
-            exif = image.getexif()
+        is_early = image.format == "PNG" and isinstance(content, bytes) and not _has_late_metadata(content)
         # Pillow rotates a TIFF when it opens it, but keeps the tag until it is decoded
-        is_turned = image.format != "TIFF" and exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
+        is_turned = image.format != "TIFF" and _orientation(image, is_early=is_early) in TURNED_ORIENTATIONS
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
@@ -109,6 +118,18 @@ def _resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     # returns a copy if the size does not change. Bilinear over the whole footprint is the authors' transforms.Resize;
     # Lanczos overshoots at hard edges
     return image.resize((resized_width, resized_height), Image.Resampling.BILINEAR)
+
+
+def _orientation(image: Image.Image, *, is_early: bool = False) -> Any:
+    """Return EXIF's orientation, or None if there is none or its tags make no sense: the pixels are whole nevertheless.
+
+    is_early: the tags of a PNG come before its pixels, which PngImageFile.getexif would decode first.
+    """
+    try:
+        return (Image.Image.getexif(image) if is_early else image.getexif()).get(ExifTags.Base.Orientation)
+    # struct.error, ValueError, TypeError, SyntaxError and more; tags are read one by one, as they are asked for
+    except Exception:
+        return None
 
 
 @contextmanager

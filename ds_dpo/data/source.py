@@ -54,6 +54,10 @@ class PairSource(Protocol):
         """Identifies the pairs, in named parts: two sources with the same fingerprint hold the same pairs."""
 
     @property
+    def commit(self) -> str | None:
+        """Commit of a data set of the hub, None for any other."""
+
+    @property
     def bucket_sizes(self) -> Sequence[int]:
         """Number of pairs in each bucket, at least 1; a single number if there are no buckets."""
 

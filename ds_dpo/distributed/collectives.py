@@ -31,6 +31,12 @@ def barrier() -> None:
         distributed.barrier()
 
 
+def leave() -> None:
+    """Leave the process groups after the last collective; NCCL would warn of it, and leave the rest to destructors."""
+    if is_initialized():
+        distributed.destroy_process_group()
+
+
 def sum_across_ranks(values: torch.Tensor) -> torch.Tensor:
     """Return the sum over ranks of a tensor that every rank has in the same shape."""
     if is_initialized():

@@ -83,7 +83,6 @@ def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
 
 def _from_slurm_step(environ: Mapping[str, str]) -> RankEnvironment:
     world_size = _number(environ, "SLURM_STEP_NUM_TASKS")
-    tasks_of_nodes = _tasks_of_nodes(environ.get("SLURM_STEP_TASKS_PER_NODE") or str(world_size))
     # all tasks of a job need the same port, and two jobs on a node need different ones
     own_port = 20000 + _number(environ, "SLURM_JOB_ID", default=0) % 20000
     master_addr = environ.get("MASTER_ADDR") or _first_slurm_host(environ.get("SLURM_STEP_NODELIST", "127.0.0.1"))
@@ -91,9 +90,36 @@ def _from_slurm_step(environ: Mapping[str, str]) -> RankEnvironment:
         rank=_number(environ, "SLURM_PROCID"),
         world_size=world_size,
         local_rank=_number(environ, "SLURM_LOCALID", default=0),
-        local_world_size=tasks_of_nodes[_number(environ, "SLURM_NODEID", default=0)],
+        local_world_size=_tasks_of_this_node(environ, world_size),
         master_addr=master_addr,
         master_port=_number(environ, "MASTER_PORT", default=own_port),
+    )
+
+
+def _tasks_of_this_node(environ: Mapping[str, str], world_size: int) -> int:
+    """Return the tasks of this node by SLURM's list, or by the numbers of the job if each node has as many.
+
+    Raises ConfigError if neither says it.
+    """
+    node = _number(environ, "SLURM_NODEID", default=0)
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE")
+    if text:
+        tasks = _tasks_of_nodes(text)
+        if node < len(tasks):
+            return tasks[node]
+        raise ConfigError(
+            f"the environment has SLURM_STEP_TASKS_PER_NODE={text!r}, which has {len(tasks)} node(s), and "
+            f"SLURM_NODEID={node}, which counts from 0; start with srun, or unset what is left of another job"
+        )
+    num_nodes = _number(environ, "SLURM_STEP_NUM_NODES", default=_number(environ, "SLURM_NNODES", default=1))
+    of_each = world_size if num_nodes == 1 else _number(environ, "SLURM_NTASKS_PER_NODE", default=0)
+    if node < num_nodes and of_each * num_nodes == world_size:
+        return of_each
+    raise ConfigError(
+        f"the environment has SLURM_STEP_NUM_TASKS={world_size} and SLURM_NODEID={node} but no "
+        f"SLURM_STEP_TASKS_PER_NODE, and SLURM_NNODES={environ.get('SLURM_NNODES')!r} with SLURM_NTASKS_PER_NODE="
+        f"{environ.get('SLURM_NTASKS_PER_NODE')!r} does not say how many tasks this node has; start with srun "
+        "--ntasks-per-node, or set SLURM_STEP_TASKS_PER_NODE, such as 8(x2)"
     )
 
 

@@ -15,8 +15,10 @@ from ds_dpo.batch import PreferenceBatch
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.data import DataConfig
 from ds_dpo.config.run import RunConfig
-from ds_dpo.data.reading.open_source import open_source
+from ds_dpo.data.reading.held_out_data import held_out_data
+from ds_dpo.data.reading.run_pairs import open_held_out_pairs, open_trained_on
 from ds_dpo.data.reading.split_files import find_split
+from ds_dpo.data.source import PairSource
 from ds_dpo.data.stream.loader import PairReader
 from ds_dpo.data.stream.prepare import OnlinePairs
 from ds_dpo.diffusion.noising import Noising, noising_of
@@ -25,11 +27,12 @@ from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache, open_cache
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.models.families.table import FAMILIES
-from ds_dpo.models.families.text import TextEncoder
+from ds_dpo.models.families.text import TextEncoder, say_nothing
 from ds_dpo.models.loading import latent_shape, load_text, load_vae, read_noise_schedule
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.process.say import Say
+from ds_dpo.run_folder.data_set import DataSet
 
 Encode = Callable[[Any], PreferenceBatch]
 
@@ -38,9 +41,9 @@ Encode = Callable[[Any], PreferenceBatch]
 class PairFeed:
     """The pairs of a run.
 
-    pairs: what the loader reads; its samples are decoded images or cached moments. description, counts, fingerprint: of
-    the dataset, see data.source. encoding: when and how images are encoded, in words. cache: None if they are encoded
-    during training. name_pair: returns the name of the pair at an index, for messages.
+    pairs: what the loader reads; its samples are decoded images or cached moments. description, counts, fingerprint,
+    commit: of the dataset, see data.source. encoding: when and how images are encoded, in words. cache: None if they
+    are encoded during training. name_pair: returns the name of the pair at an index, for messages.
     """
 
     pairs: PairReader[Any]
@@ -50,6 +53,12 @@ class PairFeed:
     encoding: str
     cache: PairCache | None
     name_pair: Callable[[int], str]
+    commit: str | None = None
+
+    @property
+    def data_set(self) -> DataSet:
+        """What a run folder records of the pairs."""
+        return DataSet(counts=self.counts, fingerprint=self.fingerprint, commit=self.commit)
 
     @property
     def needs_encoders(self) -> bool:
@@ -63,7 +72,7 @@ def open_feed(config: RunConfig, *, precision: Precision, say: Say) -> PairFeed:
     """
     noising = noising_of(config.diffusion, training_schedule(config.model, config.diffusion))
     if config.data.cache is None:
-        return _open_online(config, config.data, seed=config.seed, noising=noising, say=say)
+        return _online(open_trained_on(config, say=say), config, config.data, config.seed, noising, say=say)
     cache = open_cache(config.data.cache, say=say)
     cache.require_fits(fingerprint_of(config, text_dtype=precision), data=config.data)
     if cache.record.num_pairs == cache.record.num_bad_pairs:
@@ -87,10 +96,12 @@ def open_held_out(config: RunConfig, trained_on: PairFeed, *, say: Say) -> PairF
     So there is no flip, no random crop, no dropped prompt, and no tie. Raises DataError if they cannot be read, and
     ConfigError if they are the pairs that are trained on.
     """
-    data = _held_out_data(config)
+    data = held_out_data(config)
     # plain, because the evaluation grid draws its own noise
     noising = Noising.plain(read_noise_schedule(config.model).num_train_timesteps)
-    feed = _open_online(config, data, seed=config.held_out.seed, noising=noising, say=say)
+    feed = _online(open_held_out_pairs(config, say=say), config, data, config.held_out.seed, noising, say=say)
+    if config.held_out.share is not None:
+        return feed  # the same rows, divided by prompt
     if feed.fingerprint["content"] == trained_on.fingerprint["content"] or _local_files(data) & _local_files(
         config.data
     ):
@@ -108,29 +119,12 @@ def _local_files(data: DataConfig) -> set[Path]:
     return {path.resolve() for path in find_split(data).files}
 
 
-def _held_out_data(config: RunConfig) -> DataConfig:
-    data, held_out = config.data, config.held_out
-    changes: dict[str, Any] = {
-        "split": held_out.split or data.split,
-        "cache": None,
-        "ties": "drop",  # a tie has no preferred image
-        "confidence": "ignore",
-        "max_rows": None,
-        "expected_pairs": None,
-        "crop": "center",
-        "flip": "off",
-        "prompt_dropout": 0.0,
-    }
-    if held_out.dataset is not None:
-        changes |= {"dataset": held_out.dataset, "name": held_out.name, "revision": None, "image_root": None}
-    elif held_out.name is not None:
-        changes["name"] = held_out.name
-    return data.model_copy(update=changes)
-
-
-def _open_online(config: RunConfig, data: DataConfig, *, seed: int, noising: Noising, say: Say) -> PairFeed:
-    source = open_source(data, say=say)
+def _online(
+    source: PairSource, config: RunConfig, data: DataConfig, seed: int, noising: Noising, *, say: Say
+) -> PairFeed:
     say(source.description)
+    if source.commit is not None:
+        say(f"{data.dataset} is read at commit {source.commit}; data.revision {source.commit} reads the same again")
     online = OnlinePairs(
         source,
         data=data,
@@ -146,6 +140,7 @@ def _open_online(config: RunConfig, data: DataConfig, *, seed: int, noising: Noi
         encoding="as they come",
         cache=None,
         name_pair=lambda index: source.read(index).uid,
+        commit=source.commit,
     )
 
 
@@ -156,10 +151,19 @@ class Encoders:
     vae: AutoencoderKL
     text: TextEncoder
 
+    def to(self, device: torch.device) -> Encoders:
+        """Move the models and return this object, as a module does."""
+        self.vae.to(device)
+        self.text.to(device)
+        return self
 
-def load_encoders(config: RunConfig, *, dtype: torch.dtype) -> Encoders:
-    """Load VAE and text encoders. dtype: of the text encoders; model.vae_dtype is the VAE's. Raises ModelError."""
-    return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype))
+
+def load_encoders(config: RunConfig, *, dtype: torch.dtype, say: Say = say_nothing) -> Encoders:
+    """Load VAE and text encoders on the host. Raises ModelError.
+
+    dtype: of the text encoders; model.vae_dtype is the VAE's. say: gets a line on prompts that are too long.
+    """
+    return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype, say=say))
 
 
 def build_encode(feed: PairFeed, encoders: Encoders | None, *, family: str, device: torch.device) -> Encode:

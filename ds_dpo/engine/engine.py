@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ds_dpo.config.optimization import OptimizerConfig, ScheduleConfig
 from ds_dpo.distributed.collectives import is_main, world_size
+from ds_dpo.engine.compiler import require_compiler
+from ds_dpo.engine.device import give_groups_the_timeout
 from ds_dpo.engine.elastic import read_into
 from ds_dpo.engine.layout import engine_layout, layout_digest, master_groups
 from ds_dpo.engine.learning_rate import build_schedule
 from ds_dpo.engine.moving_average import MovingAverage, average_file_name
 from ds_dpo.engine.noting_engine import NotingCheckpointEngine
-from ds_dpo.engine.optimizers import build_optimizer
+from ds_dpo.engine.optimizers import build_optimizer, require_countable
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.process.quiet import quiet_output
 from ds_dpo.storage.state_files import StateFile
@@ -26,6 +28,8 @@ with quiet_output():  # when imported, DeepSpeed prints what it finds of compile
     import deepspeed
 
 _PIECE_ELEMENTS = 2**25  # 64 MiB in 16 bits
+# DeepSpeed's throughput timer would wait for the device twice in each micro-batch; the run measures whole steps
+UNTIMED = {"timers": {"throughput": {"enabled": False}}}
 
 
 class Engine:
@@ -239,11 +243,15 @@ def build_engine(
 
     settings: the complete DeepSpeed settings. A skipped update does not advance the schedule. saves_frozen_weights:
     False if the model's file has these weights anyway.
-    Raises ConfigError if the optimizer's package is missing or the device does not support the precision.
+    Raises ConfigError if the optimizer's package is missing or cannot count the weights, if a compiler is missing that
+    an option needs, and if the device does not support the precision.
     """
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    offloads = "offload_optimizer" in settings.get("zero_optimization", {})
-    updater = build_optimizer(trainable, optimizer, fused=torch.cuda.is_available() and not offloads)
+    zero = settings.get("zero_optimization", {})
+    num_trained = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trainable)
+    require_countable(optimizer, num_trained=num_trained, zero=zero, world_size=world_size())
+    require_compiler(zero)
+    updater = build_optimizer(trainable, optimizer)
     try:
         with quiet_output():
             raw, *_ = deepspeed.initialize(
@@ -251,13 +259,14 @@ def build_engine(
                 model_parameters=trainable,
                 optimizer=updater,
                 lr_scheduler=partial(build_schedule, config=schedule, max_train_steps=max_train_steps),
-                config=settings,
+                config={**UNTIMED, **settings},
                 dist_init_required=False,
             )
     except ValueError as error:
         if "not supported" not in str(error):
             raise
         raise ConfigError(f"this device does not support the precision of deepspeed_config: {error}") from error
+    give_groups_the_timeout()
     return Engine(raw, saves_frozen_weights=saves_frozen_weights)
 
 
@@ -269,7 +278,8 @@ def share_weights(module: nn.Module, *, settings: Mapping[str, Any]) -> nn.Modul
     in each forward pass.
     """
     with quiet_output():
-        raw, *_ = deepspeed.initialize(model=module, config=dict(settings), dist_init_required=False)
+        raw, *_ = deepspeed.initialize(model=module, config={**UNTIMED, **settings}, dist_init_required=False)
+    give_groups_the_timeout()
     raw.eval()
     engine: nn.Module = raw
     return engine

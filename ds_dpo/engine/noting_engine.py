@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.storage.state_files import StateFile
+from ds_dpo.zero_shards.unpickle import load_file
 
 
 class NotingCheckpointEngine:
@@ -26,6 +27,14 @@ class NotingCheckpointEngine:
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Make no folder: the writer of the files does."""
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Load a file for DeepSpeed, whose torch.load would run any code in it.
+
+        Raises CheckpointError, before anything is loaded, if it asks for what no checkpoint needs.
+        """
+        load_file(Path(path))
+        return self._original.load(path, map_location=map_location)
 
     def save(self, state_dict: Any, path: str) -> None:
         """Record one file of this rank; its state may share the engine's tensors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -53,23 +53,34 @@ def required_weights(base: BaseModel | None, *, why: str) -> Mapping[str, Tensor
     return _in_folder(fetch_folder(base.name, revision=base.revision, patterns=patterns), base)
 
 
-def prediction_type_of(base: BaseModel | None) -> str | None:
-    """Return what the model predicts, in diffusers' words, from the run or the base; None if it is not available."""
+def scheduler_of(base: BaseModel | None) -> dict[str, Any] | None:
+    """Return the scheduler configuration that the run trained with: the base's own, with the run's changes.
+
+    None if the base's own is not available and the run changes no prediction type.
+    """
     if base is None:
         return None
-    if "prediction_type" in base.scheduler:
-        return str(base.scheduler["prediction_type"])
+    own = _own_scheduler(base)
+    if own is None and "prediction_type" not in base.scheduler:
+        return None
+    return {**(own or {}), **base.scheduler}
+
+
+def prediction_type_of(base: BaseModel | None) -> str | None:
+    """Return what the model predicts, in diffusers' words, from the run or the base; None if it is not available."""
+    found = (scheduler_of(base) or {}).get("prediction_type")
+    return None if found is None else str(found)
+
+
+def _own_scheduler(base: BaseModel) -> dict[str, Any] | None:
     folder = Path(base.name)
     if folder.is_file():
         try:
-            return str(_in_file(base).scheduler_config(None)["prediction_type"])
-        except ModelError:  # a file may not state it
+            return dict(_in_file(base).scheduler_config(base.scheduler.get("prediction_type")))
+        except ModelError:  # a file may not state its prediction type
             return None
     path = folder / SCHEDULER_CONFIG if folder.is_dir() else _cached(base, SCHEDULER_CONFIG)
-    if path is None or not path.is_file():
-        return None
-    found = read_json(path).get("prediction_type")
-    return None if found is None else str(found)
+    return read_json(path) if path is not None and path.is_file() else None
 
 
 def _in_file(base: BaseModel) -> SingleFile:

@@ -11,10 +11,10 @@ from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.export.base_weights import required_weights, weights_at_hand
 from ds_dpo.export.card.card import CardFacts, facts_of_run, write_card
 from ds_dpo.export.card.publish import push_folder
-from ds_dpo.export.destination import check_replaceable, new_file, new_folder
+from ds_dpo.export.destination import check_replaceable, check_room, new_file, new_folder
 from ds_dpo.export.formats import FORMATS, Job, Plan, Written
 from ds_dpo.export.lora.adapter import find_adapter, merge_adapter
-from ds_dpo.export.pipeline import copy_files, state_scheduler
+from ds_dpo.export.pipeline import check_complete, copy_files, state_scheduler
 from ds_dpo.export.request import Request, check_options, is_one_file
 from ds_dpo.export.source import Source, choose_base, denoiser_config, find_source
 from ds_dpo.export.tensors.frozen import restore_frozen
@@ -38,6 +38,7 @@ def consolidate(request: Request, *, say: Say = print) -> None:
     say(describe(source, checkpoint))
     job = look_into(request, source, checkpoint, say=say)
     plan = FORMATS[request.format](job)
+    check_room(request.out, needed_bytes=plan.needed_bytes)  # before the minutes that what follows may take
     distance = _measure(job, plan, say=say)
     # the destination is only replaced after everything that was read has been verified
     with _destination(request, plan, job) as place, checkpoint.verified_beside():
@@ -46,6 +47,8 @@ def consolidate(request: Request, *, say: Say = print) -> None:
             state_scheduler(place, job.base.scheduler)
         written = plan.write(place / plan.file_name if plan.file_name and place.is_dir() else place, distance)
         verify_files(written.paths, written.specs, others=written.others)
+        if plan.copies:
+            check_complete(place)
         num_bytes = sum(path.stat().st_size for path in written.paths)
         if not is_one_file(request):
             write_card(place, card_facts(job, source, checkpoint, plan, written, distance))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.errors import CheckpointError
+from ds_dpo.outside import parse_json
 from ds_dpo.storage.replace import partial_path, replacing
 
 RECORD_NAME = "export.json"
@@ -67,7 +68,7 @@ def check_replaceable(out: Path) -> None:
     if not (out / RECORD_NAME).is_file():
         raise CheckpointError(f"{out}: exists and is not an earlier export; give another folder, or remove it first")
     try:
-        own = set(json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))["files"])
+        own = set(parse_json((out / RECORD_NAME).read_text(encoding="utf-8"))["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{out / RECORD_NAME}: not the record of an export ({error})") from error
     added = sorted(set(_files(out)) - own - {RECORD_NAME})
@@ -97,6 +98,11 @@ def check_space(folder: Path, *, needed_bytes: int) -> None:
             f"{folder}: {free / 1e9:.2f} GB are free, but the export needs {needed_bytes / 1e9:.2f} GB; "
             "free some space, or give a folder on another disk"
         )
+
+
+def check_room(out: Path, *, needed_bytes: int) -> None:
+    """Check as check_space does for out, which need not exist, nor the folders around it."""
+    check_space(next(folder for folder in out.absolute().parents if folder.is_dir()), needed_bytes=needed_bytes)
 
 
 def _files(folder: Path) -> list[str]:

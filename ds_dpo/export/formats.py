@@ -13,8 +13,17 @@ from torch import Tensor
 
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import ConfigError
-from ds_dpo.export.base_weights import prediction_type_of, required_weights
+from ds_dpo.export.base_weights import prediction_type_of, required_weights, scheduler_of
 from ds_dpo.export.card.modelspec import describe_model
+from ds_dpo.export.clients import (
+    CHECKPOINT_PLACES,
+    DENOISER_PLACES,
+    DIFFUSERS_LORA_NOTE,
+    KOHYA_LORA_PLACES,
+    is_known_to_kohya,
+    kohya_remarks,
+    sampling_remarks,
+)
 from ds_dpo.export.denoiser import MAX_FILE_BYTES, check_parameters, expected_shapes, write_denoiser
 from ds_dpo.export.destination import RECORD_KEY
 from ds_dpo.export.lora.adapter import Adapter, file_layers, is_untrained, read_part
@@ -24,18 +33,28 @@ from ds_dpo.export.lora.file import (
     Produce,
     diffusers_metadata,
     kohya_metadata,
+    lora_specs,
     write_lora_file,
 )
-from ds_dpo.export.lora.svd import ChangeLora
+from ds_dpo.export.lora.svd import ChangeLora, lora_layers
 from ds_dpo.export.pipeline import list_copies, locate_pipeline, locate_vae
-from ds_dpo.export.request import FILE_SUFFIX, Request, is_one_file
-from ds_dpo.export.single_file import EMA_PREFIX, check_base_file, read_base_file, single_file_shapes, write_single_file
+from ds_dpo.export.request import ALL_TARGETS, FILE_SUFFIX, Request, is_one_file
+from ds_dpo.export.single_file import (
+    EMA_PREFIX,
+    check_base_file,
+    check_carried,
+    others_of,
+    read_base_file,
+    single_file_shapes,
+    write_single_file,
+)
 from ds_dpo.export.source import BaseModel
 from ds_dpo.export.tensors.safetensors_stream import TensorSpec
 from ds_dpo.export.tensors.verification import Distance
 from ds_dpo.export.tensors.weights import Weights
 from ds_dpo.models.families.family import DenoiserKind
-from ds_dpo.models.families.table import kind_of
+from ds_dpo.models.families.table import family_of, kind_of
+from ds_dpo.models.weights.file_flags import flags_of
 from ds_dpo.precision import torch_dtype
 
 
@@ -69,7 +88,7 @@ class Job:
 class Written:
     """Files that were written, the tensors that they should hold, and remarks for the user.
 
-    others: names of tensors that come from a base file.
+    others: names of further tensors: those that come from a base file, and flags.
     """
 
     paths: list[Path]
@@ -148,11 +167,16 @@ def plan_single_file(job: Job) -> Plan:
     """Plan one file with the names of A1111, Forge and ComfyUI: the denoiser alone, or inside a base file."""
     request = job.request
     check_parameters(job.weights, expected_shapes(job.config))
+    check_carried(job.config)
     shapes = single_file_shapes(job.config)
     base = None if request.base_file is None else read_base_file(request.base_file)
     if base is not None:
         check_base_file(base, shapes, job.kind)
-    others = frozenset(base.tensors if base is not None else ()) - shapes.keys()
+    family, scheduler = family_of(job.config), scheduler_of(job.base)
+    states_prediction = family is None or family.published.reads_flags
+    flags = None if scheduler is None else flags_of(scheduler, states_prediction=states_prediction)
+    others = frozenset() if base is None else others_of(base, shapes, flags)
+    remarks = _remarks_on(others) + sampling_remarks(scheduler, family, is_whole=base is not None)
 
     def write(path: Path, distance: Distance | None) -> Written:
         metadata = {
@@ -160,12 +184,12 @@ def plan_single_file(job: Job) -> Plan:
             RECORD_KEY: json.dumps(job.record),
         }
         dtype = torch_dtype(request.dtype)
-        specs = write_single_file(path, job.weights, job.config, dtype=dtype, metadata=metadata, base=base)
-        return Written([path], specs, others, _remarks_on(others))
+        specs = write_single_file(path, job.weights, job.config, dtype=dtype, metadata=metadata, base=base, flags=flags)
+        return Written([path], specs, others | (flags or frozenset()), remarks)
 
-    base_bytes = 0 if request.base_file is None else request.base_file.stat().st_size
-    folder = "models/diffusion_models" if base is None else "models/checkpoints (A1111, Forge: models/Stable-diffusion)"
-    return Plan(write, weights_bytes(job) + base_bytes, f"ComfyUI: {folder}", file_name=f"{job.title}{FILE_SUFFIX}")
+    copied_bytes = 0 if base is None else sum(base.tensors[name].num_bytes for name in others)
+    places = DENOISER_PLACES if base is None else CHECKPOINT_PLACES
+    return Plan(write, weights_bytes(job) + copied_bytes, places, file_name=f"{job.title}{FILE_SUFFIX}")
 
 
 def _remarks_on(others: frozenset[str]) -> list[str]:
@@ -189,16 +213,22 @@ def plan_lora(job: Job) -> Plan:
 
 
 def _plan_trained_lora(job: Job, adapter: Adapter) -> Plan:
-    if job.request.rank is not None:
+    request = job.request
+    if request.rank is not None:
         ranks = sorted({layer.rank for layer in adapter.layers.values()})
-        raise ConfigError(f"--rank {job.request.rank}: this run trained a LoRA of rank {ranks}; leave the option out")
+        raise ConfigError(f"--rank {request.rank}: this run trained a LoRA of rank {ranks}; leave the option out")
+    if request.lora_targets != ALL_TARGETS:
+        raise ConfigError(
+            f"--lora_targets {request.lora_targets}: this run trained a LoRA, which is written whole; leave the option "
+            "out, or train one with adapter.targets"
+        )
     layers = file_layers(job.held, adapter, expected_shapes(job.config))
 
     def write(path: Path, distance: Distance | None) -> Written:
         produce = partial(read_part, job.held, adapter)
         specs = _write_lora(job, path, layers, produce, adapter.settings)
         nothing = ["WARNING: this run trained nothing: every lora_B is zero"] if is_untrained(job.held, adapter) else []
-        return Written([path], specs, remarks=nothing, details=_lora_details(layers))
+        return Written([path], specs, remarks=nothing + _kohya_remarks(job, layers), details=_lora_details(layers))
 
     return _lora_plan(job, layers, write)
 
@@ -212,15 +242,28 @@ def _plan_computed_lora(job: Job) -> Plan:
         )
     check_parameters(job.weights, expected_shapes(job.config))
     rank, base = request.rank, job.base_weights or required_weights(job.base, why="--format lora of a full run")
+    shapes = {name: place.shape for name, place in job.weights.parameters.items()}
+    most = lora_layers(shapes, rank=rank, targets=request.lora_targets)
 
     def write(path: Path, distance: Distance | None) -> Written:
         assert distance is not None
-        change = ChangeLora(job.weights, base, distance, rank=rank, dtype=torch_dtype(request.dtype))
+        dtype = torch_dtype(request.dtype)
+        change = ChangeLora(job.weights, base, distance, rank=rank, dtype=dtype, targets=request.lora_targets)
         layers = change.layers()
         specs = _write_lora(job, path, layers, change.produce, {})
-        return Written([path], specs, remarks=change.describe(), details=_lora_details(layers))
+        remarks = change.describe() + _kohya_remarks(job, layers, share_of=change.share_of)
+        return Written([path], specs, remarks=remarks, details=_lora_details(layers))
 
-    return _lora_plan(job, {}, write, needs_distance=True)
+    return _lora_plan(job, most, write, needs_distance=True)
+
+
+def _kohya_remarks(
+    job: Job, layers: Mapping[str, LoraLayer], share_of: Callable[[list[str]], float] | None = None
+) -> list[str]:
+    if job.request.lora_naming != "kohya":
+        return []
+    unknown = [module for module in layers if not is_known_to_kohya(module)]
+    return kohya_remarks(layers, share=None if share_of is None else share_of(unknown))
 
 
 def _lora_plan(
@@ -230,17 +273,17 @@ def _lora_plan(
     *,
     needs_distance: bool = False,
 ) -> Plan:
-    # a LoRA is never larger than the fp32 weights that it changes
-    elements = sum(layer.num_elements for layer in layers.values())
-    needed = 4 * elements if layers else 2 * weights_bytes(job)
-    is_kohya = job.request.lora_naming == "kohya"
-    name = f"{job.title}{FILE_SUFFIX}" if is_kohya or is_one_file(job.request) else DIFFUSERS_NAME
+    """layers: those of the file, or all that may be in it."""
+    request = job.request
+    specs = lora_specs(layers, naming=request.lora_naming, dtype=torch_dtype(request.dtype))
+    is_kohya = request.lora_naming == "kohya"
+    name = f"{job.title}{FILE_SUFFIX}" if is_kohya or is_one_file(request) else DIFFUSERS_NAME
     usage = (
-        "ComfyUI: models/loras; A1111, Forge: models/Lora"
+        KOHYA_LORA_PLACES
         if is_kohya
-        else f'pipeline.load_lora_weights("{job.request.out}")'
+        else f'pipeline.load_lora_weights("{request.out}") of diffusers; {DIFFUSERS_LORA_NOTE}'
     )
-    return Plan(write, needed, usage, file_name=name, needs_distance=needs_distance)
+    return Plan(write, sum(spec.num_bytes for spec in specs), usage, file_name=name, needs_distance=needs_distance)
 
 
 def _write_lora(

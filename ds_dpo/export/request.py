@@ -35,6 +35,7 @@ class Request:
     rank: int | None = None
     lora_alpha: float | None = None
     lora_naming: str = "diffusers"
+    lora_targets: str = "all"
     license: str | None = None
     push_to_hub: str | None = None
     private: bool = False
@@ -46,10 +47,13 @@ FORMAT_OPTIONS: dict[str, frozenset[str]] = {
     "denoiser": ALWAYS | {"variant", "max_shard_gb"},
     "pipeline": ALWAYS | {"variant", "max_shard_gb", "vae"},
     "single-file": ALWAYS | {"base_file"},
-    "lora": ALWAYS | {"rank", "lora_naming"},
+    "lora": ALWAYS | {"rank", "lora_naming", "lora_targets"},
 }
 FIRST_FORMAT_NAMES = {"unet": "denoiser"}  # of earlier versions, still taken
 LORA_NAMINGS = ("diffusers", "kohya")
+ALL_TARGETS = "all"
+# layers that a computed LoRA has, by what the names of their modules contain
+LORA_TARGETS = {ALL_TARGETS: "", "attention": ".attentions."}
 FILE_FORMATS = ("single-file", "lora")  # formats that fit into one file
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,9 +18,12 @@ from ds_dpo.export.denoiser import check_parameters, expected_shapes, read_finit
 from ds_dpo.export.tensors.safetensors_stream import DTYPE_NAMES, HEADER_ALIGNMENT_BYTES, TensorSpec, write_safetensors
 from ds_dpo.export.tensors.weights import Weights
 from ds_dpo.models.families.family import DenoiserKind
-from ds_dpo.models.families.table import kind_of
+from ds_dpo.models.families.table import family_of, kind_of
+from ds_dpo.models.weights import file_flags
+from ds_dpo.models.weights.files import read_json, shipped_configs
 
 EMA_PREFIX = "model_ema."
+HEADS_NAME = "attention_head_dim"  # a misnomer of diffusers: the number of heads, for all blocks or for each
 COPY_BYTES = 2**20
 
 
@@ -34,8 +37,13 @@ class Stored:
     stop: int
 
     @property
-    def item_bytes(self) -> int:
-        return (self.stop - self.start) // max(1, math.prod(self.shape))
+    def num_bytes(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def item_bytes(self) -> float:
+        """Bytes of an element; infinite without elements, so that a flag begins at an aligned place."""
+        return self.num_bytes // math.prod(self.shape) if math.prod(self.shape) else math.inf
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,38 @@ def single_file_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {ldm: shapes[name] for name, ldm in kind_of(config).file_names(shapes, config).items()}
 
 
+def check_carried(config: Mapping[str, Any]) -> None:
+    """Raise ModelError if a reader of a single file would give a denoiser of these shapes other settings than its own.
+
+    A file holds shapes alone, and all else is that of the family. Sizes that no reader knows pass: none can read them.
+    """
+    family = family_of(config)
+    if family is None:
+        return
+    kind = kind_of(config)
+    shapes = {name.removeprefix(kind.prefix): shape for name, shape in single_file_shapes(config).items()}
+    try:
+        usual = read_json(shipped_configs(family.name) / kind.folder / "config.json")
+        taken = kind.derive(shapes, usual)
+    except ModelError:
+        return
+    for name, default in kind.unseen_settings.items():
+        own, other = (_setting(source, name, default) for source in (config, taken))
+        if own != other:
+            raise ModelError(
+                f"--format single-file cannot hold this {kind.title}: its {name} is {own}, but programs that read such "
+                f"a file take {other} for a {kind.title} of {family.name} with these widths; use --format denoiser or "
+                "pipeline"
+            )
+
+
+def _setting(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = config.get(name, default)
+    if name != HEADS_NAME:
+        return value
+    return list(value) if isinstance(value, Sequence) else [value] * len(config["block_out_channels"])
+
+
 def write_single_file(
     path: Path,
     weights: Weights,
@@ -94,11 +134,13 @@ def write_single_file(
     dtype: torch.dtype,
     metadata: Mapping[str, str],
     base: BaseFile | None = None,
+    flags: frozenset[str] | None = None,
 ) -> list[TensorSpec]:
     """Write the denoiser under its single-file names, alone or with a byte-by-byte copy of all else in base.
 
-    Holds one tensor in memory. Returns the denoiser's own tensors. Raises CheckpointError if the weights do
-    not fit the configuration or are not finite in dtype, and ModelError where the base has another denoiser.
+    flags: names of models.weights.file_flags, each written as a tensor without elements; the base's own flags are left
+    out. None keeps those. Holds one tensor in memory. Returns the denoiser's own tensors. Raises CheckpointError if the
+    weights do not fit the configuration or are not finite in dtype, and ModelError where the base has another denoiser.
     """
     shapes = expected_shapes(config)
     check_parameters(weights, shapes)
@@ -108,31 +150,46 @@ def write_single_file(
     def produce(spec: TensorSpec) -> torch.Tensor:
         return read_finite(weights, TensorSpec(own_names[spec.name], spec.shape, spec.dtype))
 
+    flag_specs = [TensorSpec(name, (0,), torch.float32) for name in sorted(flags or ())]
     if base is None:
-        write_safetensors(path, specs, produce, metadata=metadata)
+
+        def produce_all(spec: TensorSpec) -> torch.Tensor:
+            return torch.empty(0) if spec in flag_specs else produce(spec)
+
+        write_safetensors(path, [*flag_specs, *specs], produce_all, metadata=metadata)
         return specs
     check_base_file(base, {spec.name: spec.shape for spec in specs}, kind_of(config))
     own = {spec.name: spec for spec in specs}
-    layout = _lay_out(base, own)
+    others = others_of(base, own, flags)
+    layout = _lay_out(base, others, [*flag_specs, *specs])
     with path.open("wb") as target, base.path.open("rb") as source:
         _write_header(target, layout, merge_metadata(base.metadata, metadata))
         for name in layout:
             if name in own:
                 target.write(produce(own[name]).contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            else:
+            elif name in others:
                 _copy_range(source, target, base.tensors[name])
     return specs
 
 
-def _lay_out(base: BaseFile, own: Mapping[str, TensorSpec]) -> dict[str, Stored]:
+def others_of(base: BaseFile, own: Collection[str], flags: frozenset[str] | None) -> frozenset[str]:
+    """Return the names of the tensors that are copied: all but the denoiser's, and but the flags unless flags is None.
+
+    own: names of the denoiser's tensors.
+    """
+    return frozenset(base.tensors) - frozenset(own) - (frozenset() if flags is None else file_flags.ALL)
+
+
+def _lay_out(base: BaseFile, others: Collection[str], specs: Sequence[TensorSpec]) -> dict[str, Stored]:
     """Return the new file's tensors in order: larger items first, since readers need tensors aligned to items."""
-    replaced = {name: Stored(DTYPE_NAMES[spec.dtype], spec.shape, 0, spec.num_bytes) for name, spec in own.items()}
-    entries = {name: replaced.get(name, stored) for name, stored in base.tensors.items()}
-    order = sorted(entries, key=lambda name: (-entries[name].item_bytes, base.tensors[name].start))
+    entries = {name: base.tensors[name] for name in others}
+    entries |= {spec.name: Stored(DTYPE_NAMES[spec.dtype], spec.shape, 0, spec.num_bytes) for spec in specs}
+    starts = {name: stored.start for name, stored in base.tensors.items()}
+    order = sorted(entries, key=lambda name: (-entries[name].item_bytes, starts.get(name, 0), name))
     layout, start = {}, 0
     for name in order:
         entry = entries[name]
-        stop = start + entry.stop - entry.start
+        stop = start + entry.num_bytes
         layout[name] = Stored(entry.dtype, entry.shape, start, stop)
         start = stop
     return layout
@@ -149,7 +206,7 @@ def _write_header(file: BinaryIO, layout: Mapping[str, Stored], metadata: Mappin
 
 def _copy_range(source: BinaryIO, target: BinaryIO, stored: Stored) -> None:
     source.seek(stored.start)
-    left = stored.stop - stored.start
+    left = stored.num_bytes
     while left:
         chunk = source.read(min(left, COPY_BYTES))
         if not chunk:

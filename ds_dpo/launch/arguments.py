@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ds_dpo.config.command_text import command_text
 from ds_dpo.errors import ConfigError
 
 DEFAULT_MASTER_PORT = 29500  # DeepSpeed's
@@ -59,7 +60,8 @@ def parse_launch(argv: Sequence[str]) -> LaunchCommand:
     """
     namespace = _parser().parse_args(list(argv))
     if namespace.program is None:
-        raise ConfigError("no program to launch; give one, as in `scripts/launch.py --hostfile FILE ds_dpo/train.py`")
+        example = command_text("launch", "--hostfile", "FILE", "train", "--config", "NAME")
+        raise ConfigError(f"no program to launch; give one, as in `{example}`")
     if namespace.no_ssh and namespace.node_rank is None:
         raise ConfigError(
             "--no_ssh starts the ranks of this host only and needs the host's number, such as --node_rank 0"

@@ -34,17 +34,19 @@ def _problems(host: Host, report: Report, token: str, output_dir: str, needs_gpu
         yield f"cannot read what this machine wrote into {output_dir}; output_dir must be on a disk shared by all hosts"
     if report.listen_error is not None:
         yield f"cannot listen at the port where ranks meet ({report.listen_error}); give another --master_port"
-    if needs_gpus and report.num_gpus is not None and report.num_gpus < host.slots:
+    if needs_gpus and report.num_gpus == 0:
+        yield "it has no GPU (no /dev/nvidia0); check its driver, or set DS_ACCELERATOR=cpu to train on CPUs"
+    elif needs_gpus and report.num_gpus is not None and report.num_gpus < host.slots:
         yield f"slots={host.slots}, but the host has {report.num_gpus} GPUs"
     for name, found in report.versions.items():
         if found == "not installed":
             yield f"{name} is not installed in the Python that this machine uses"
 
 
-def differences(hosts: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+def differences(hosts: Sequence[tuple[str, Mapping[str, str]]], *, names: Sequence[str] = ALIKE) -> list[str]:
     """Return a line for each host that differs from the first one in a version, the code or the configuration.
 
-    hosts: name and versions of each host; the versions have the names in ALIKE.
+    hosts: name and versions of each host; the versions have these names.
     """
     if not hosts:
         return []
@@ -52,7 +54,7 @@ def differences(hosts: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
     return [
         f"{host} has {name} {versions[name]}, {first_name} {first[name]}; all ranks must run the same"
         for host, versions in hosts[1:]
-        for name in ALIKE
+        for name in names
         if versions[name] != first[name]
     ]
 

@@ -11,8 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, cut, shown
+from ds_dpo.outside import read_regular
 
+MAX_BYTES = 16 * 2**20
+MAX_SLOTS_DIGITS = 6
+# of a name or address, with a user if need be; `deepspeed` puts it on the command lines of ssh, pdsh and a shell
+HOST = re.compile(r"(?:\w[\w.-]*@)?[\w\[][\w.:%\[\]-]*", re.ASCII)
 LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+?)\s*(?:\s#.*)?")
 
 
@@ -28,7 +33,7 @@ class Host:
 def read_hostfile(path: Path) -> list[Host]:
     """Return the hosts of a file, in its order. Raises ConfigError that names the file and the wrong line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path, max_bytes=MAX_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(
@@ -46,9 +51,15 @@ def read_hostfile(path: Path) -> list[Host]:
 def _read_line(path: Path, number: int, text: str, *, known: Sequence[Host]) -> Host:
     match = LINE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{path}, line {number}: {text!r} is not of the form `gpu-node-0 slots=8`")
-    if not match["slots"].isdecimal() or int(match["slots"]) < 1:
-        raise ConfigError(f"{path}, line {number}: slots={match['slots']} must be a number of at least 1")
+        raise ConfigError(f"{path}, line {number}: {shown(text)} is not of the form `gpu-node-0 slots=8`")
+    if HOST.fullmatch(match["name"]) is None:
+        raise ConfigError(
+            f"{path}, line {number}: {shown(match['name'])} is not the name or address of a host; it may have letters, "
+            "digits and . _ - : but not begin with -"
+        )
+    is_number = match["slots"].isdecimal() and len(match["slots"]) <= MAX_SLOTS_DIGITS
+    if not is_number or int(match["slots"]) < 1:
+        raise ConfigError(f"{path}, line {number}: slots={cut(match['slots'])} must be a number of at least 1")
     earlier = next((host for host in known if host.name == match["name"]), None)
     if earlier is not None:
         raise ConfigError(f"{path}, line {number}: {match['name']} is already in line {earlier.line}")

@@ -11,10 +11,11 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +23,99 @@ from torch.distributed import DistError, TCPStore
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import is_initialized
+from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import RankEnvironment
-from ds_dpo.errors import ConfigError, LaunchError
+from ds_dpo.distributed.together import raised_everywhere
+from ds_dpo.errors import ConfigError, LaunchError, LostRankError, StopAskedError
 from ds_dpo.launch.checks import differences
-from ds_dpo.launch.report import config_fingerprint, versions_here
+from ds_dpo.launch.report import ALIKE, config_fingerprint, versions_here
 from ds_dpo.launch.shared_folder import read_token, token_in
 from ds_dpo.process.launchers import hosts_of_ranks
+from ds_dpo.process.say import Say
 from ds_dpo.supervision.lease import LEASE_VARIABLE
+from ds_dpo.supervision.stop import STOPPED, StopRequest
 
 # here the hosts were already checked, or the program that starts ranks waits for them: nodes of a job may start slowly
 PATIENT_STARTS = (LEASE_VARIABLE, "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RUN_ID")
 PATIENT_SECONDS = 600.0
 USUAL_SECONDS = 15.0
 LOOK_SECONDS = 0.1
+DEVICE_ALIKE = ("accelerator", "nccl")  # what ranks compare of their devices
+FIRST_SECONDS = 40.0  # more than rank 0 takes to find that a lock on another host has no holder
 FAREWELL_SECONDS = 5.0  # until all ranks have read the verdict
+ASKED_SECONDS = 15.0  # a rank that is asked to stop still waits for rank 0, which ends the meeting for all
+STOP = "stop"  # the verdict if any rank is asked to stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attendee:
-    """What a rank reports about itself. token: the text that it read in the run folder."""
+    """What a rank reports about itself.
+
+    versions: those of versions_here, and those of the device that must be alike. token: the text that it read in the
+    run folder. device_problem: why it has no device. gpu_id: see PickedDevice.
+    """
 
     hostname: str
     versions: dict[str, str]
     token: str | None
+    device_problem: str | None = None
+    gpu_id: str | None = None
 
 
 @contextmanager
-def meeting(config: RunConfig, place: RankEnvironment, environ: Mapping[str, str]) -> Iterator[None]:
+def meeting(
+    config: RunConfig,
+    place: RankEnvironment,
+    environ: Mapping[str, str],
+    *,
+    stop: StopRequest,
+    say: Say,
+    first: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Let all ranks meet at MASTER_ADDR:MASTER_PORT. The store stays open for the body, which joins it.
 
+    first: called on rank 0 before anything is written; its ConfigError ends all ranks.
+
     Raises LaunchError on every rank. It names the ranks that did not come, and each host that differs from the first
-    one or does not see the run folder.
+    one or does not see the run folder. Raises StopAskedError on every rank that has come if one of them is asked to
+    stop.
     """
+    own = _introduction(place, environ)
     if place.world_size == 1 or is_initialized():  # ranks of one process group have already met
+        with raised_everywhere():
+            if place.rank == 0:
+                first()
         yield
         return
     seconds = config.supervision.meeting_seconds or usual_seconds(place, environ)
-    store = _open_store(place, seconds=seconds, is_agents=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
-    table = _Table(store, place, seconds=seconds, attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    fingerprint = config_fingerprint(config)
-    (_lead if place.rank == 0 else _attend)(table, Path(config.output_dir), versions_here(fingerprint))
+    is_asked = partial(stop.is_asked_since_start, look_for_file=place.rank == 0)
+    say(f"waiting for all {place.world_size} ranks at {place.master_addr}:{place.master_port}")
+    is_agents = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = _open_store(place, seconds=seconds, is_agents=is_agents, is_asked=is_asked)
+    attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    table = _Table(store, place, seconds=seconds, attempt=attempt, is_asked=is_asked)
+    own.versions.update(versions_here(config_fingerprint(config)))
+    if place.rank == 0:
+        _lead(table, Path(config.output_dir), own, first)
+    else:
+        _attend(table, Path(config.output_dir), own)
     yield  # the table must live on: on rank 0 its store is the server that all ranks use afterwards
+
+
+def _introduction(place: RankEnvironment, environ: Mapping[str, str]) -> Attendee:
+    """Return what a rank says of itself and its device.
+
+    A rank without a device goes to the meeting with its problem, so that the others do not wait for it. Raises
+    ConfigError if it is the only rank.
+    """
+    own = Attendee(hostname=platform.node(), versions={}, token=None)
+    try:
+        picked = pick_device(place.local_rank, environ)
+    except ConfigError as error:
+        if place.world_size == 1:
+            raise
+        return replace(own, versions=dict.fromkeys(DEVICE_ALIKE, "none"), device_problem=str(error))
+    return replace(own, versions=picked.alike(), gpu_id=picked.gpu_id)
 
 
 def usual_seconds(place: RankEnvironment, environ: Mapping[str, str]) -> float:
@@ -75,7 +128,7 @@ def usual_seconds(place: RankEnvironment, environ: Mapping[str, str]) -> float:
     return PATIENT_SECONDS if is_patient else USUAL_SECONDS
 
 
-def _open_store(place: RankEnvironment, *, seconds: float, is_agents: bool) -> TCPStore:
+def _open_store(place: RankEnvironment, *, seconds: float, is_agents: bool, is_asked: Callable[[], bool]) -> TCPStore:
     """Open the store that torch.distributed will use as well. is_agents: torchrun's agent is its server.
 
     It is opened on a thread, because a client waits forever at a port that accepts a connection and never answers.
@@ -101,10 +154,12 @@ def _open_store(place: RankEnvironment, *, seconds: float, is_agents: bool) -> T
 
     opener = threading.Thread(target=open_it, name="meeting", daemon=True)
     opener.start()
-    _wait(lambda: not opener.is_alive(), seconds=seconds + 1)
+    _wait_longer_unless(is_asked, lambda: not opener.is_alive(), seconds=seconds + 1)
     result = opened[0] if opened else None
     if isinstance(result, TCPStore):
         return result
+    if is_asked():
+        raise StopAskedError(STOPPED)
     if is_server:
         raise LaunchError(
             f"rank 0 on {platform.node()} cannot listen at port {place.master_port} for the other ranks ({result}); "
@@ -127,11 +182,20 @@ def _wait(condition: Callable[[], bool], *, seconds: float) -> bool:
     return True
 
 
-class _Table:
-    """Values that ranks leave for each other in the store, by name."""
+def _wait_longer_unless(is_asked: Callable[[], bool], condition: Callable[[], bool], *, seconds: float) -> None:
+    """Wait for a condition; once a stop is asked for, no longer than ASKED_SECONDS."""
+    _wait(lambda: condition() or is_asked(), seconds=seconds)
+    if is_asked():
+        _wait(condition, seconds=min(seconds, ASKED_SECONDS))
 
-    def __init__(self, store: TCPStore, place: RankEnvironment, *, seconds: float, attempt: str) -> None:
-        self.place, self.seconds = place, seconds
+
+class _Table:
+    """Values that ranks leave for each other in the store, by name. is_asked: whether this rank was asked to stop."""
+
+    def __init__(
+        self, store: TCPStore, place: RankEnvironment, *, seconds: float, attempt: str, is_asked: Callable[[], bool]
+    ) -> None:
+        self.place, self.seconds, self._is_asked = place, seconds, is_asked
         self._store, self._prefix = store, f"ds_dpo/meeting/{attempt}"
 
     def put(self, name: str, value: object) -> None:
@@ -145,48 +209,76 @@ class _Table:
         return json.loads(self._store.get(f"{self._prefix}/{name}"))
 
     def wait(self, *names: str, seconds: float) -> bool:
-        return _wait(lambda: self.has(*names), seconds=seconds)
+        """Wait for values, and let rank 0 know of a request to stop. Returns whether they came in time."""
+        return _wait(lambda: self.has(*names) or self._passes_on_request(), seconds=seconds)
+
+    def wait_unless_asked(self, *names: str, seconds: float) -> bool:
+        """Do rank 0's wait for values. Returns whether any rank was asked to stop meanwhile."""
+        _wait(lambda: self.has(*names) or self._anyone_is_asked(), seconds=seconds)
+        return self._anyone_is_asked()
+
+    def _passes_on_request(self) -> bool:
+        if self._is_asked():
+            self.put("asked", None)
+        return False
+
+    def _anyone_is_asked(self) -> bool:
+        return self._is_asked() or self.has("asked")
 
 
-def _lead(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
+def _lead(table: _Table, output_dir: Path, own: Attendee, first: Callable[[], None]) -> None:
     """Do rank 0's part: invite the others, see who has come, and judge."""
     place = table.place
+    others = range(1, place.world_size)
     try:
+        table.put("first", None)  # it may take long, and the others wait for it
+        first()
         with token_in(output_dir) as token:
             table.put("invitation", {"output_dir": str(output_dir.absolute()), "token": token.path.name})
-            others = range(1, place.world_size)
-            table.wait(*map(_seat, others), seconds=table.seconds)
-            own = Attendee(hostname=platform.node(), versions=versions, token=token.text)
-            came = {0: own, **{rank: Attendee(**table.take(_seat(rank))) for rank in _seated(table)}}
+            if table.wait_unless_asked(*map(_seat, others), seconds=table.seconds):
+                _end_meeting(table, STOP, others)
+                raise StopAskedError(STOPPED)
+            others_here = {rank: Attendee(**table.take(_seat(rank))) for rank in _seated(table)}
+            came = {0: replace(own, token=token.text), **others_here}
             problems = judge(came, place, seconds=table.seconds, token=token.text, output_dir=str(output_dir))
     except ConfigError as error:
-        came, problems = {}, [f"rank 0 on {platform.node()}: {error}"]
+        came, problems = dict.fromkeys(others, own), [f"rank 0 on {platform.node()}: {error}"]
         table.put("invitation", None)
-    table.put("verdict", problems)
     if problems:
-        # this process is the store's server: it stays until all ranks have read the verdict
-        table.wait(*(f"heard/{rank}" for rank in came if rank), seconds=FAREWELL_SECONDS)
+        _end_meeting(table, problems, [rank for rank in came if rank])
         raise _refusal(problems)
+    table.put("verdict", problems)
 
 
-def _attend(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
+def _end_meeting(table: _Table, verdict: object, ranks: Iterable[int]) -> None:
+    """Give the other ranks a verdict that ends them, and stay until they have read it: the store is in this process."""
+    table.put("verdict", verdict)
+    table.wait(*(f"heard/{rank}" for rank in ranks), seconds=FAREWELL_SECONDS)
+
+
+def _attend(table: _Table, output_dir: Path, introduction: Attendee) -> None:
     """Do the part of every other rank."""
     place = table.place
     own = f"rank {place.rank} on {platform.node()}"
     where = f"rank 0 at {place.master_addr}:{place.master_port}"
     try:
-        if not table.wait("invitation", seconds=table.seconds):
+        is_invited = table.wait("invitation", seconds=table.seconds)
+        if not is_invited and table.has("first"):
+            is_invited = table.wait("invitation", seconds=FIRST_SECONDS)
+        if not is_invited:
             raise LaunchError(f"{own}: {where} did not invite the other ranks within {table.seconds:g} s")
         invitation = table.take("invitation")
         if invitation is not None:
-            _sit_down(table, invitation, output_dir, versions, own=own, where=where)
+            _sit_down(table, invitation, output_dir, introduction, own=own, where=where)
         # rank 0 began to wait no later than this rank
         if not table.wait("verdict", seconds=table.seconds + FAREWELL_SECONDS):
             raise LaunchError(f"{own}: {where} did not confirm within {table.seconds:g} s that all ranks have come")
         problems = table.take("verdict")
         table.put(f"heard/{place.rank}", None)
     except DistError as error:
-        raise LaunchError(f"{own}: {where} has exited ({str(error).partition(chr(10))[0]})") from error
+        raise LostRankError(f"{own}: {where} has exited ({str(error).partition(chr(10))[0]})") from error
+    if problems == STOP:
+        raise StopAskedError(STOPPED)
     if problems:
         refusal = _refusal(problems)
         refusal.is_said_elsewhere = True
@@ -194,7 +286,7 @@ def _attend(table: _Table, output_dir: Path, versions: dict[str, str]) -> None:
 
 
 def _sit_down(
-    table: _Table, invitation: dict[str, str], output_dir: Path, versions: dict[str, str], *, own: str, where: str
+    table: _Table, invitation: dict[str, str], output_dir: Path, introduction: Attendee, *, own: str, where: str
 ) -> None:
     """Leave this rank's report. Raises LaunchError if another run meets at that port."""
     folder = output_dir.absolute()
@@ -204,7 +296,7 @@ def _sit_down(
             "output_dir, or, if that is another run, give this run another --master_port"
         )
     read = read_token(str(folder / invitation["token"]))
-    table.put(_seat(table.place.rank), asdict(Attendee(hostname=platform.node(), versions=versions, token=read)))
+    table.put(_seat(table.place.rank), asdict(replace(introduction, token=read)))
 
 
 def _seat(rank: int) -> str:
@@ -240,7 +332,27 @@ def judge(
         f"{name}: cannot read what {first} wrote into {output_dir}; output_dir must be on a disk shared by all hosts"
         for name in blind
     ]
-    return problems + differences(distinct)
+    problems += _device_problems(came)
+    # a rank without a device differs in its accelerator as well, which says nothing new
+    compared = ALIKE if any(attendee.device_problem for attendee in came.values()) else (*ALIKE, *DEVICE_ALIKE)
+    return problems + differences(distinct, names=compared)
+
+
+def _device_problems(came: Mapping[int, Attendee]) -> list[str]:
+    """Return a line for each host whose ranks have no device, and one for ranks that share a GPU."""
+    without: dict[tuple[str, str], list[int]] = {}
+    sharing: dict[tuple[str, str], list[int]] = {}
+    for rank, attendee in sorted(came.items()):
+        if attendee.device_problem is not None:
+            without.setdefault((attendee.hostname, attendee.device_problem), []).append(rank)
+        if attendee.gpu_id is not None:
+            sharing.setdefault((attendee.hostname, attendee.gpu_id), []).append(rank)
+    lines = [f"{host} (ranks {spans(ranks)}): {problem}" for (host, problem), ranks in without.items()]
+    return lines + [
+        f"{host}: ranks {spans(ranks)} have the same GPU ({gpu_id}), but each rank needs one of its own"
+        for (host, gpu_id), ranks in sharing.items()
+        if len(ranks) > 1
+    ]
 
 
 def _who_is_missing(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ds_dpo.config.asset_paths import PACKAGE
 from ds_dpo.config.load import load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
@@ -18,10 +19,14 @@ from ds_dpo.launch.reach import ask_hosts
 from ds_dpo.launch.report import Request, listen_error
 from ds_dpo.launch.shared_folder import token_in
 from ds_dpo.launch.travel import read_usual_file, travelling_environment, write_environment_file
+from ds_dpo.process.departure import say
 from ds_dpo.supervision.lease import LEASE_VARIABLE, Lease
+from ds_dpo.supervision.run_lock import LOCK_VARIABLE, STALE_SECONDS, RunLock
 
 ENVIRONMENT_FILE = "launch.env"
 TRAIN = ("ds_dpo", "train.py")
+# what an installed user, who has no checkout, gives instead of the program's path
+TRAIN_WORD = "train"
 # ssh notices a host that is cut off within 20 s instead of when TCP gives up; the user's own options come first and win
 SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
@@ -30,7 +35,8 @@ SSH_OPTIONS = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 class Prepared:
     """command, environ: to run. world_size: ranks that must start, None if it is not known.
 
-    lease: the lease that the ranks watch and that the launcher renews.
+    lease: the lease that the ranks watch and that the launcher renews. lock: of the run folder, which it holds
+    until rank 0 takes it over; None if there is a launcher on each host.
     """
 
     command: list[str]
@@ -38,6 +44,7 @@ class Prepared:
     lease: Lease
     world_size: int | None
     remarks: list[str]
+    lock: RunLock | None = None
 
 
 def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
@@ -45,7 +52,10 @@ def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
 
     Raises ConfigError that names each wrong line, option or host.
     """
+    say("launch: checking the command line, the configuration and the hosts")
     launch = parse_launch(argv)
+    if launch.program == TRAIN_WORD:
+        launch = replace(launch, program=str(PACKAGE / TRAIN[-1]))
     program = Path(launch.program)
     if not program.is_file():
         raise ConfigError(f"program {program}: no such file")
@@ -55,10 +65,17 @@ def prepare_launch(argv: Sequence[str], environ: Mapping[str, str]) -> Prepared:
         )
     loaded = load_config(launch.program_arguments)
     output_dir = Path(loaded.config.output_dir)
-    # with --no_ssh there is a launcher on each host, and each has its own lease for the same run
-    remarks = [] if launch.no_ssh else end_earlier_launches(output_dir)
-    prepared = _check(launch, loaded.config, environ)
-    return replace(prepared, remarks=remarks + prepared.remarks)
+    if launch.no_ssh:  # there is a launcher on each host, and each has its own lease for the same run
+        return _check(launch, loaded.config, environ)
+    remarks = end_earlier_launches(output_dir)
+    lock = RunLock(output_dir, say=say)
+    lock.take(patience_seconds=STALE_SECONDS if remarks else 0.0)  # ranks that must exit take some seconds
+    try:
+        prepared = _check(launch, loaded.config, {**environ, LOCK_VARIABLE: lock.nonce})
+    except BaseException:
+        lock.release()
+        raise
+    return replace(prepared, remarks=remarks + prepared.remarks, lock=lock)
 
 
 def _check(launch: LaunchCommand, config: RunConfig, environ: Mapping[str, str]) -> Prepared:

@@ -40,7 +40,8 @@ def ssh_command(host: str, *, ssh_port: int | None, folder: Path, python: str) -
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
     # the report does not look for an accelerator: DeepSpeed's launcher does
     inside = f"cd {shlex.quote(str(folder))} && exec {shlex.quote(python)} -m ds_dpo.launch.report"
-    return ["ssh", *port, *options, host, inside]
+    # -- ends the options, whatever the host is called
+    return ["ssh", *port, *options, "--", host, inside]
 
 
 def _ask(host: Host, request: Request, *, ssh_port: int | None) -> Answer:

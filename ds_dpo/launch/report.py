@@ -40,9 +40,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """versions: with the names in ALIKE. num_gpus: None without device files. token: the text of token_file.
+    """versions: with the names in ALIKE. num_gpus: 0 without a device file, None if they do not say.
 
-    listen_error: why the host cannot listen at the port. error: why the configuration cannot be read.
+    token: the text of token_file. listen_error: why the host cannot listen at the port. error: why the configuration
+    cannot be read.
     """
 
     hostname: str
@@ -62,7 +63,7 @@ def report(request: Request) -> Report:
     return Report(
         hostname=platform.node(),
         versions=versions_here(config),
-        num_gpus=_num_gpus(Path("/dev")),
+        num_gpus=num_gpus_here(Path("/dev")),
         token=read_token(request.token_file),
         listen_error=None if request.listens is None else listen_error(request.listens),
         error=error,
@@ -100,10 +101,15 @@ def config_fingerprint(config: RunConfig) -> str:
     return hashlib.sha256(config_to_yaml(config).encode()).hexdigest()[:12]
 
 
-def _num_gpus(devices: Path) -> int | None:
-    """Count NVIDIA's device files, which is faster than asking the driver."""
+def num_gpus_here(devices: Path) -> int | None:
+    """Count NVIDIA's device files, which is faster than asking the driver; a rank tries its GPU later.
+
+    None if the host has GPUs of another kind of file: AMD's (kfd), and NVIDIA's in Windows' Linux (dxg).
+    """
     found = [path for path in devices.glob("nvidia*") if GPU_DEVICE.fullmatch(path.name)]
-    return len(found) or None
+    if not found and any((devices / name).exists() for name in ("kfd", "dxg")):
+        return None
+    return len(found)
 
 
 def listen_error(port: int) -> str | None:

@@ -31,7 +31,11 @@ KILL_SECONDS = 15.0
 
 def supervise(prepared: Prepared) -> int:
     """Run the launcher, renew its ranks' lease and handle signals. Returns the exit status when all has ended."""
-    return _Supervisor(prepared).run()
+    try:
+        return _Supervisor(prepared).run()
+    finally:
+        if prepared.lock is not None:
+            prepared.lock.release()
 
 
 class _Supervisor:
@@ -54,6 +58,9 @@ class _Supervisor:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
                 signal.signal(number, self._note)
         signal.signal(signal.SIGTSTP, _refuse_to_pause)
+        world_size = self._prepared.world_size
+        ranks = "the ranks" if world_size is None else f"{world_size} rank{'s' * (world_size != 1)}"
+        say(f"starting {ranks} by DeepSpeed's launcher, which imports PyTorch twice before they begin")
         # in its own session: Ctrl-C reaches this process alone, and the lease passes it on to the ranks
         runner = subprocess.Popen(
             self._prepared.command,

@@ -9,14 +9,30 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, cut
+from ds_dpo.outside import read_regular
 from ds_dpo.storage.replace import replace_file
 
 NAMES = ("PATH", "LD_LIBRARY_PATH", "DS_ACCELERATOR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
-PREFIXES = ("HF_", "NCCL_", "GLOO_", "TORCH_", "OMP_", "TRANSFORMERS_", "DS_DPO_", "CUDA_", "KMP_")
+PREFIXES = (
+    *("HF_", "TRANSFORMERS_", "DS_DPO_", "OMP_", "KMP_", "TORCH_", "PYTORCH_", "CUDA_", "CUBLAS_", "XFORMERS_"),
+    *("NCCL_", "GLOO_", "UCX_", "FI_"),  # UCX and libfabric (EFA) carry NCCL's traffic on some networks
+)
 STAYS = ("CUDA_VISIBLE_DEVICES",)  # the launcher sets it on each host
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+# in the name of a variable, or of a parameter of an address
+SECRET = re.compile(
+    r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|BEARER|COOKIE|SIGNATURE|PRIVATE|LOGIN"
+    r"|(?:^|[_-])(?:PW|PWD|PAT|JWT|SIG|SAS|OTP|PIN|CRED|CREDS)(?:[_-]|$)",
+    re.IGNORECASE,
+)
+USER_IN_URL = re.compile(r"//[^/?#\s]*@")
+USER_IN_PROXY = re.compile(r"^[^/?#\s]+@")  # a proxy may be stated without http://
+PARAMETER_OF_URL = re.compile(r"[?&;#]([^=&;#\s]+)=")
+SECRET_ITSELF = re.compile(
+    r"\b(?:hf|ghp|gho|ghs|glpat|sk|pk|xox[a-z])[_-][A-Za-z0-9_-]{16,}|\bAKIA[A-Z0-9]{16}\b|\beyJ[\w-]+\.eyJ[\w-]+\."
+    r"|\b(?:Bearer|Basic)\s+\S{8,}|-----BEGIN ",
+)
+MAX_BYTES = 2**20
 USUAL_FILE = ".deepspeed_env"
 
 
@@ -36,7 +52,14 @@ def _is_wanted(name: str) -> bool:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    return bool(SECRET.search(name) or PASSWORD_IN_URL.search(value))
+    is_proxy = name.upper().endswith("_PROXY") and name.upper() != "NO_PROXY"
+    return bool(
+        SECRET.search(name)
+        or USER_IN_URL.search(value)
+        or (is_proxy and USER_IN_PROXY.search(value))
+        or any(SECRET.search(parameter) for parameter in PARAMETER_OF_URL.findall(value))
+        or SECRET_ITSELF.search(value)
+    )
 
 
 def read_usual_file(folders: tuple[Path, ...]) -> dict[str, str]:
@@ -48,14 +71,19 @@ def read_usual_file(folders: tuple[Path, ...]) -> dict[str, str]:
     if path is None:
         return {}
     entries = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = read_regular(path, max_bytes=MAX_BYTES).decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({cut(str(error))})") from error
+    for number, line in enumerate(lines, start=1):
         name, equals, value = line.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"{path}, line {number}: {line!r} must be NAME=VALUE")
+            # the line may be a secret
+            raise ConfigError(f"{path}, line {number}: a line of {len(line)} characters must be NAME=VALUE")
         if _is_secret(name, value):
             raise ConfigError(
-                f"{path}, line {number}: {name} looks like a secret, and `deepspeed` would put it on ssh's command "
-                "line; log in on the hosts instead (`hf auth login`, once is enough if they share HF_HOME)"
+                f"{path}, line {number}: {cut(name)} looks like a secret, and `deepspeed` would put it on ssh's "
+                "command line; log in on the hosts instead (`hf auth login`, once is enough if they share HF_HOME)"
             )
         entries[name] = value
     return entries

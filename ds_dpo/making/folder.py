@@ -12,6 +12,7 @@ from typing import Any
 
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.making.record import differences
+from ds_dpo.outside import parse_json
 from ds_dpo.run_folder.folder import flatten
 from ds_dpo.storage.replace import remove_partials, replace_file
 
@@ -67,7 +68,7 @@ def require_same_plan(out: Path, old: Mapping[str, Any], new: Mapping[str, Any])
 
 def _read_plan(path: Path) -> dict[str, Any]:
     try:
-        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plan: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}); remove the folder and start again") from error
     return plan

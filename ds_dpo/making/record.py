@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.outside import parse_json
 from ds_dpo.storage.manifest import FileEntry
 from ds_dpo.storage.replace import replace_file
 
@@ -43,7 +43,7 @@ def read_record_file(path: Path, kind: type[Record], *, format_version: int, sta
     Raises DataError if the file is missing, is not JSON, has another format, or does not hold what `kind` says.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path.parent} has no {path.name}, so it {state_without}") from None
     except (OSError, ValueError) as error:

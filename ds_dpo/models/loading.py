@@ -5,25 +5,48 @@ Each rank calls these functions by itself. No code of a model's files runs: weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
-from ds_dpo.errors import ModelError
-from ds_dpo.models.families.table import FAMILIES, family_of
-from ds_dpo.models.families.text import TextEncoder, TextTower
+from ds_dpo.errors import ModelError, cut, shown
+from ds_dpo.models.families.table import FAMILIES, family_of, kind_of
+from ds_dpo.models.families.text import TextEncoder, TextTower, say_nothing
+from ds_dpo.models.layout import read_row_major
 from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
 from ds_dpo.precision import torch_dtype
+from ds_dpo.process.say import Say
+
+MAX_TIMESTEPS = 100_000
+_Arguments = ParamSpec("_Arguments")
+_Returned = TypeVar("_Returned")
 
 
+def _names_the_model(
+    function: Callable[Concatenate[ModelConfig, _Arguments], _Returned],
+) -> Callable[Concatenate[ModelConfig, _Arguments], _Returned]:
+    """Turn what settings of a foreign model without sense raise, wherever they are used, into a ModelError."""
+
+    @functools.wraps(function)
+    def named(model: ModelConfig, *arguments: _Arguments.args, **named_arguments: _Arguments.kwargs) -> _Returned:
+        try:
+            return function(model, *arguments, **named_arguments)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {cut(str(error))}"
+            raise ModelError(f"{model.pretrained}: its settings do not make a model ({what})") from error
+
+    return named
+
+
+@_names_the_model
 def load_denoiser(model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str, Tensor] | None = None) -> ModelMixin:
     """Return the denoiser to train, on the host, in dtype and training mode; each tensor is cast when it is read.
 
@@ -39,10 +62,11 @@ def load_denoiser(model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str,
         denoiser = skeleton(FAMILIES[model.family].denoiser.model_class(), part.config)
         fill(denoiser, start or file_weights(model), dtype=dtype, source=f"model.denoiser_init {model.denoiser_init}")
     assert isinstance(denoiser, ModelMixin)
-    _fix_kernels(denoiser)
+    read_row_major(denoiser)
     return denoiser.train()
 
 
+@_names_the_model
 def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
     """Return the weights that the policy starts from, by parameter name, in the dtype of the file.
 
@@ -51,6 +75,7 @@ def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
     return _start_part(model).weights()
 
 
+@_names_the_model
 def load_vae(model: ModelConfig) -> AutoencoderKL:
     """Return the frozen VAE, model.vae's or the pipeline's own, on the host in model.vae_dtype.
 
@@ -63,10 +88,11 @@ def load_vae(model: ModelConfig) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-def load_text(model: ModelConfig, *, dtype: torch.dtype) -> TextEncoder:
+@_names_the_model
+def load_text(model: ModelConfig, *, dtype: torch.dtype, say: Say = say_nothing) -> TextEncoder:
     """Return the frozen text encoders with their tokenizers, on the host in dtype.
 
-    Raises ModelError if one is missing or incomplete.
+    say: gets a line on prompts that are too long. Raises ModelError if one is missing or incomplete.
     """
     pipeline, family = open_pipeline(model), FAMILIES[model.family]
     towers = []
@@ -74,7 +100,7 @@ def load_text(model: ModelConfig, *, dtype: torch.dtype) -> TextEncoder:
         encoder = pipeline.text_encoder(name).load(dtype=dtype)
         tokenizer = pipeline.tokenizer(tokenizer_of(name))
         towers.append(TextTower(tokenizer=tokenizer, encoder=encoder.requires_grad_(False).eval()))
-    return TextEncoder(towers, encode=family.encode)
+    return TextEncoder(towers, encode=family.encode, say=say)
 
 
 def tokenizer_of(text_encoder: str) -> str:
@@ -82,6 +108,7 @@ def tokenizer_of(text_encoder: str) -> str:
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
+@_names_the_model
 def read_noise_schedule(model: ModelConfig) -> NoiseSchedule:
     """Return the forward process in the pipeline's scheduler config, which may belong to any sampler.
 
@@ -96,11 +123,13 @@ def read_noise_schedule(model: ModelConfig) -> NoiseSchedule:
     )
 
 
+@_names_the_model
 def drawing_scheduler(model: ModelConfig) -> DDIMScheduler:
     """Return the DDIM sampler for validation images, over the pipeline's own noise schedule."""
     return ddim_from(_scheduler_config(model))
 
 
+@_names_the_model
 def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return (C, H, W) of an image's latent, from the VAE's config. size: height and width in pixels.
 
@@ -117,6 +146,7 @@ def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, i
     return int(config["latent_channels"]), height // factor, width // factor
 
 
+@_names_the_model
 def peak_host_gib(
     model: ModelConfig, *, dtype: torch.dtype, ranks_at_once: int, start_bytes: int | None = None
 ) -> float:
@@ -130,28 +160,13 @@ def peak_host_gib(
     return (source_bytes + ranks_at_once * denoiser.num_parameters() * dtype.itemsize) / 2**30
 
 
-def _fix_kernels(denoiser: nn.Module) -> None:
-    """Make linear projections into transformers use the same kernel for trained and frozen weights.
-
-    Their input is a transposed view. torch multiplies it by `mm` if the weight requires a gradient, and by `bmm` if
-    not, even under no_grad (should_fold in aten/src/ATen/native/LinearAlgebra.cpp). The two may round differently, so
-    that the frozen reference would not predict exactly what the policy does.
-    """
-    for module in denoiser.modules():
-        if isinstance(module, Transformer2DModel) and isinstance(module.proj_in, nn.Linear):
-            module.proj_in.register_forward_pre_hook(_contiguous)
-
-
-def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.contiguous() for tensor in inputs)
-
-
 def _start_part(model: ModelConfig) -> Part:
     return open_pipeline(model).denoiser() if model.denoiser_init is None else open_denoiser_init(model)
 
 
 def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[str, Any]) -> None:
     """Raise ModelError if the denoiser is not of model.family, or is not a text-to-image model."""
+    kind_of(unet_config)
     family = family_of(unet_config, pipeline.text_config)
     found = None if family is None else family.name
     if found != model.family:
@@ -184,14 +199,32 @@ def _check_vae(model: ModelConfig, config: Mapping[str, Any]) -> None:
 def _scheduler_config(model: ModelConfig) -> dict[str, Any]:
     config = open_pipeline(model).scheduler_config(model.prediction_type)
     prediction_type = model.prediction_type or config["prediction_type"]
-    if prediction_type not in TARGETS:
+    if not isinstance(prediction_type, str) or prediction_type not in TARGETS:
         raise ModelError(
             f"{model.pretrained}: its scheduler has prediction_type {prediction_type}; only {', '.join(TARGETS)} can "
             "be trained"
         )
+    _check_schedule({**config, "prediction_type": prediction_type}, model.pretrained)
     return {**config, "prediction_type": prediction_type}
 
 
+def _check_schedule(config: Mapping[str, Any], name: str) -> None:
+    """Raise ModelError for settings of a scheduler that give no noise schedule, before they take memory."""
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
+        raise ModelError(
+            f"{name}: its scheduler has num_train_timesteps {shown(steps)}; it must be a whole number from 1 to "
+            f"{MAX_TIMESTEPS}"
+        )
+    try:
+        levels = cast(Any, DDPMScheduler.from_config(dict(config))).alphas_cumprod
+    except Exception as error:  # foreign settings can fail in any line of diffusers
+        raise ModelError(f"{name}: its scheduler config gives no noise schedule ({cut(str(error))})") from error
+    if not (levels.isfinite().all() and (levels >= 0).all() and (levels <= 1).all()):
+        raise ModelError(f"{name}: its scheduler config gives signal levels that are not between 0 and 1")
+
+
+@_names_the_model
 def describe_model(model: ModelConfig) -> str:
     """Return a line with the family, and with what the UNet predicts and where that is stated."""
     used = _scheduler_config(model)["prediction_type"]
@@ -199,3 +232,16 @@ def describe_model(model: ModelConfig) -> str:
     source = "its scheduler config" if model.prediction_type is None else "model.prediction_type"
     over = f", instead of {own} in its scheduler config" if used != own else ""
     return f"model: {model.pretrained}, {model.family}, which predicts {used} ({source}{over})"
+
+
+def describe_loading(model: ModelConfig, *, dtype: torch.dtype, with_encoders: bool) -> str:
+    """Return a line with what is about to be loaded and its size, from file headers alone."""
+    pipeline = open_pipeline(model)
+    part = pipeline.denoiser()
+    size = f"{part.num_parameters() / 1e6:.4g} M parameters, {part.num_parameters() * dtype.itemsize / 1e9:.3g} GB"
+    source = model.pretrained if model.denoiser_init is None else model.denoiser_init
+    text = f"loading the {FAMILIES[model.family].denoiser.title} of {source} ({size})"
+    if not with_encoders:
+        return text
+    encoders = [open_vae(model), *map(pipeline.text_encoder, FAMILIES[model.family].text_encoders)]
+    return f"{text}, then VAE and text encoders ({sum(each.num_bytes() for each in encoders) / 1e9:.3g} GB)"

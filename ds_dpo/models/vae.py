@@ -5,12 +5,15 @@ Legend: M images; X,Y pixels; C,H,W latent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+
+from ds_dpo.models.layout import row_major
 
 # An encoder's activations need 1.35 GiB for an image of 1024 x 1024 in fp32, much less than the UNet's.
 PIXELS_AT_ONCE = 1024 * 1024
@@ -40,7 +43,8 @@ def encode_moments(vae: AutoencoderKL, pixels: Tensor, *, images_at_once: int | 
     """
     images_at_once = images_at_once or max(1, PIXELS_AT_ONCE // (pixels.shape[-2] * pixels.shape[-1]))
     posteriors = (vae.encode(images.to(vae.dtype)).latent_dist for images in pixels.split(images_at_once))
-    return torch.cat([torch.cat([posterior.mean, posterior.logvar], dim=1) for posterior in posteriors])
+    # a VAE with attention gives NHWC on a CPU
+    return row_major(torch.cat([torch.cat([found.mean, found.logvar], dim=1) for found in posteriors]))
 
 
 @torch.no_grad()
@@ -79,9 +83,17 @@ def _shift_and_scale(config: Mapping[str, Any], device: torch.device) -> tuple[T
 
     A VAE states scaling_factor, sometimes shift_factor, or a mean and deviation per channel.
     """
+    shift = config.get("latents_mean") or config.get("shift_factor") or 0.0
+    return _channels(_hashable(shift), device), config["scaling_factor"] / _channels(
+        _hashable(config.get("latents_std") or 1.0), device
+    )
 
-    def channels(values: list[float] | float) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
-    shift = channels(config.get("latents_mean") or config.get("shift_factor") or 0.0)
-    return shift, config["scaling_factor"] / channels(config.get("latents_std") or 1.0)
+def _hashable(values: Sequence[float] | float) -> tuple[float, ...] | float:
+    return values if isinstance(values, int | float) else tuple(values)
+
+
+@lru_cache(maxsize=32)
+def _channels(values: tuple[float, ...] | float, device: torch.device) -> Tensor:
+    """Return values of channels on a device. They go there once: each copy would wait for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)

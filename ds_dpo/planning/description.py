@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.config.held_out import HeldOutConfig
+from ds_dpo.config.optimization import DECAYING_SCHEDULES
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed, ranks_text
 from ds_dpo.planning.recipes import far_from_recipes
+from ds_dpo.planning.sizes import describe_sizes
 
 OPTIMIZER_WORDS = {
     "adamw": "AdamW",
@@ -37,11 +40,14 @@ def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         *config.terms.sentences(),
         *_reference(config),
         *_noising(config.diffusion),
+        *_held_out(config.held_out),
         f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "
         f"{resolved.accumulation_precision}, offloaded to the CPU: {offloaded or 'nothing'} "
         f"({config.deepspeed_config})",
+        *describe_sizes(config, resolved),
         f"pairs of the whole run: {batch.pairs_per_step * config.max_train_steps} in {config.max_train_steps} steps; "
         f"warm-up {100 * min(1.0, schedule.warmup_steps / config.max_train_steps):.0f} % of them",
+        *_schedule_warnings(config),
         *far_from_recipes(config),
     ]
 
@@ -60,6 +66,34 @@ def _noising(diffusion: DiffusionConfig) -> list[str]:
     plain = DiffusionConfig().model_dump()
     chosen = {name: value for name, value in diffusion.model_dump().items() if value != plain[name]}
     return ["noising: " + ", ".join(f"{name} {str(value).lower()}" for name, value in chosen.items())] if chosen else []
+
+
+def _schedule_warnings(config: RunConfig) -> list[str]:
+    """Return a line for each part of the run in which the learning rate is not what one expects; usually none."""
+    schedule, steps = config.schedule, config.max_train_steps
+    lines = []
+    if schedule.warmup_steps > steps:
+        lines.append(
+            f"warning: schedule.warmup_steps {schedule.warmup_steps} is more than max_train_steps {steps}: the "
+            f"learning rate ends at {100 * steps / schedule.warmup_steps:.0f} % of its peak"
+        )
+    end = schedule.decay_steps
+    falls_to_zero = schedule.name in DECAYING_SCHEDULES and (schedule.name != "polynomial" or schedule.end_rate == 0)
+    if end is not None and end < steps and falls_to_zero:
+        lines.append(
+            f"warning: the learning rate is 0 from step {end} on (schedule.decay_steps): steps {end + 1} to {steps} "
+            "train nothing"
+        )
+    return lines
+
+
+def _held_out(held_out: HeldOutConfig) -> list[str]:
+    """Return a line on the share of prompts that is held out, and no line without a share."""
+    if held_out.share is None:
+        return []
+    when = f"evaluated every {held_out.every_steps} steps" if held_out.every_steps else "evaluated never"
+    unset = "" if held_out.every_steps else " (held_out.every_steps is unset)"
+    return [f"held out: a share of {held_out.share:g} of the prompts, never trained on, {when}{unset}"]
 
 
 def _shape(config: RunConfig) -> str:

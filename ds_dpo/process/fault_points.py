@@ -101,6 +101,16 @@ def _read_fault(text: str) -> Fault:
 _faults: list[Fault] = read_faults(os.environ.get(VARIABLE, ""))
 
 
+def warnings() -> list[str]:
+    """Return a line for the user if DS_DPO_FAULT is set, which only a test should have; nothing otherwise."""
+    if not _faults:
+        return []
+    asked = ", ".join(f"{fault.action} at {fault.name}" for fault in _faults)
+    return [
+        f"WARNING: {VARIABLE} IS SET, SO THIS RUN WILL FAIL ON PURPOSE ({asked}); unset it unless this tests faults"
+    ]
+
+
 def reach(name: str) -> None:
     """Do what DS_DPO_FAULT asks for at this point; do nothing if it is not set, as in every real run.
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.config.documents import read_json
-from ds_dpo.config.identity import compare_identity, identity
+from ds_dpo.config.identity import compare_identity, identity, way_to_a_longer_run
 from ds_dpo.config.load import config_from_yaml, config_to_yaml
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
 from ds_dpo.precision import Precision
+from ds_dpo.run_folder.data_set import DataSet
+from ds_dpo.storage.manifest import checkpoint_folders
 from ds_dpo.storage.replace import remove_partials, replace_file
 
 PACKAGES = ("torch", "deepspeed", "diffusers", "transformers", "datasets", "safetensors", "xformers", "ds_dpo")
@@ -106,12 +108,14 @@ class RunFolder:
             return []
         self.saved_starts()  # a start could not be added to a torn file: refused here, before models are loaded
         saved = self.saved_config()
-        changes = compare_identity(identity(saved, precision_of(self.saved_settings())), identity(config, precision))
+        old_fields, new_fields = identity(saved, precision_of(self.saved_settings())), identity(config, precision)
+        accepted = self.accepted_changes(config)
+        changes = [change for change in compare_identity(old_fields, new_fields) if change.name not in accepted]
         if changes:
             listed = "\n  ".join(str(change) for change in changes)
             raise ConfigError(
                 f"{self.path} holds another run, which differs in\n  {listed}\n"
-                "set these back to continue that run, or give another output_dir"
+                f"set these back to continue that run, or give another output_dir{way_to_a_longer_run(changes, config)}"
             )
         old, new = flatten(saved.model_dump()), flatten(config.model_dump())
         return [
@@ -120,19 +124,67 @@ class RunFolder:
             if old.get(name) != new[name]
         ]
 
+    def require_same_data(self, config: RunConfig, data: DataSet) -> None:
+        """Raise ConfigError, naming what differs, if the run's checkpoints were trained on another data set."""
+        start = self.newest_start() if checkpoint_folders(self.checkpoints) else {}
+        changes = data.changes_since(start)
+        if not changes:
+            return
+        listed = "\n  ".join(map(str, changes))
+        commit = start.get("data_commit")
+        advice = "" if commit in (None, data.commit) else f" (data.revision {commit} names what it was trained on)"
+        raise ConfigError(
+            f"{self.path} was trained on another data set than data.dataset {config.data.dataset}, split "
+            f"{config.data.split}, holds now:\n  {listed}\nrestore it{advice}, or give another output_dir"
+        )
+
+    def accepted_changes(self, config: RunConfig) -> list[str]:
+        """Return the names of identity fields that a start may change without making another run.
+
+        A revision that is the commit which the run got from the hub anyway names the same files. Raises ConfigError.
+        """
+        if not self.config.exists():
+            return []
+        commits = {
+            "model.revision": (config.model.revision, self.saved_models("commits").get("model.pretrained")),
+            "data.revision": (config.data.revision, self.newest_start().get("data_commit")),
+        }
+        return [name for name, (asked, recorded) in commits.items() if asked is not None and asked == recorded]
+
+    def saved_models(self, kind: str) -> dict[str, str]:
+        """Return what the starts recorded of the models, newer ones over older ones. kind: hashes or commits.
+
+        Raises ConfigError.
+        """
+        found: dict[str, str] = {}
+        for start in self.saved_starts() if self.config.exists() else ():
+            models = start.get("models")
+            named = models.get(kind) if isinstance(models, dict) else None
+            found |= {name: str(value) for name, value in named.items()} if isinstance(named, dict) else {}
+        return found
+
     def write_start(
-        self, config: RunConfig, settings: Mapping[str, Any], *, world_size: int, data: Mapping[str, int]
+        self,
+        config: RunConfig,
+        settings: Mapping[str, Any],
+        *,
+        world_size: int,
+        data: Mapping[str, Any],
+        device: str = "cpu",
+        models: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """Save the configuration and environment of this start; each file is replaced as a whole.
 
-        data: counts of the dataset by name, such as rows, ties and pairs. Raises ConfigError.
+        data: of the data set, as DataSet.as_saved returns it. device: that of rank 0, in words.
+        models: their hashes and commits, see saved_models. Raises ConfigError.
         """
         starts = self.saved_starts()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_partials(self.path)
             replace_file(self.deepspeed, json.dumps(settings, indent=2) + "\n", sync=True)
-            starts = [*starts, {**describe_environment(world_size), "data": dict(data)}]
+            start = {**describe_environment(world_size), "device": device, **data}
+            starts = [*starts, start if models is None else {**start, "models": models}]
             replace_file(self.environment, json.dumps(starts, indent=2) + "\n", sync=True)
             # written last: if this file exists, the others do too, even after a kill
             replace_file(self.config, config_to_yaml(config), sync=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ds_dpo.errors import DsDpoError
+from ds_dpo.run_folder.progress import Length, Pace, progress_text
 from ds_dpo.storage.line_file import LineFile
 
 # The columns of a step's line: label, metric, format.
@@ -20,7 +23,7 @@ STEP_COLUMNS = (
     ("gradient", "gradient_norm", "{:.3g}"),
     ("lr", "learning_rate", "{:.2e}"),
     ("pairs/s", "pairs_per_second", "{:.3g}"),
-    ("GiB", "peak_memory_gib", "{:.3g}"),
+    ("memory", "peak_memory_gib", "{:.3g} GiB"),
     ("skipped", "skipped_steps", "{:.0f}"),
 )
 
@@ -33,29 +36,29 @@ class RunLog:
         self._speaks = speaks
         self._kept: list[str] = []
         self._file: LineFile | None = None
-        self._max_train_steps = 0
+        self._length = Length(max_train_steps=0)
+        self._pace = Pace()
         self._bar: tqdm | None = None
 
-    def open(self, path: Path, *, last_step: int, max_train_steps: int) -> None:
-        """Append all earlier and later lines to log.txt. The steps go from last_step to max_train_steps."""
+    def open(self, path: Path, *, last_step: int, length: Length) -> None:
+        """Append all earlier and later lines to log.txt. The steps go from last_step to the run's length."""
         if not self._speaks:
             return
         self._file = LineFile(path)
         self._file.write("".join(self._kept))
         self._kept.clear()
-        self._max_train_steps = max_train_steps
-        if sys.stdout.isatty():
-            self._bar = tqdm(total=max_train_steps, initial=last_step, unit="step", file=sys.stdout, dynamic_ncols=True)
+        self._length = length
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=length.max_train_steps, initial=last_step, unit="step", dynamic_ncols=True)
 
     def line(self, text: str) -> None:
         """Print and write a line."""
         if not self._speaks:
             return
-        stamped = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
         if self._file is None:
-            self._kept.append(stamped)
+            self._kept.append(_stamped(text))
         else:
-            self._file.write(stamped)
+            self._file.write(_stamped(text))
         # standard output may be a file on a full disk; log.txt keeps the line for later
         with contextlib.suppress(OSError):
             if self._bar is None:
@@ -68,15 +71,50 @@ class RunLog:
         if not self._speaks:
             return
         columns = [f"{label} {form.format(metrics[name])}" for label, name, form in STEP_COLUMNS if name in metrics]
+        if "step_seconds" in metrics:
+            self._pace.add(metrics["step_seconds"])
         if self._bar is not None:
             self._bar.update(int(metrics["step"]) - self._bar.n)
             self._bar.set_postfix_str("  ".join(columns[:2]))
         if due:
-            width = len(str(self._max_train_steps))
-            self.line(f"step {metrics['step']:>{width}}/{self._max_train_steps}  " + "  ".join(columns))
+            self.line("  ".join([self._progress(metrics), *columns]))
+
+    def _progress(self, metrics: Mapping[str, float]) -> str:
+        step = int(metrics["step"])
+        return progress_text(
+            self._length,
+            step=step,
+            pairs_seen=int(metrics["pairs_seen"]) if "pairs_seen" in metrics else None,
+            seconds_left=self._pace.seconds_left(self._length.max_train_steps - step),
+        )
+
+    def note(self, text: str) -> None:
+        """Write a line to log.txt alone, once the file is open; its text is printed elsewhere."""
+        if self._file is not None:
+            self._file.write(_stamped(" ".join(text.split())))
+
+    @contextmanager
+    def ended_by(self) -> Iterator[None]:
+        """Close the log after the body. If an error ends the body, the last line of log.txt says which."""
+        try:
+            yield
+        except DsDpoError as error:
+            self.note(f"ended: {error}")
+            raise
+        except BaseException as error:
+            self.note(f"failed: {type(error).__name__}: {error}")
+            raise
+        finally:
+            self.close()
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
         if self._file is not None:
             self._file.close()
+            self._file = None
+
+
+def _stamped(text: str) -> str:
+    return f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"

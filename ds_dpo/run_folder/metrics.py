@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ds_dpo.distributed.collectives import sum_across_ranks
+from ds_dpo.outside import parse_json
+from ds_dpo.run_folder.trackers import GuardedTracker, Picture
 from ds_dpo.storage.line_file import LineFile, warn
 from ds_dpo.storage.replace import replace_file
 
@@ -50,6 +52,19 @@ METRICS: dict[str, str] = {
 }
 
 
+# TensorBoard sorts groups by name, which puts five of held_out before train; its tab of custom scalars has this order.
+LAYOUT = {
+    "train": {name: ["Multiline", [f"train/{name}"]] for name in METRICS if name != "step"},
+    "held out": {
+        name: ["Margin", [f"held_out/{name}", f"held_out_interval/{name}_low", f"held_out_interval/{name}_high"]]
+        for name in ("accuracy", "margin", "chosen_difference", "rejected_difference")
+    },
+    "held out by timesteps": {
+        name: ["Multiline", [f"held_out_{name}/.*"]] for name in ("accuracy", "margin", "chosen_difference")
+    },
+}
+
+
 class StepSums:
     """Adds per-pair quantities over a step's micro-batches on the device; one reduction then reads them."""
 
@@ -79,47 +94,80 @@ class StepSums:
         return means, totals
 
 
-def cut_metrics(path: Path, *, last_step: int, aside: Path | None = None) -> None:
+def cut_metrics(path: Path, *, last_step: int) -> int:
     """Remove the lines after a step, and a torn last line, so that a resumed run has each step once.
 
-    aside: a file to which removed lines are appended; None: they are dropped.
+    Removed lines are appended to a file beside it, see rolled_back_path. Returns their number.
     """
     if not path.exists():
-        return
+        return 0
     kept: list[str] = []
     later: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _lines(path):
         step = _step_of(line)
         if step is not None:
             (kept if step <= last_step else later).append(line + "\n")
-    if aside is not None and later:
-        with aside.open("a", encoding="utf-8") as file:
+    if later:
+        with rolled_back_path(path).open("a", encoding="utf-8") as file:
             file.writelines(later)
     replace_file(path, "".join(kept), sync=True)
+    return len(later)
+
+
+def rolled_back_path(path: Path) -> Path:
+    """Return where the lines of a file of steps go that a later start does not go on from."""
+    return path.with_suffix(".rolled_back.jsonl")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 def _step_of(line: str) -> int | None:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return int(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None  # the line was torn by a kill
 
 
 class MetricsWriter:
-    """metrics.jsonl and TensorBoard of a run; for rank 0 only."""
+    """metrics.jsonl, TensorBoard and other trackers of a run; for rank 0 only."""
 
-    def __init__(self, folder: Path, *, last_step: int) -> None:
-        """Continue after last_step, 0 for a new run; later lines and events of an earlier start are removed."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        last_step: int,
+        has_tensorboard: bool = True,
+        trackers: Sequence[GuardedTracker] = (),
+    ) -> None:
+        """Continue after last_step, 0 for a new run; later lines of an earlier start move to
+        metrics.rolled_back.jsonl, and its later events are removed.
+
+        trackers: cannot forget a step, so they get those alone that no start has reached before.
+        """
         self._folder, self._path = folder, folder / "metrics.jsonl"
-        cut_metrics(self._path, last_step=last_step)
+        self._has_tensorboard, self._trackers = has_tensorboard, list(trackers)
+        self._hold_back_trackers()
+        self.num_rolled_back = cut_metrics(self._path, last_step=last_step)
         self._open(last_step)
 
     def _open(self, last_step: int) -> None:
         self._lines = LineFile(self._path)
         self._events: SummaryWriter | None = self._open_events(last_step + 1)
 
-    def _open_events(self, purge_step: int | None) -> SummaryWriter:
-        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge_step)
+    def _open_events(self, purge_step: int | None) -> SummaryWriter | None:
+        if not self._has_tensorboard:
+            return None
+        events = SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge_step)
+        events.add_custom_scalars(LAYOUT)
+        return events
+
+    def _hold_back_trackers(self) -> None:
+        paths = (self._path, rolled_back_path(self._path))
+        steps = [step for path in paths if path.exists() for step in map(_step_of, _lines(path)) if step is not None]
+        for tracker in self._trackers if steps else ():
+            tracker.continue_after(max(steps))
 
     def _to_events(self, write: Callable[[SummaryWriter], object]) -> None:
         """Write to TensorBoard. A writer that the disk refused cannot be used; the next checkpoint opens another."""
@@ -133,8 +181,9 @@ class MetricsWriter:
 
     def rewind(self, last_step: int) -> None:
         """Continue after an earlier step; later lines move to metrics.rolled_back.jsonl."""
-        self.close()
-        cut_metrics(self._path, last_step=last_step, aside=self._path.with_suffix(".rolled_back.jsonl"))
+        self._close_files()
+        self._hold_back_trackers()
+        cut_metrics(self._path, last_step=last_step)
         self._open(last_step)
 
     def write(self, metrics: Mapping[str, float]) -> None:
@@ -146,13 +195,26 @@ class MetricsWriter:
         self.write_scalars(scalars, step=int(metrics["step"]))
 
     def write_scalars(self, scalars: Mapping[str, float], *, step: int) -> None:
-        """Write numbers by tag to TensorBoard only."""
+        """Write numbers by tag to the trackers only."""
         for tag, value in scalars.items():
             self._to_events(partial(SummaryWriter.add_scalar, tag=tag, scalar_value=value, global_step=step))
+        for tracker in self._trackers:
+            tracker.scalars(scalars, step=step)
 
-    def write_images(self, name: str, images: Tensor, *, step: int) -> None:
-        """Write images (N, 3, X, Y) in 0..1 to TensorBoard, side by side."""
+    def write_images(self, name: str, images: Tensor, *, captions: Sequence[str], step: int) -> None:
+        """Write images (N, 3, X, Y) in 0..1 with a caption each.
+
+        TensorBoard shows them side by side without captions; its tab of texts has them in the same order.
+        """
+        table = "\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, start=1))
         self._to_events(lambda events: events.add_images(name, images, step))
+        self._to_events(lambda events: events.add_text(f"{name}_captions", table, step))
+        if not self._trackers:
+            return
+        pixels = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        pictures = [Picture(pixels=one, caption=caption) for one, caption in zip(pixels, captions, strict=True)]
+        for tracker in self._trackers:
+            tracker.images(name, pictures, step=step)
 
     def flush(self) -> None:
         """Flush everything to the disk, so that a checkpoint is never newer than its metrics.
@@ -165,5 +227,10 @@ class MetricsWriter:
         self._to_events(SummaryWriter.flush)
 
     def close(self) -> None:
+        self._close_files()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _close_files(self) -> None:
         self._lines.close()
         self._to_events(SummaryWriter.close)

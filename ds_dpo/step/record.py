@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.errors import DataError
+from ds_dpo.outside import parse_json
 from ds_dpo.storage.replace import replace_file
 
 FORMAT = 1
@@ -68,14 +69,14 @@ def write_record(record: StepRecord, path: Path) -> None:
 def read_record(path: Path) -> StepRecord:
     """Read a record. Raises DataError that names the file."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         if document.pop("format") != FORMAT:
             raise ValueError("another format")
         pairs = tuple(RecordedPair(**{**pair, "loss": float(pair["loss"])}) for pair in document.pop("pairs"))
         return StepRecord(**{**document, "loss": float(document["loss"]), "pairs": pairs})
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: not the record of a step ({error})") from error
 
 

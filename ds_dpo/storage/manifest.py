@@ -33,8 +33,8 @@ class FileEntry:
 class Manifest:
     """What a checkpoint folder holds, and the state of which run. files: relative name -> entry.
 
-    layout: equal for checkpoints whose shards hold the same parts of the same weights; None if an earlier version wrote
-    the checkpoint.
+    layout: equal for checkpoints whose shards hold the same parts of the same weights. run: what identifies the run, by
+    kind (config, models ...) and name. Both are None if an earlier version wrote the checkpoint.
     """
 
     step: int
@@ -44,7 +44,15 @@ class Manifest:
     fingerprint: str
     files: dict[str, FileEntry]
     layout: str | None = None
+    run: dict[str, dict[str, Any]] | None = None
     format: int = MANIFEST_FORMAT
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what manifest.json holds."""
+        fields = dataclasses.asdict(self)
+        if self.run is None:
+            del fields["run"]
+        return fields
 
 
 def step_folder_name(step: int) -> str:
@@ -76,7 +84,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     path = folder / MANIFEST_NAME
     try:
         remove_partials(folder)
-        replace_file(path, json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True), sync=True)
+        replace_file(path, json.dumps(manifest.as_json(), indent=1, sort_keys=True), sync=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
     return path
@@ -91,27 +99,45 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder}: no {MANIFEST_NAME}, so the checkpoint was never completed") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: not readable as JSON (nested too deeply)") from error
     with _malformed(path):
-        return _parse(fields)
+        manifest = _parse(fields)
+    if step_of(folder) not in (None, manifest.step):
+        raise CheckpointError(
+            f"{path}: says that it is step {manifest.step}, but its folder is {folder.name}; one of them was altered"
+        )
+    return manifest
 
 
 def _parse(fields: dict[str, Any]) -> Manifest:
     if fields["format"] != MANIFEST_FORMAT:
         raise ValueError(f"format {fields['format']!r}, this version reads {MANIFEST_FORMAT}")
-    files = {str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in fields["files"].items()}
+    files = {
+        str(name): FileEntry(_number(entry, "size", at_least=0), str(entry["sha256"]))
+        for name, entry in fields["files"].items()
+    }
     # a manifest is an untrusted file too: it must not lead the reader out of its folder
     outside = [name for name in files if leads_outside(name)]
     if outside:
         raise ValueError(f"file {outside[0]!r} is outside of the checkpoint")
     return Manifest(
-        step=int(fields["step"]),
-        world_size=int(fields["world_size"]),
-        stage=int(fields["stage"]),
+        step=_number(fields, "step", at_least=0),
+        world_size=_number(fields, "world_size", at_least=1),
+        stage=_number(fields, "stage", at_least=0),
         precision=str(fields["precision"]),
         fingerprint=str(fields["fingerprint"]),
         layout=None if fields.get("layout") is None else str(fields["layout"]),
+        run=None if fields.get("run") is None else {kind: dict(named) for kind, named in fields["run"].items()},
         files=files,
     )
+
+
+def _number(fields: dict[str, Any], name: str, *, at_least: int) -> int:
+    value = fields[name]
+    if type(value) is not int or value < at_least:
+        raise ValueError(f"{name} is {str(value)[:80]!r}, not a whole number of at least {at_least}")
+    return value
 
 
 def leads_outside(name: str) -> bool:
@@ -124,7 +150,7 @@ def leads_outside(name: str) -> bool:
 def _malformed(path: Path) -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: not a manifest of this project ({error})") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import socket
 from collections.abc import Iterator
@@ -52,6 +53,12 @@ def remove_partials(folder: Path, *, recursive: bool = False) -> None:
     pattern = f".*{PARTIAL_SUFFIX}"
     for path in folder.rglob(pattern) if recursive else folder.glob(pattern):
         path.unlink(missing_ok=True)
+
+
+def remove_partials_of(path: Path) -> None:
+    """Remove what killed processes left beside a path that no other process is writing. Raises OSError."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+        partial.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

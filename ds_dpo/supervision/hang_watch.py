@@ -1,4 +1,4 @@
-"""A rank's thread that notices when steps no longer end, and writes the stack of every thread to a file."""
+"""A rank's thread that notices when micro-batches no longer end, and writes the stack of every thread to a file."""
 
 from __future__ import annotations
 
@@ -16,27 +16,33 @@ from pathlib import Path
 from ds_dpo.process.departure import say
 
 LOOK_SECONDS = 1.0
-NUM_STEPS_REMEMBERED = 50
-FIRST_STEP_FACTOR = 3  # the first steps compile and tune kernels
+NUM_REMEMBERED = 50
+FIRST_STEP_FACTOR = 3  # the first step compiles and tunes kernels, and its update allocates the moments
 
 
-class StepTimes:
-    """Records how long steps take, and says how long one may take."""
+class MicroBatchTimes:
+    """Records how long micro-batches take, and says how long one may take.
+
+    A step may have thousands of them, so its own length says nothing about a hang.
+    """
 
     def __init__(self, *, factor: float, floor_seconds: float) -> None:
         self._factor, self._floor = factor, floor_seconds
-        self._seconds: deque[float] = deque(maxlen=NUM_STEPS_REMEMBERED)
-        self._has_begun = False
+        self._seconds: deque[float] = deque(maxlen=NUM_REMEMBERED)
+        self._first_step_has_ended = False
 
     def add(self, seconds: float) -> None:
-        """Record a step. The first step after a start is not counted, because it is slower than the others."""
-        if self._has_begun:
+        """Record a micro-batch. Those of the first step after a start are slower than others and are not counted."""
+        if self._first_step_has_ended:
             self._seconds.append(seconds)
-        self._has_begun = True
+
+    def end_step(self) -> None:
+        """Note that a whole step has ended, with its update."""
+        self._first_step_has_ended = True
 
     @property
     def limit(self) -> float:
-        """Seconds after which a step counts as a hang."""
+        """Seconds after which a micro-batch counts as a hang."""
         if not self._seconds:
             return FIRST_STEP_FACTOR * self._floor
         return max(self._floor, self._factor * statistics.median(self._seconds))
@@ -46,13 +52,13 @@ class HangWatch:
     """Watches on a thread from start() to close(). Time in which the process itself is stopped does not count."""
 
     def __init__(
-        self, times: StepTimes, *, long_work_seconds: float, ends_seized: bool, on_hang: Callable[[str], None]
+        self, times: MicroBatchTimes, *, long_work_seconds: float, ends_seized: bool, on_hang: Callable[[str], None]
     ) -> None:
         """Prepare the watch without starting it.
 
         long_work_seconds: how long a pause may last. ends_seized: end the process, with status 1 and the stacks on
-        standard error, if no Python thread runs for as long as a step may take: C code that hangs while it holds the
-        interpreter's lock stops this thread too. on_hang: called once, on the thread, with what hangs.
+        standard error, if no Python thread runs for as long as a micro-batch may take: C code that hangs while it
+        holds the interpreter's lock stops this thread too. on_hang: called once, on the thread, with what hangs.
         """
         self._times = times
         self._long_work_seconds = long_work_seconds
@@ -66,23 +72,31 @@ class HangWatch:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin to wait for steps."""
+        """Begin to wait for micro-batches."""
         self._last_beat = time.monotonic()
         self._put_off_end()
         threading.Thread(target=self._run, name="hang-watch", daemon=True).start()
 
     def close(self) -> None:
-        """Stop waiting for steps."""
+        """Stop waiting."""
         with self._lock:
             self._closed.set()
             if self._ends_seized:
                 faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
-        """Note that a step has ended."""
+        """Note that a micro-batch has ended. The last one of a step ends with the update."""
         now = time.monotonic()
         if self._last_beat is not None:
             self._times.add(now - self._last_beat - self._paused_seconds)
+        self._begin_anew(now)
+
+    def end_step(self) -> None:
+        """Note that a step and what follows it have ended, which is no micro-batch's time."""
+        self._times.end_step()
+        self._begin_anew(time.monotonic())
+
+    def _begin_anew(self, now: float) -> None:
         self._last_beat, self._paused_seconds, self._waited = now, 0.0, 0.0
 
     @contextmanager
@@ -125,7 +139,7 @@ class HangWatch:
         if self._pauses:
             what, limit = self._pauses[-1], self._long_work_seconds
         else:
-            what, limit = "a step", self._times.limit
+            what, limit = "a micro-batch", self._times.limit
         return f"{what} has taken more than {limit:.0f} s" if self._waited > limit else None
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import local_rank_in, rank_in
-from ds_dpo.errors import EXIT_STATUS_OF_ERROR, DsDpoError
+from ds_dpo.errors import DsDpoError
 from ds_dpo.process.departure import (
     EXIT_STATUS_OF_FAILURE,
     EXIT_STATUS_OF_HANG,
@@ -24,7 +24,7 @@ from ds_dpo.process.departure import (
     try_for_a_while,
 )
 from ds_dpo.process.launchers import Process, launchers_of
-from ds_dpo.supervision.hang_watch import HangWatch, StepTimes, write_stacks
+from ds_dpo.supervision.hang_watch import HangWatch, MicroBatchTimes, write_stacks
 from ds_dpo.supervision.lease import LEASE_VARIABLE, Outcome, record_outcome
 from ds_dpo.supervision.lease_watch import LeaseWatch
 from ds_dpo.supervision.stop import StopRequest
@@ -36,7 +36,8 @@ MOMENT_SECONDS = 5.0
 class Supervision:
     """Surrounds a rank's whole life, from before the heavy imports: `with Supervision(config, environ): ...`.
 
-    stop: asked after each step. hang: gets a beat after each step.
+    stop: asked after each step. hang: gets a beat after each micro-batch. note: called with the reason if this rank
+    leaves at once; the run's log once there is one.
     """
 
     def __init__(self, config: RunConfig, environ: Mapping[str, str]) -> None:
@@ -45,9 +46,10 @@ class Supervision:
         self._lease = Path(environ[LEASE_VARIABLE]) if environ.get(LEASE_VARIABLE) else None
         self._hangs = False
         self._stacks = folder / "stacks" / f"rank_{self._rank}.txt"
+        self.note: Callable[[str], None] = lambda reason: None
         self.stop = StopRequest(folder / "STOP", leave_at_once=self._leave_at_once)
         self.hang = HangWatch(
-            StepTimes(factor=settings.hang_factor, floor_seconds=settings.hang_floor_seconds),
+            MicroBatchTimes(factor=settings.hang_factor, floor_seconds=settings.hang_floor_seconds),
             long_work_seconds=60 * settings.collective_timeout_minutes,
             # nobody stops and continues a rank of a launch by hand
             ends_seized=self._lease is not None or bool(launchers),
@@ -73,7 +75,7 @@ class Supervision:
         self.hang.close()
         self.stop.close()
         if isinstance(error, DsDpoError):
-            self._record(EXIT_STATUS_OF_ERROR, "stopped with an error message")
+            self._record(error.exit_status, "stopped with an error message")
         elif isinstance(error, Exception):
             self._record(EXIT_STATUS_OF_FAILURE, f"failed with {kind.__name__ if kind else 'an error'}")
 
@@ -110,6 +112,10 @@ class Supervision:
     def _leave_unsupervised(self, why: str) -> NoReturn:
         self._leave(EXIT_STATUS_OF_LOST_LEASE, f"the launcher is gone or cut off ({self._lease}: {why})")
 
+    def leave_displaced(self, why: str) -> NoReturn:
+        """Exit because another start has taken the run folder from this one, which it took for dead."""
+        self._leave(EXIT_STATUS_OF_LOST_LEASE, f"the run folder is lost: {why}")
+
     def _leave_orphaned(self, launcher: Process) -> None:
         if self.stop.is_asked(look_for_file=False):
             return  # Ctrl-C and `scancel` end plain `deepspeed` at once, while its ranks still save
@@ -130,5 +136,6 @@ class Supervision:
             say(f"rank {self._rank}: {how}; status {status}")
             if not is_known:
                 self._record(status, how)
+            self.note(f"rank {self._rank} left: {how}; status {status}")
 
         leave(status, last_words)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOPPED = "stopped as asked before training began; the same command starts at the same step"
 REPEAT_SECONDS = 2.0  # a signal to a whole job reaches a rank twice: from the sender and through the launcher
 
 
@@ -30,7 +31,7 @@ class StopRequest:
         repeat_seconds: float = REPEAT_SECONDS,
     ) -> None:
         """leave_at_once: called on another thread with the number of a second signal."""
-        self._stop_file = stop_file
+        self._stop_file, self._file_at_start = stop_file, _changed_at(stop_file)
         self._leave_at_once = leave_at_once
         self._repeat_seconds = repeat_seconds
         self._asked = False
@@ -84,9 +85,24 @@ class StopRequest:
         """Return whether this rank was asked to stop. look_for_file: one rank is enough to look for the STOP file."""
         return self._asked or (look_for_file and self._stop_file.exists())
 
+    def is_asked_since_start(self, *, look_for_file: bool) -> bool:
+        """Return whether a request came since this process started.
+
+        A STOP file that was there before does not count: a start that finds one trains a step and saves it first.
+        """
+        return self._asked or (look_for_file and _changed_at(self._stop_file) not in (None, self._file_at_start))
+
     def clear_file(self) -> None:
         """Remove the STOP file after the stop; otherwise the next start would stop at its first step."""
         self._stop_file.unlink(missing_ok=True)
+
+
+def _changed_at(path: Path) -> int | None:
+    """Return when a file was last changed, in nanoseconds; None without the file."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 _listening: list[StopRequest] = []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.engine.engine import Engine, build_engine
+from ds_dpo.models.contents import ModelContents
 from ds_dpo.models.loading import file_weights
 from ds_dpo.models.start import checkpoint_start
 from ds_dpo.reference.cache.feed import with_reference_errors
+from ds_dpo.training.belonging import require_same_models
 from ds_dpo.training.models import Models, load_models
 from ds_dpo.training.opening import OpenedRun
 from ds_dpo.watch.held_out.pairs import HeldOutPairs
@@ -20,10 +21,11 @@ from ds_dpo.watch.held_out.setup import load_held_out
 class BuiltRun:
     """A run with its models on their device. feed: with the errors of the cached reference, if the run has one.
 
-    held_out_pairs: None if the run evaluates none.
+    contents: those of the models' files. held_out_pairs: None if the run evaluates none.
     """
 
     opened: OpenedRun
+    contents: ModelContents
     models: Models
     engine: Engine
     feed: PairFeed
@@ -43,29 +45,26 @@ class BuiltRun:
             self.engine.keep_average(decay=decay)
 
 
-def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> BuiltRun | None:
-    """Load what the run needs and give the policy its engine; every rank calls it.
-
-    is_asked_to_stop: called once the models are loaded; if it returns True, the result is None. Raises DsDpoError on
-    all ranks.
-    """
-    config, resolved, place = opened.config, opened.resolved, opened.place
-    judges_held_out = config.held_out.every_steps is not None
+def build_run(opened: OpenedRun) -> BuiltRun:
+    """Load what the run needs and give the policy its engine; every rank calls it. Raises DsDpoError on all ranks."""
+    config, resolved, place, start = opened.config, opened.resolved, opened.place, opened.start
+    with_encoders = opened.keeps_encoders or opened.held_out is not None
+    start.part(f"comparing the files of {config.model.pretrained} with those of the run")
+    contents = require_same_models(config, opened.folder, place, with_encoders=with_encoders)
     models = load_models(
         config,
         resolved,
         place,
         device=opened.device,
-        with_encoders=opened.keeps_encoders or judges_held_out,
-        log=opened.log,
+        with_encoders=with_encoders,
+        start=start,
     )
-    if is_asked_to_stop():
-        return None
     held_out_pairs = None
-    if judges_held_out:
+    if opened.held_out is not None:
         assert models.encoders is not None, "loaded if held-out pairs are encoded"
+        start.part(f"encoding {config.held_out.num_pairs} held-out pairs")
         held_out_pairs = load_held_out(
-            config, opened.feed, models.encoders, place, device=opened.device, say=opened.log.line
+            config, opened.held_out, models.encoders, device=opened.device, say=opened.log.line
         )
     if not opened.keeps_encoders:
         models = replace(models, encoders=None)
@@ -74,6 +73,7 @@ def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> Bui
         feed = with_reference_errors(
             feed, opened.errors, config=config, start=models.start, precision=resolved.precision
         )
+    start.part("preparing DeepSpeed's engine")
     engine = build_engine(
         models.policy,
         settings=resolved.settings,
@@ -85,6 +85,7 @@ def build_run(opened: OpenedRun, *, is_asked_to_stop: Callable[[], bool]) -> Bui
     )
     return BuiltRun(
         opened=opened,
+        contents=contents,
         models=models,
         engine=engine,
         feed=feed,

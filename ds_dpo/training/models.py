@@ -12,20 +12,22 @@ from ds_dpo.distributed.collectives import is_main
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import Encoders, load_encoders
+from ds_dpo.engine.optimizers import require_countable
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.denoiser.trainable import choose_trained, describe_trained
 from ds_dpo.models.families.table import FAMILIES
-from ds_dpo.models.loading import describe_model, load_denoiser, peak_host_gib
-from ds_dpo.models.pipelines.pretrained import fetch_models, open_denoiser_init
+from ds_dpo.models.loading import describe_loading, describe_model, load_denoiser, peak_host_gib
+from ds_dpo.models.pipelines.pretrained import fetch_models, open_denoiser_init, open_pipeline
 from ds_dpo.models.reference import HeldReference
 from ds_dpo.models.start import checkpoint_start
 from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
 from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
 from ds_dpo.reference.residency import RESIDENCIES
-from ds_dpo.run_folder.log import RunLog
+from ds_dpo.training.load_turns import ranks_at_once
+from ds_dpo.training.start import Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,34 +53,54 @@ def load_models(
     *,
     device: torch.device,
     with_encoders: bool,
-    log: RunLog,
+    start: Start,
 ) -> Models:
     """Load policy, reference and encoders, a node's ranks in turns; every rank calls it.
 
-    Raises ModelError or ConfigError on all ranks if a model is not available or does not fit.
+    Raises on all ranks StopAskedError if any is asked to stop meanwhile, and ModelError or ConfigError if a model is
+    not available or does not fit.
     """
     model, dtype = config.model, torch_dtype(resolved.precision)
     earlier = checkpoint_start(model)
     residency = RESIDENCIES[config.reference.residency]  # None: its errors are in a cache
+    start.part(f"looking for the model files of {model.pretrained}")
     with node_turns(place):
+        start.turn()
         fetch_models(model)
         if model.denoiser_init is not None and earlier is None:
             open_denoiser_init(model)
-    log.line(describe_model(model))
-    peak = peak_host_gib(
-        model, dtype=dtype, ranks_at_once=1, start_bytes=None if earlier is None else earlier.num_bytes()
+        loading = describe_loading(model, dtype=dtype, with_encoders=with_encoders)
+    start.say(describe_model(model))
+    num_parameters = open_pipeline(model).denoiser().num_parameters()
+    if config.adapter.type == "none" and not model.train and not model.freeze:
+        zero = resolved.settings["zero_optimization"]
+        require_countable(config.optimizer, num_trained=num_parameters, zero=zero, world_size=resolved.world_size)
+    at_once = ranks_at_once(
+        place,
+        denoiser_bytes=num_parameters * dtype.itemsize,
+        device=device,
+        keeps_reference=config.reference.residency == "cpu",
     )
-    log.line(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the denoiser one after another")
-    with node_turns(place):
+    peak = peak_host_gib(
+        model, dtype=dtype, ranks_at_once=at_once, start_bytes=None if earlier is None else earlier.num_bytes()
+    )
+    how = "one after another" if at_once == 1 else f"{at_once} at once, after the first one"
+    start.say(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the denoiser {how}")
+    start.part(loading)
+    with node_turns(place, ranks_at_once=at_once):
+        start.turn()
         policy = load_denoiser(model, dtype=dtype, start=earlier)
         attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
         set_attention(policy, attention)
-        start = start_of_policy(policy, attention) if residency is None and is_main() else None
+        start_weights = start_of_policy(policy, attention) if residency is None and is_main() else None
+        start.turn()
         policy.to(device)
         uses_reference = objective_of(config).uses_reference
         predict = FAMILIES[model.family].denoiser.predict
         copy = residency.copy(policy, predict, dtype, device) if residency is not None and uses_reference else None
-        encoders = load_encoders(config, dtype=dtype) if with_encoders else None
+        start.turn()
+        # here and not where they encode: with a cache they only draw
+        encoders = load_encoders(config, dtype=dtype, say=start.say).to(device) if with_encoders else None
     reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
     adapter = None
     if config.adapter.type != "none":
@@ -86,12 +108,12 @@ def load_models(
         adapter = AdapterPart(policy, seed=config.seed, rank=place.rank)
     else:
         choose_trained(policy, train=model.train, freeze=model.freeze)
-    log.line(describe_trained(policy))
+    start.say(describe_trained(policy))
     if model.gradient_checkpointing:
         # that of diffusers is not re-entrant, so it recomputes less and works with ZeRO-3
         policy.enable_gradient_checkpointing()
-    log.line(attention.sentence)
-    return Models(policy=policy, adapter=adapter, start=start, reference=reference, encoders=encoders)
+    start.say(attention.sentence)
+    return Models(policy=policy, adapter=adapter, start=start_weights, reference=reference, encoders=encoders)
 
 
 def objective_of(config: RunConfig) -> Objective:

@@ -1,7 +1,8 @@
-"""The first phase of a run, without models: compare the run folder, start communication, open the pairs."""
+"""The first phase of a run, without models: refuse what can be refused, start communication, open the pairs."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,24 +10,33 @@ from pathlib import Path
 import torch
 
 from ds_dpo.config.run import RunConfig
+from ds_dpo.distributed.collectives import is_main
+from ds_dpo.distributed.device import PickedDevice, pick_device
 from ds_dpo.distributed.environment import RankEnvironment
-from ds_dpo.distributed.together import node_turns
+from ds_dpo.distributed.together import node_turns, raised_everywhere
 from ds_dpo.encoding.feed import PairFeed, open_feed
-from ds_dpo.engine.device import pick_device, silence_deepspeed, start_communication
+from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.start import pin_start
 from ds_dpo.planning.description import describe
+from ds_dpo.process import fault_points
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.feed import open_covering_errors
-from ds_dpo.run_folder.folder import RunFolder
+from ds_dpo.run_folder.folder import RunFolder, flatten
 from ds_dpo.run_folder.log import RunLog
+from ds_dpo.run_folder.resuming import Resume, require_resumable
+from ds_dpo.run_folder.trackers import GuardedTracker, open_trackers
+from ds_dpo.run_folder.usable import require_usable
+from ds_dpo.training.start import Start
+from ds_dpo.watch.held_out.setup import open_held_out_feed
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedRun:
     """A run before its models.
 
-    config: with the policy's start pinned. errors: those of a cached reference, None if the run reads no such cache.
+    config: with the policy's start pinned. held_out: None if no pairs are held out. errors: those of a cached
+    reference, None if the run reads no such cache. trackers: rank 0's services beside TensorBoard, [] elsewhere.
     """
 
     config: RunConfig
@@ -34,9 +44,18 @@ class OpenedRun:
     place: RankEnvironment
     folder: RunFolder
     log: RunLog
-    device: torch.device
+    picked: PickedDevice
+    start: Start
+    resume: Resume
     feed: PairFeed
+    held_out: PairFeed | None
     errors: ReferenceErrors | None
+    trackers: list[GuardedTracker]
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        return self.picked.device
 
     @property
     def keeps_encoders(self) -> bool:
@@ -44,31 +63,58 @@ class OpenedRun:
         return self.feed.needs_encoders or self.config.cadence.sample_every_steps is not None
 
 
-def open_run(config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment) -> OpenedRun:
-    """Compare the run folder, start communication and open the pairs; every rank of `place` calls it.
+def open_run(
+    config: RunConfig,
+    resolved: ResolvedDeepSpeed,
+    place: RankEnvironment,
+    *,
+    log: RunLog,
+    start: Start,
+    resume: Resume = None,
+) -> OpenedRun:
+    """Compare the run folder, start communication and open all pairs; every rank of `place` calls it.
 
-    Nothing is written. The environment must have this rank's variables (export_environment). Raises DsDpoError.
+    Whatever can be refused without a model is refused here. Nothing is written. The environment must have this rank's
+    variables (export_environment). Raises DsDpoError.
     """
     silence_deepspeed()
     config = pin_start(config)
-    log = RunLog(speaks=place.rank == 0)
     folder = RunFolder(Path(config.output_dir))
+    require_usable(folder.path)
+    require_resumable(folder.checkpoints, resume)
     changes = folder.require_same_run(config, precision=resolved.precision)
-    for line in [*describe(config, resolved), *changes]:
+    for line in [*fault_points.warnings(), *describe(config, resolved), *changes]:
         log.line(line)
-    device = pick_device(place.local_rank)
+    picked = pick_device(place.local_rank, os.environ)  # as before the meeting
+    for line in [f"device: {picked.words}", *picked.remarks(precision=resolved.precision)]:
+        log.line(line)
     timeout = timedelta(minutes=config.supervision.collective_timeout_minutes)
-    start_communication(timeout=timeout, device=device)
+    start_communication(timeout=timeout, device=picked.device)
+    start.part(f"opening the pairs of {config.data.cache or config.data.dataset}")
     with node_turns(place):  # the node's first rank downloads and counts; the others find its files
+        start.turn()
         feed = open_feed(config, precision=resolved.precision, say=log.line)
+        folder.require_same_data(config, feed.data_set)
+    held_out = None
+    if config.held_out.every_steps is not None:
+        start.part("opening the held-out pairs")
+        held_out = open_held_out_feed(config, feed, place, say=log.line)
     errors = open_covering_errors(config, say=log.line) if config.reference.residency == "cached" else None
+    trackers: list[GuardedTracker] = []
+    with raised_everywhere():
+        if is_main():
+            trackers = open_trackers(config.trackers, folder.path, flatten(config.model_dump()))
     return OpenedRun(
         config=config,
         resolved=resolved,
         place=place,
         folder=folder,
         log=log,
-        device=device,
+        picked=picked,
+        start=start,
+        resume=resume,
         feed=feed,
+        held_out=held_out,
         errors=errors,
+        trackers=trackers,
     )

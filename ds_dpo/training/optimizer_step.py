@@ -42,8 +42,13 @@ class OptimizerStep:
     micro_batches: MicroBatches
     accumulation_steps: int
 
-    def run(self, parts: RunParts, *, counters: Callable[[], Mapping[str, float]]) -> StepOutcome:
-        """Do the next step on all ranks. counters: called after the update; its numbers are summed over all ranks."""
+    def run(
+        self, parts: RunParts, *, counters: Callable[[], Mapping[str, float]], beat: Callable[[], None]
+    ) -> StepOutcome:
+        """Do the next step on all ranks.
+
+        counters: called after the update; its numbers are summed over all ranks. beat: called after each micro-batch.
+        """
         start, data_seconds = time.perf_counter(), 0.0
         engine = self.engine
         learning_rate, skipped_before = engine.learning_rate, engine.skipped_steps
@@ -56,6 +61,7 @@ class OptimizerStep:
             sums.add(output.pair_quantities)
             parts.before_backward(batch, output.pair_quantities)
             engine.backward_and_step(output.loss)
+            beat()
             if number == 0:
                 reach("step.backward")
         means, totals = sums.reduce(counters=counters())

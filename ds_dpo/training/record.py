@@ -37,6 +37,6 @@ class RunRecord:
             self.metrics.rewind(step)
 
     def close(self) -> None:
-        self.log.close()
+        """Close the metrics. The log stays open: its last line is the reason for the end."""
         if self.metrics is not None:
             self.metrics.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +12,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from ds_dpo.checkpoints.identity import identity_of
+from ds_dpo.checkpoints.identity import RunIdentity, identity_of
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import read_position
 from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
-from ds_dpo.engine.device import pick_device
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.errors import CheckpointError, ConfigError, DataError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.training_schedule import training_schedule
+from ds_dpo.outside import parse_json
 from ds_dpo.process.say import Say
 from ds_dpo.reference.cache.feed import open_covering_errors, with_reference_errors
 from ds_dpo.reference.refresh import REFERENCE_FILE, load_reference
 from ds_dpo.run_folder.folder import RESTORE, RunFolder, precision_of
-from ds_dpo.run_folder.log import RunLog
 from ds_dpo.step.examination import Examination, GradientSums, examine
 from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.step.record import OPTIONS_OF_STATISTICS, read_record
-from ds_dpo.storage.manifest import checkpoint_folders, step_of
+from ds_dpo.storage.manifest import MANIFEST_NAME, checkpoint_folders, read_manifest, step_of
 from ds_dpo.training.models import Models, load_models, objective_of
+from ds_dpo.training.start import Start
 from ds_dpo.zero_shards.reader import open_checkpoint
 
 NUM_PARAMETERS_NAMED = 5
@@ -66,11 +67,11 @@ def replay_record(file: Path, *, run: Path | None, checkpoint: Path | None, dete
     """
     record = read_record(file)
     replayed = _Run(run or file.absolute().parent.parent)
-    found = replayed.fingerprint
-    if found != record.fingerprint:
+    own = replayed.identity
+    if record.fingerprint not in own.fingerprints():
         raise ConfigError(
             f"{file} belongs to a run with the identity {record.fingerprint[:12]}, but {replayed.folder.path} has "
-            f"{found[:12]}; give the folder of the record's run with --run"
+            f"{own.fingerprint[:12]}; give the folder of the record's run with --run"
         )
     step = Step(
         number=record.step,
@@ -111,7 +112,7 @@ def replay_step(run: Path, number: int, *, checkpoint: Path | None, detect_anoma
         options={name: line[name] for name in OPTIONS_OF_STATISTICS if name in line},
         was_applied="gradient_norm" in line if line else None,
         pair_ids=None,
-        checkpoint=checkpoint or _newest_before(replayed.folder, number),
+        checkpoint=checkpoint or _newest_before(replayed.folder, number, identity=replayed.identity, say=say),
     )
     is_finite = not replayed.do(step, detect_anomaly=detect_anomaly, say=say)
     return step.was_applied in (None, is_finite)
@@ -133,17 +134,23 @@ class _Run:
         self.resolved = _resolved(self.folder)
 
     @property
-    def fingerprint(self) -> str:
-        return identity_of(self.config, self.resolved).fingerprint
+    def identity(self) -> RunIdentity:
+        return identity_of(self.config, self.resolved)
 
     def do(self, step: Step, *, detect_anomaly: bool, say: Say) -> bool:
         """Repeat a step and print its numbers. Returns whether something was not finite."""
+        if step.checkpoint is not None:
+            _require_own(step.checkpoint, self.identity)
         config, place = self.config, read_environment({})
-        device = pick_device(place.local_rank)
+        picked = pick_device(place.local_rank, os.environ, needs_gpu=False)
+        say(f"device: {picked.words}")
+        device = picked.device
         feed = open_feed(config, precision=self.resolved.precision, say=say)
         errors = open_covering_errors(config, say=say) if config.reference.residency == "cached" else None
-        quiet = RunLog(speaks=False)
-        models = load_models(config, self.resolved, place, device=device, with_encoders=feed.needs_encoders, log=quiet)
+        quiet = Start(say=lambda line: None, is_asked=lambda: False)
+        models = load_models(
+            config, self.resolved, place, device=device, with_encoders=feed.needs_encoders, start=quiet
+        )
         if errors is not None:
             feed = with_reference_errors(
                 feed, errors, config=config, start=models.start, precision=self.resolved.precision
@@ -299,14 +306,26 @@ def _first_scale(settings: Mapping[str, Any]) -> float | None:
     return float(fp16.get("loss_scale") or 2.0 ** fp16.get("initial_scale_power", 16))
 
 
-def _newest_before(folder: RunFolder, number: int) -> Path | None:
-    """Return the newest checkpoint of an earlier step; None for the first step, if there is none.
+def _require_own(checkpoint: Path, identity: RunIdentity) -> None:
+    """Raise CheckpointError if a checkpoint with a manifest is another run's."""
+    if (checkpoint / MANIFEST_NAME).is_file():
+        identity.require_own(checkpoint, read_manifest(checkpoint))
+
+
+def _newest_before(folder: RunFolder, number: int, *, identity: RunIdentity, say: Say) -> Path | None:
+    """Return the run's newest checkpoint of an earlier step; None for the first step, if there is none.
 
     Raises CheckpointError if a later step has none.
     """
     for path in checkpoint_folders(folder.checkpoints):
         saved = step_of(path)
-        if saved is not None and saved < number:
+        if saved is None or saved >= number:
+            continue
+        try:
+            _require_own(path, identity)
+        except CheckpointError as error:
+            say(f"skipped: {error}")
+        else:
             return path
     if number > 1:
         raise CheckpointError(
@@ -322,8 +341,8 @@ def _metrics(run: Path) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             found[int(line["step"])] = line
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return found

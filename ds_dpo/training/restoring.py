@@ -50,20 +50,20 @@ class RestoredRun:
     watch: ReferenceWatch | None
 
 
-def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | None:
-    """Load the newest checkpoint, and prepare everything that trains; None if no step is left.
+def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progress:
+    """Load the checkpoint that the start asks for, by default the newest, and prepare everything that trains.
 
-    Nothing is written. Raises DsDpoError on all ranks.
+    Returns the progress if no step is left. Nothing is written. Raises DsDpoError on all ranks.
     """
     opened, engine = built.opened, built.engine
     config, log = opened.config, opened.log
     store = CheckpointStore(opened.folder.checkpoints, engine=engine, identity=identity, say=log.line)
     built.keep_average()
-    saved = store.load_newest()
+    opened.start.part(f"looking for a checkpoint in {opened.folder.checkpoints}")
+    saved = store.load_newest() if not isinstance(opened.resume, int) else store.load_step(opened.resume)
     progress = _progress(built, saved)
     if progress.step >= config.max_train_steps:
-        log.line(f"{opened.folder.path} is at step {progress.step} of {config.max_train_steps}: nothing is left to do")
-        return None
+        return progress
     if progress.step == 0:
         built.start_weights()
     statistic = _statistic(built)
@@ -171,6 +171,7 @@ def _micro_batches(built: BuiltRun, step: PreferenceStep, progress: Progress) ->
     """Open the stream at the run's position, and check its first micro-batch before anything is trained."""
     opened = built.opened
     config, log = opened.config, opened.log
+    opened.start.part("reading the first pairs")
     stream: PairStream[Any] = open_stream(
         built.feed.pairs,
         data=config.data,

@@ -40,6 +40,10 @@ class Cadence:
         """Return whether something is due at a step: at each multiple of `every`, if set, and at the end of the run."""
         return every is not None and (step % every == 0 or step == self.max_train_steps)
 
+    def draws_at(self, step: int) -> bool:
+        """Return whether validation images of a step are due."""
+        return self.is_due(step, self.every.sample_every_steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunCheckpoints:
@@ -69,8 +73,7 @@ class Trainer:
     def run(self) -> bool:
         """Train to max_train_steps. Returns False if a request to stop came first. The last state is saved."""
         stopped = False
-        if self.progress.step == 0 and self.drawing is not None:
-            self.drawing.draw(step=0)  # images before training, for comparison
+        draw_missing(self.drawing, self.cadence, step=self.progress.step)
         self.parts.begin(self.progress.step)
         self.supervision.hang.start()
         while self.progress.step < self.cadence.max_train_steps and not stopped:
@@ -79,7 +82,7 @@ class Trainer:
             if self._follow_watchdog():
                 continue
             self._save_if_due(stopped=stopped)
-            if not stopped and self.cadence.is_due(self.progress.step, self.cadence.every.sample_every_steps):
+            if not stopped and self.cadence.draws_at(self.progress.step):
                 self._draw()
         if stopped:
             self._clear_stop_file()
@@ -90,17 +93,17 @@ class Trainer:
 
     def _step(self) -> bool:
         """Do one optimizer step and record it; returns whether any rank was asked to stop."""
-        outcome = self.optimizer_step.run(self.parts, counters=self._counters)
+        hang = self.supervision.hang
+        outcome = self.optimizer_step.run(self.parts, counters=self._counters, beat=hang.beat)
         self.progress.step += 1
         self.progress.pairs_seen += self.cadence.pairs_per_step
-        hang = self.supervision.hang
         with hang.pause("completing a checkpoint"):
             self.checkpoints.saving.take(outcome.totals)
         self._require_readable_rows(int(outcome.totals["bad_rows"]))
         with hang.pause("what follows a step"):
             metrics = self.parts.after_step(self.progress.step, self._metrics(outcome))
         is_asked = outcome.totals["asked"] > 0
-        hang.beat()
+        hang.end_step()
         due = self.cadence.is_due(self.progress.step, self.cadence.every.log_every_steps)
         self.record.step(metrics, due=due or is_asked)
         return is_asked
@@ -238,3 +241,12 @@ class Trainer:
         if self.drawing is not None:
             with self.supervision.hang.pause("drawing validation images"):
                 self.drawing.draw(step=self.progress.step)
+
+
+def draw_missing(drawing: ValidationDrawing | None, cadence: Cadence, *, step: int) -> None:
+    """Draw the images of the step at which a start begins, if they are due and do not exist; all ranks call this.
+
+    A kill or a stop after the step was saved may have come before its images. Those of step 0 are always drawn.
+    """
+    if drawing is not None and (step == 0 or (cadence.draws_at(step) and drawing.is_missing(step))):
+        drawing.draw(step=step)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ds_dpo.checkpoints.identity import RunIdentity
+from ds_dpo.config.command_text import command_text
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.order import PairOrder
 from ds_dpo.distributed.collectives import gather_objects, is_main
@@ -148,7 +149,7 @@ class NonFiniteWatch(RunPart):
                 write_record(record, path)
             except OSError as error:
                 return f"The record {path} cannot be written ({error.strerror})."
-        return f"To examine step {record.step}: python scripts/replay.py {path}"
+        return f"To examine step {record.step}: {command_text('replay', path)}"
 
     def _message(self, record: StepRecord, advice: str) -> str:
         bad = [pair for pair in record.pairs if not math.isfinite(pair.loss)]

@@ -117,9 +117,11 @@ class Watchdog(RunPart):
     def _act(self, step: int, reading: Reading) -> None:
         self._count = 0  # the action gets the same number of readings to work
         rise = f"{100 * reading.rise:.0f} %" if math.isfinite(reading.rise) else "not finite"
+        patience = self._rule.patience
+        readings = "1 reading" if patience == 1 else f"{patience} readings"
         sentence = (
             f"watchdog, step {step}: the error of preferred images is {rise} above the reference's, and has been above "
-            f"the limit of {100 * self._rule.max_rise:.0f} % for {self._rule.patience} readings"
+            f"the limit of {100 * self._rule.max_rise:.0f} % for {readings}"
         )
         if self._action == "warn":
             self._say(f"{sentence}; lower the learning rate or raise beta")

@@ -14,7 +14,8 @@ import torch
 from isal.isal_zlib import crc32  # zlib's checksum with special processor instructions, several times as fast
 from torch import Tensor
 
-from ds_dpo.errors import CheckpointError
+from ds_dpo.errors import CheckpointError, cut
+from ds_dpo.outside import open_regular
 
 LOCAL_MAGIC = b"PK\x03\x04"
 END_MAGIC, END_BYTES = b"PK\x05\x06", 22  # torch writes no comment after it
@@ -41,16 +42,16 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         """Map the file and read its directory. Raises CheckpointError for a missing, torn or foreign file."""
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(f"{path}: no such file")
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 # writable but private: torch needs a writable buffer, and the file never changes
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self.stem, self.records = self._read_directory()
-        except (OSError, ValueError, zipfile.BadZipFile, struct.error) as error:
-            raise CheckpointError(f"{path}: torn, damaged, or not a file of torch.save ({error})") from error
+        except Exception as error:  # a damaged directory can fail in any line of the zip reader
+            raise CheckpointError(f"{path}: torn, damaged, or not a file of torch.save ({cut(str(error))})") from error
         self._base = self.tensor(0, torch.uint8, 1).data_ptr()
         self._by_start = {record.start: name for name, record in self.records.items()}
         self._verified: set[str] = set()
@@ -137,7 +138,7 @@ def saved_stem(path: Path) -> str:
     Raises CheckpointError for a missing, torn or foreign file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             magic, name_length, _ = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             name = file.read(name_length).decode()
             file.seek(-END_BYTES, os.SEEK_END)

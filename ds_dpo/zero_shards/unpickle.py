@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds_dpo.errors import CheckpointError
+from ds_dpo.errors import CheckpointError, cut
 from ds_dpo.zero_shards.archive import PICKLE, Archive
+from ds_dpo.zero_shards.pickle_budget import check_budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +44,18 @@ def load_file(path: Path) -> tuple[Any, Archive]:
     Raises CheckpointError for a missing, torn or foreign file, and for one that asks for any other class or function.
     """
     archive = Archive(path)
-    archive.check_byte_order()
     try:
+        archive.check_byte_order()
         return Unpickler(archive).load(), archive
     except RefusedError as error:
         raise CheckpointError(
-            f"{path}: refused, because it asks for {error}, which no checkpoint needs; none of its code was run"
+            f"{path}: refused, because it asks for {cut(str(error))}, which no checkpoint needs; none of its code was "
+            "run"
         ) from error
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can fail in any line
-        raise CheckpointError(f"{path}: damaged, its pickle is not one of torch ({error})") from error
+        raise CheckpointError(f"{path}: damaged, its pickle is not one of torch ({cut(str(error))})") from error
 
 
 class RefusedError(Exception):
@@ -69,7 +71,9 @@ class Unpickler(pickle.Unpickler):
     """
 
     def __init__(self, archive: Archive) -> None:
-        super().__init__(io.BytesIO(archive.content(PICKLE)))
+        content = archive.content(PICKLE)
+        check_budget(content)
+        super().__init__(io.BytesIO(content))
         self._archive = archive
         self._storages: dict[str, Tensor] = {}
         self._known = {**PLAIN, **DTYPES, **STORAGES, **_stand_ins(), **_builders()}
@@ -137,8 +141,11 @@ def _stand_ins() -> dict[str, type]:
 
 def _builders() -> dict[str, Callable[..., Any]]:
     def rebuild_tensor(storage: Tensor, offset: int, size: Any, stride: Any, *unused: Any) -> Tensor:
-        # torch refuses a view that reaches beyond the storage
-        return storage.as_strided(size, stride, offset)
+        # torch refuses a view that reaches beyond the storage, but not one that repeats parts of it without an end
+        view = storage.as_strided(size, stride, offset)
+        if view.numel() > storage.numel():
+            raise ValueError(f"a tensor of {view.numel()} elements over {storage.numel()} stored ones")
+        return view
 
     def rebuild_parameter(data: Tensor, *unused: Any) -> Tensor:
         return data

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ds_dpo.config.load import load_config
-from ds_dpo.data.reading.open_source import open_source
+from ds_dpo.data.reading.run_pairs import open_trained_on
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.cache import unit as shards_module
 from ds_dpo.encoding.cache import write as write_module
@@ -40,7 +40,7 @@ class Maker:
         options = ("--deepspeed_config", "zero2_fp32_cpu", "--data.max_rows", str(MAX_ROWS), "--data.flip", "shared")
         self.config = load_config(["--config", "miniature", *options]).config
         self.place = read_environment({})
-        self.source = open_source(self.config.data, say=print, in_file_order=True)
+        self.source = open_trained_on(self.config, say=print, in_file_order=True)
         self.fingerprint = fingerprint_of(self.config, text_dtype="fp32")
         self.encoders: dict[str, object] = {}
         write_module.load_encoders = self.load_once

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from own_pairs_page import make_example
 from test_training import ENVIRONMENT, ROOT, arguments, curve, launch, metrics, zero_stage
 
 pytestmark = pytest.mark.launch
@@ -52,8 +53,16 @@ def runs(tmp_path_factory):
         case(out, "rolled_2", **{**WATCH, "max_train_steps": 7}, watchdog__action="roll_back"),
     ]
     launch(sorted(two_ranks, key=zero_stage), out, ranks=2)
-    launch([case(out, "one_rank", micro=8, **HELD_OUT)], out, ranks=1)
+    launch([case(out, "one_rank", micro=8, **HELD_OUT), own_pairs(out)], out, ranks=1)
     return out
+
+
+def own_pairs(out):
+    """The README's example of own pairs, on the miniature: a folder of PNGs, a CSV, and a held-out share."""
+    path = make_example("A folder of PNGs and a CSV", out)
+    path.write_text(path.read_text().replace("base: sdxl_pickapic", "base: miniature"))
+    options = {"held_out__every_steps": 2, "objective__beta": 500, "max_train_steps": 2, "data__cache_dir": out / "c"}
+    return [*case(out, "own", micro=8, **options, config=path)]
 
 
 def evaluations(run):
@@ -105,6 +114,13 @@ def test_objective_without_a_reference_is_compared_with_its_start(runs):
         last["overall"]["policy_chosen_error"][0] - first["overall"]["policy_chosen_error"][0]
     )
     assert "loss" not in last["overall"]
+
+
+def test_own_pairs_are_trained_on_but_for_the_share_that_is_evaluated(runs):
+    assert "80 rows, 3 held out, 77 pairs of 77 prompts" in log(runs / "own")
+    assert "held out: " in log(runs / "own")
+    assert [(line["step"], line["pairs"]) for line in evaluations(runs / "own")] == [(0, 3), (2, 3)]
+    assert len(metrics(runs / "own")) == 2
 
 
 def log(run):

@@ -67,7 +67,7 @@ def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tmp_path):
     assert processes_of(out) == []
     assert [line["step"] for line in metrics(out)] == [1, 2, 3]
     stacks = {rank: (out / "stacks" / f"rank_{rank}.txt").read_text() for rank in (0, 1)}
-    assert re.search(r"a step has taken more than \d+ s|another rank has found a hang", stacks[0])
+    assert re.search(r"a micro-batch has taken more than \d+ s|another rank has found a hang", stacks[0])
     assert "fault_points.py" in stacks[1], "where rank 1 sleeps"
     assert "fault_points.py" not in stacks[0]
     assert "optimizer_step.py" in stacks[0], "where rank 0 waits for it"

@@ -266,9 +266,15 @@ def test_killed_run_goes_on_from_its_newest_checkpoint(runs, tmp_path):
     assert status == 0
     assert "resumed from step 4" in printed or "resumed from step 6" in printed
     assert curve(tmp_path / "run") == curve(runs / "1_rank")
-    status, printed = start(tmp_path / "run", *ALONE.items())
+    order = ["importing PyTorch", "opening the pairs", "loading the UNet", "preparing", "looking for a checkpoint"]
+    assert [text for line in printed.splitlines() for text in order if text in line] == order
+    status, printed = start(tmp_path / "run", *ALONE.items(), ("cadence.sample_every_steps", 5))
     assert status == 0
-    assert "nothing is left to do" in printed
+    assert "validation images of step 10" in printed, "as after a kill between the last save and its images"
+    assert (tmp_path / "run" / "samples" / "step_00000010.png").is_file()
+    said = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert said[-1].endswith("step 10 of 10: nothing is left to do")
+    assert any(" done; export it" in line for line in said)
 
 
 def test_stop_file_saves_and_ends_and_the_same_command_goes_on(runs, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +14,7 @@ from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.store import CheckpointStore
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents
 from ds_dpo.engine.engine import Engine
+from ds_dpo.storage.manifest import hash_file
 from ds_dpo.storage.state_files import StateFile
 
 IDENTITY = RunIdentity(world_size=1, stage=2, precision="bf16", fingerprint="f")
@@ -48,10 +50,12 @@ class FakeEngine:
         ]
 
     def write(self, state: Any, path: Path) -> None:
-        path.write_text(json.dumps(state))
+        torch.save(state, path)
 
     def read_checkpoint(self, folder: Path) -> dict[str, Any]:
-        return dict(json.loads((folder / "mp_rank_00_model_states.pt").read_text()))
+        # as DeepSpeed does it: each file of this rank, and code in it would run
+        states = [torch.load(path, weights_only=False) for path in sorted(folder.glob("*_states.pt"))]
+        return dict(states[0])
 
     def read_checkpoint_of_other_layout(self, folder: Path) -> dict[str, Any]:
         return {"from another layout": self.read_checkpoint(folder)}
@@ -64,16 +68,26 @@ class Run:
         self.folder = folder
         self.said: list[str] = []
         self.engine = FakeEngine()
+        self.identity = IDENTITY
 
-    def store(self, *, identity: RunIdentity = IDENTITY) -> CheckpointStore:
+    def store(self, *, identity: RunIdentity | None = None) -> CheckpointStore:
+        identity = identity or self.identity
         engine = cast(Engine, self.engine)
         return CheckpointStore(self.folder, engine=engine, identity=identity, say=self.said.append)
+
+    def claim(self, step: int, /, **values: Any) -> None:
+        """Change what the manifest of a step says, its files' checksums included."""
+        folder = self.folder / f"step_{step:08d}"
+        path = folder / "manifest.json"
+        told = json.loads(path.read_text())
+        files = {name: asdict(hash_file(folder / name)) for name in told["files"]}
+        path.write_text(json.dumps({**told, "files": files, **values}))
 
     def writer(self, *, keep: int = 2, keep_every: int | None = None, memory: int = 2**30) -> CheckpointWriter:
         return CheckpointWriter(
             self.folder,
             engine=cast(Engine, self.engine),
-            identity=IDENTITY,
+            identity=self.identity,
             retention=Retention(newest=keep, every_steps=keep_every),
             say=self.said.append,
             available_bytes=lambda: memory,

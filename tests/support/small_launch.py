@@ -51,6 +51,7 @@ def rank(folder, kind):
             supervision.hang.start()
             for _ in range(2):
                 supervision.hang.beat()
+                supervision.hang.end_step()
         while not supervision.stop.is_asked(look_for_file=True):
             time.sleep(0.1)
             if kind == "says_nothing" and (folder / SEEN).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.models import ModelConfig
+
+# before DeepSpeed is imported; without it a run needs a GPU
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 MINIATURE = "ds_dpo://assets/miniature/model"
 

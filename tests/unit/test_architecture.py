@@ -57,7 +57,8 @@ def test_the_evaluation_s_arithmetic_stands_alone() -> None:
 
 
 # A newcomer must be able to take in each of these at one look.
-MOST_MODULES_AT_THE_TOP, MOST_PACKAGES_AT_THE_TOP, MOST_LAYERS, MOST_LINES = 6, 26, 10, 399
+# The seventh module is __main__.py: `python -m ds_dpo` looks for it there.
+MOST_MODULES_AT_THE_TOP, MOST_PACKAGES_AT_THE_TOP, MOST_LAYERS, MOST_LINES = 7, 26, 10, 399
 
 
 def test_the_top_of_the_package_is_small() -> None:

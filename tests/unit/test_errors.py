@@ -1,9 +1,11 @@
 """A program that fails says why in the user's words, once, and leaves with status 2."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+from repository import ROOT
 
 from ds_dpo.errors import CheckpointError, ConfigError, DataError, DsDpoError, run_program
 
@@ -116,3 +118,29 @@ def test_a_program_that_fails_at_once_waits_for_nothing(error: str, status: int,
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (status, "so far")
     assert [words for words in said if words not in done.stderr] == []
+
+
+def test_an_xformers_that_cannot_be_imported_is_advice_and_no_traceback(tmp_path):
+    """diffusers imports it whenever it is installed, and wraps what it raises."""
+    package = tmp_path / "xformers"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        'raise ImportError("Requires Flash-Attention version >=2.7.1 but got 2.6.3")\n'
+    )
+    program = (
+        "from ds_dpo.errors import run_program\n"
+        "def main():\n"
+        "    try:\n"
+        "        import xformers\n"
+        "    except ImportError as error:\n"
+        "        raise RuntimeError('Failed to import diffusers.models.attention_processor') from error\n"
+        "run_program(main)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: xformers cannot be imported (Requires Flash-Attention version >=2.7.1 but got 2.6.3), and diffusers "
+        "imports it if it is there; uninstall xformers, or uninstall flash_attn if xformers asks for another version "
+        "of it\n"
+    )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from repository import ROOT
@@ -72,3 +73,33 @@ def test_under_plain_srun_one_rank_says_what_all_ranks_refuse() -> None:
     assert {rank: done.returncode for rank, done in said.items()} == {"0": 2, "1": 2}
     assert "error: expected_world_size is 3" in said["0"].stderr
     assert said["1"].stderr == ""
+
+
+BEFORE = """
+import runpy, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "deepspeed", "diffusers", "transformers", "datasets"}:
+            print("IMPORTS", name, flush=True)
+            raise SystemExit(7)
+sys.meta_path.insert(0, Finder())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("rank", "said"), [(None, True), ("0", True), ("1", False)])
+def test_a_start_says_what_it_loads_before_torch_is_imported(tmp_path: Path, rank: str | None, said: bool) -> None:
+    """The order of lines and imports, not the time: imports of torch and DeepSpeed take 10 s and more."""
+    launched = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    environ = {name: value for name, value in os.environ.items() if name not in launched}
+    if rank is not None:
+        environ |= {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", BEFORE, TRAIN, "--config=miniature", f"--output_dir={run}"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (7, "")
+    ranks = "1 rank" if rank is None else "2 ranks"
+    first = [f"starting run {run} on {ranks}: importing PyTorch"] if said else []
+    assert done.stdout.splitlines() == [*first, "IMPORTS torch"]
+    assert not run.exists()

@@ -22,7 +22,7 @@ def readme_rows() -> list[tuple[int, str, str, int, float]]:
 
 
 def test_zero_divides_the_16_bytes_of_a_parameter_that_its_stage_names() -> None:
-    assert policy_bytes(100, stage=1, gpus=4) == 100 * (2 + 4 + 12 / 4)
+    assert policy_bytes(100, stage=1, gpus=4) == 100 * (2 + 4 + 2 + 12 / 4)
     assert policy_bytes(100, stage=2, gpus=4) == 100 * (2 + 16 / 4)
     assert policy_bytes(100, stage=3, gpus=4) == 100 * 18 / 4
     assert num_parameters("sdxl") == 2_567_463_684  # diffusers' own count of stabilityai/stable-diffusion-xl-base-1.0
@@ -37,7 +37,7 @@ def test_the_readme_has_the_figures_of_the_memory_page(row: tuple[int, str, str,
     gpus, model, preset, stage, gigabytes = row
     family = FAMILY_OF_MODEL[model]
     if preset == "sdxl_pickapic_lora":
-        computed = float(lora_bytes(family, rank=8))
+        computed = lora_bytes(family, rank=8)
     else:
         reference = 0 if preset in WITHOUT_REFERENCE else 2 * num_parameters(family)
         computed = policy_bytes(num_parameters(family), stage=stage, gpus=gpus) + reference

@@ -1,85 +1,79 @@
-"""Parquet opened by `datasets`, which copies it to Arrow at first use: the size of the copy, and whether it fits."""
+"""The copy of parquet as Arrow that training reads in any order: where it is, whether it fits, how it is made once."""
 
 from __future__ import annotations
 
-import glob
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import DatasetBuilder, load_dataset_builder
 from datasets import config as datasets_config
-from datasets.exceptions import DatasetsError
-from datasets.naming import filenames_for_dataset_split
+from huggingface_hub.utils import WeakFileLock
 
 from ds_dpo.config.data import DataConfig
-from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
+from ds_dpo.data.reading.parquet_rows import ParquetRows
+from ds_dpo.data.reading.rows import ArrowRows
+from ds_dpo.data.reading.stored_table import Hasher, place_of_rows, read_stored, store
 from ds_dpo.errors import DataError
 from ds_dpo.process.say import Say
+from ds_dpo.storage.replace import remove_partials_of
 
-COMPLETE_COPY = datasets_config.DATASET_INFO_FILENAME  # `datasets` writes it last
 # parquet stores repeated text in dictionary pages, smaller than Arrow does
 SIZE_MARGIN = 1.03
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Return the folder of the copies of `datasets`, and of this package's indices."""
-    return Path(datasets_config.HF_DATASETS_CACHE if data.cache_dir is None else data.cache_dir)
+    """Return the folder of copies and of indices of pairs: data.cache_dir, or the one of `datasets`."""
+    if data.cache_dir is None:
+        return Path(datasets_config.HF_DATASETS_CACHE)
+    return Path(data.cache_dir).expanduser()
 
 
-def open_as_arrow(files: Sequence[Path], data: DataConfig, *, say: Say) -> ArrowStreams:
-    """Return parquet files as memory-mapped Arrow; copies them if there is no copy yet.
+def open_copy(key: str, open_rows: Callable[[], ParquetRows], data: DataConfig, *, say: Say) -> ArrowRows:
+    """Return parquet files as memory-mapped Arrow; copies the columns that are read if there is no copy yet.
 
-    say: called before copying, with the size and place of the copy. Raises DataError if the disk has too little room,
-    or a file is not parquet.
+    key: identifies the files and the columns. say: called before copying, with the size and place of the copy.
+    open_rows: opens the files, if there is no copy; DataError from there is passed on. Raises DataError if the disk has
+    too little room, or the copy cannot be written. Of several processes one copies, and the others wait.
     """
-    # escaped, because `datasets` reads names as patterns; one split only, because it copies each one completely
-    paths = {data.split: [glob.escape(str(path)) for path in files]}
+    place = place_of_rows(cache_folder(data), key)
+    if (found := read_stored(place)) is not None:
+        return found
+    rows = open_rows()
+
+    def make(hasher: Hasher) -> Iterator[pa.RecordBatch]:
+        hasher.update(rows.content.encode())
+        return rows.batches()
+
     try:
-        builder = load_dataset_builder("parquet", data_files=paths, cache_dir=data.cache_dir)
-        if not (Path(builder.cache_dir) / COMPLETE_COPY).is_file():
-            _require_room(files, Path(builder.cache_dir), data, say=say)
-            builder.download_and_prepare()
-    except (OSError, ValueError, pa.ArrowException, DatasetsError) as error:
-        cause = error.__cause__ or error  # the error of `datasets` says only that it failed; its cause says why
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(place.with_suffix(".lock")):
+            if (found := read_stored(place)) is not None:
+                return found
+            remove_partials_of(place)
+            _require_room(rows.uncompressed_bytes, place, data, say=say)
+            store(make, place)
+    except OSError as error:
         raise DataError(
-            f"data.dataset {data.dataset}, split {data.split} cannot be read as parquet: {cause}"
+            f"data.dataset {data.dataset}: its copy in Arrow cannot be written to {place.parent} "
+            f"({error.strerror or error}); set data.cache_dir to a folder that can be written, or encode the pairs "
+            "with scripts/cache.py, which makes no copy, and train with data.cache"
         ) from error
-    return _open_copy(builder, data.split)
+    if (found := read_stored(place)) is None:
+        raise DataError(f"{place} is not what was just written there; check the disk of data.cache_dir")
+    return found
 
 
-def _open_copy(builder: DatasetBuilder, split: str) -> ArrowStreams:
-    """Map the files of a split of a prepared builder. Raises DataError if they are not complete."""
-    info = builder.info.splits[split]
-    names = filenames_for_dataset_split(builder.cache_dir, builder.dataset_name, split, "arrow", info.shard_lengths)
-    streams = map_streams([Path(name) for name in names])
-    if streams.num_rows != info.num_examples:
-        raise DataError(
-            f"{builder.cache_dir} has {streams.num_rows} of {info.num_examples} rows of split {split}; delete the "
-            "folder and start again"
-        )
-    return streams
-
-
-def uncompressed_bytes(files: Sequence[Path]) -> int:
-    """Return the unpacked size of all columns of parquet files, from their footers."""
-    metadata = [pq.read_metadata(path) for path in files]
-    return sum(each.row_group(group).total_byte_size for each in metadata for group in range(each.num_row_groups))
-
-
-def _require_room(files: Sequence[Path], place: Path, data: DataConfig, *, say: Say) -> None:
-    needed = int(uncompressed_bytes(files) * SIZE_MARGIN)
-    existing = next(parent for parent in place.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
+def _require_room(num_bytes: int, place: Path, data: DataConfig, *, say: Say) -> None:
+    needed = int(num_bytes * SIZE_MARGIN)
+    free = shutil.disk_usage(place.parent).free
     say(
         f"data.dataset {data.dataset}, split {data.split}: copying parquet to Arrow, once; the copy takes "
-        f"{_size(needed)} in {place}; {_size(free)} are free there"
+        f"{_size(needed)} in {place.parent}; {_size(free)} are free there"
     )
     if needed > free:
         raise DataError(
-            f"data.dataset {data.dataset}, split {data.split} needs {_size(needed)} in {place} for its copy in "
+            f"data.dataset {data.dataset}, split {data.split} needs {_size(needed)} in {place.parent} for its copy in "
             f"Arrow, and {_size(free)} are free; set data.cache_dir to a folder on a larger disk, or encode the "
             "pairs with scripts/cache.py, which makes no copy, and train with data.cache"
         )

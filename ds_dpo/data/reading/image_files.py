@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ds_dpo.data.images import MAX_FILE_BYTES
+from ds_dpo.data.reading.arrow_values import Unreadable
 from ds_dpo.data.source import RawImage
-from ds_dpo.errors import DataError
+from ds_dpo.errors import DataError, shown
+from ds_dpo.outside import read_regular
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# longer than a name of a file may be, or with the first bytes of JPEG, PNG, WebP, GIF; also as a data: address
+BASE64 = re.compile(
+    r"(data:[^,]{0,100};base64,.*|(/9j/|iVBORw0KGgo|UklGR|R0lGOD)[A-Za-z0-9+/_=\s-]*|[A-Za-z0-9+/_=\s-]{256,})",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +58,22 @@ class ImageFiles:
         place = os.path.normpath(os.path.join(root, path))
         if os.path.commonpath([root, place]) != root or "\0" in path:
             raise DataError(
-                f"path {path!r} leads out of {root}; a path below it would fit, or set data.image_root to a folder "
-                "above it"
+                f"path {shown(path)} leads out of {root}; "
+                + (_looks_like(path) or "a path below it would fit, or set data.image_root to a folder above it")
             )
         if not os.path.isfile(place):  # reading a device or a pipe might never end
-            raise DataError(f"path {path!r}: there is no file {place}")
+            looks_like = _looks_like(path)
+            raise DataError(f"path {shown(path)}: {looks_like or f'there is no file {place}'}")
         return Path(place)
+
+
+def _looks_like(path: str) -> str | None:
+    """Return what a value is that is not the path of a file, and what would fit; None if it may well be a path."""
+    if ADDRESS.match(path):
+        return "it looks like an address; download the images, and give their paths"
+    if BASE64.fullmatch(path):
+        return "it looks like base64; the path of an image would fit, or parquet with the bytes of images"
+    return None
 
 
 def read_file(path: Path) -> bytes:
@@ -61,7 +81,7 @@ def read_file(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DataError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
-        return path.read_bytes()
+        return read_regular(path, max_bytes=MAX_FILE_BYTES)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -71,6 +91,8 @@ def raw_image(value: Any, find_file: Callable[[str], Path]) -> RawImage:
 
     Raises DataError for null, for a value that cannot be an image, and for a path without a readable file.
     """
+    if isinstance(value, Unreadable):
+        raise DataError(value.reason)
     if isinstance(value, Mapping) and value.get("bytes") is None:
         value = value.get("path")
     if value is None:

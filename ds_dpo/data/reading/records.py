@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ds_dpo.data.keyed_hash import id_of
+from ds_dpo.data.reading.arrow_values import Unreadable
 from ds_dpo.data.reading.image_files import raw_image
 from ds_dpo.data.reading.rows import RowReader
 from ds_dpo.data.selection.formats import Columns
 from ds_dpo.data.source import BadRowError, PairRecord, RawImage
-from ds_dpo.errors import DataError
+from ds_dpo.errors import DataError, cut
 
 ROLES_NOT_IN_METADATA = frozenset({"prompt", "image_0", "image_1", "chosen", "rejected", "images"})
 PICKAPIC_ID = ("ranking_id", "image_0_id", "image_1_id")
@@ -32,11 +33,14 @@ class RecordReader:
     def read(self, *, row: int, first: int, second: int, target: float, weight: float) -> PairRecord:
         """Return the pair in a row whose image number `first` is chosen and number `second` is rejected.
 
-        Raises BadRowError if the prompt is not text, or an image is missing.
+        Raises BadRowError if the prompt is not text, an image is missing, or ranks and images differ in number.
         """
         values = self._values(row)
         uid, id_text = self._identity(values, row, first, second)
+        self._require_a_verdict_on_each_image(values, uid)
         prompt = values["prompt"]
+        if isinstance(prompt, Unreadable):
+            raise BadRowError(uid, f"{self.columns.of_role['prompt']}: {prompt.reason}")
         if not isinstance(prompt, str):
             raise BadRowError(uid, f"{self.columns.of_role['prompt']}: {type(prompt).__name__} instead of text")
         return PairRecord(
@@ -48,14 +52,17 @@ class RecordReader:
             target_probability=target,
             weight=weight,
             metadata={
-                role: value for role, value in values.items() if role not in ROLES_NOT_IN_METADATA and value is not None
+                role: value
+                for role, value in values.items()
+                if role not in ROLES_NOT_IN_METADATA and value is not None and not isinstance(value, Unreadable)
             },
         )
 
     def images(self, *, row: int, first: int, second: int) -> tuple[RawImage, RawImage]:
-        """Return the two images alone. Raises BadRowError if one is missing."""
+        """Return the two images alone. Raises BadRowError as `read` does for images."""
         values = self._values(row)
         uid, _ = self._identity(values, row, first, second)
+        self._require_a_verdict_on_each_image(values, uid)
         return self._image(values, row, first, uid), self._image(values, row, second, uid)
 
     def _values(self, row: int) -> dict[str, Any]:
@@ -67,12 +74,33 @@ class RecordReader:
         lower, higher = sorted((first, second))
         which = "" if self.columns.layout in IMAGE_ROLES else f" {lower} {higher}"
         place = f"row {row} of {self.name}" + (f", images {lower} and {higher}" if which else "")
+        for role in ("id", *PICKAPIC_ID):
+            if isinstance(broken := values.get(role), Unreadable):
+                raise BadRowError(place, f"{self.columns.of_role[role]}: {broken.reason}")
         if values.get("id") is not None:
-            return f"{place} (id {values['id']})", f"{values['id']}{which}"
+            return f"{place} (id {cut(str(values['id']))})", f"{values['id']}{which}"
         parts = [values.get(role) for role in PICKAPIC_ID]
         if None not in parts:
-            return f"{place} (ranking_id {parts[0]})", " ".join(map(str, parts))
+            return f"{place} (ranking_id {cut(str(parts[0]))})", " ".join(map(str, parts))
         return place, place
+
+    def lacks_verdicts(self, row: int) -> bool:
+        """Return whether a row's list of images is longer than that of its ranks, or cannot be read."""
+        values = self._values(row)
+        images = values["images"] or []
+        return isinstance(images, Unreadable) or len(images) > len(values[self.columns.layout] or [])
+
+    def _require_a_verdict_on_each_image(self, values: Mapping[str, Any], uid: str) -> None:
+        """Raise BadRowError if a row's list of ranks, scores or preferences does not fit its list of images."""
+        layout = self.columns.layout
+        if layout in IMAGE_ROLES or self.grouped:
+            return
+        images, verdicts = values["images"] or [], values[layout] or []
+        if isinstance(images, Unreadable):
+            return  # reading an image says what is wrong with the list
+        if len(images) != len(verdicts):
+            names = self.columns.of_role["images"], self.columns.of_role[layout]
+            raise BadRowError(uid, f"{names[0]} has {len(images)} images, and {names[1]} has {len(verdicts)} values")
 
     def _image(self, values: Mapping[str, Any], row: int, number: int, uid: str) -> RawImage:
         try:
@@ -86,6 +114,8 @@ class RecordReader:
         if self.grouped:
             return (values if number == 0 else self._values(row + number))["images"]
         images = values["images"] or []
+        if isinstance(images, Unreadable):
+            return images
         if number >= len(images):
             raise DataError(f"missing: the row has {len(images)} images")
         return images[number]

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ds_dpo.data.reading.arrow_streams import ArrowStreams, map_streams
 from ds_dpo.data.reading.rows import ArrowRows
 from ds_dpo.errors import DataError
+from ds_dpo.outside import parse_json
 from ds_dpo.process.say import Say
 from ds_dpo.storage.replace import replace_file, replacing
 
@@ -36,21 +37,26 @@ def open_stored(folder: Path, key: str, make: MakeBatches, *, say: Say) -> Arrow
 
     A torn file is made again. If the folder cannot be written, the rows stay in memory, and `say` reports it.
     """
-    place = folder / FOLDER / f"{key}.arrow"
-    if (found := _read(place)) is not None:
+    place = place_of_rows(folder, key)
+    if (found := read_stored(place)) is not None:
         return found
     try:
-        _store(make, place)
+        store(make, place)
     except OSError as error:
         say(
             f"{place} cannot be written ({error.strerror or error}): its rows stay in memory, and the next start makes "
             "them again"
         )
-    return _read(place) or _in_memory(make)
+    return read_stored(place) or _in_memory(make)
 
 
-def _store(make: MakeBatches, place: Path) -> None:
-    """Write next to the place and rename; the facts come last, because rows without them are ignored."""
+def place_of_rows(folder: Path, key: str) -> Path:
+    """Return the file of stored rows."""
+    return folder / FOLDER / f"{key}.arrow"
+
+
+def store(make: MakeBatches, place: Path) -> None:
+    """Write next to the place and rename. The facts come last: rows without them are ignored. Raises OSError."""
     hasher = hashlib.sha256()
     place.parent.mkdir(parents=True, exist_ok=True)
     with replacing(place, sync=True) as temporary:
@@ -64,10 +70,10 @@ def _facts_file(place: Path) -> Path:
     return place.with_suffix(".json")
 
 
-def _read(place: Path) -> ArrowRows | None:
+def read_stored(place: Path) -> ArrowRows | None:
     """Return the rows of a file, or None if it is missing or not complete."""
     try:
-        facts = json.loads(_facts_file(place).read_text())
+        facts = parse_json(_facts_file(place).read_text())
         if place.stat().st_size != facts["bytes"]:
             return None
         return ArrowRows(map_streams([place]), content=facts["content"])

@@ -17,9 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from ds_dpo.config.data import DataConfig
+from ds_dpo.data.reading.arrow_values import Unreadable
+from ds_dpo.data.reading.problems import PROBLEMS, text_or_problem, without_problems
 from ds_dpo.data.reading.stored_table import ROWS_OF_A_BATCH, Hasher, MakeBatches
 from ds_dpo.data.selection.formats import KIND_OF_ROLE, Columns, find_columns
-from ds_dpo.errors import DataError
+from ds_dpo.errors import DataError, cut
 
 TYPES: Mapping[str, pa.DataType] = {
     "text": pa.string(),
@@ -49,7 +51,7 @@ def text_batches(files: Sequence[Path], data: DataConfig, name: str) -> MakeBatc
         columns = find_columns(list(is_list), data, name)
         has_lists = is_list.get(columns.of_role.get("images", ""), False)
         parsers = _parsers(columns, has_lists=has_lists, is_csv=files[0].suffix == ".csv")
-        schema = pa.schema([(column, type_) for column, (type_, _) in parsers.items()])
+        schema = pa.schema([*((column, type_) for column, (type_, _) in parsers.items()), (PROBLEMS, pa.string())])
         entries = chain.from_iterable(map(_entries, files))
         while batch := list(islice(entries, ROWS_OF_A_BATCH)):
             yield _batch(batch, parsers, schema)
@@ -115,7 +117,7 @@ def _csv_entries(path: Path, file: Any) -> Iterator[Entry]:
     try:
         header = next(reader, [])
         if len(set(header)) != len(header):
-            raise DataError(f"{path} has a column twice: {', '.join(header)}")
+            raise DataError(f"{path} has a column twice: {cut(', '.join(header))}")
         for values in reader:
             if not values:
                 continue
@@ -147,7 +149,8 @@ def _parsers(columns: Columns, *, has_lists: bool, is_csv: bool) -> dict[str, tu
     for role, column in columns.of_role.items():
         kind = KIND_OF_ROLE[role]
         single = kind.removesuffix("s") if kind in ("texts", "images", "numbers") else kind
-        parser = {"number": _number_of_csv if is_csv else _number, "name": _name}.get(single, _text)
+        by_kind: dict[str, Parser] = {"number": _number_of_csv if is_csv else _number, "name": _name, "image": _path}
+        parser = by_kind.get(single, _text)
         if single != kind and has_lists:
             parsers.setdefault(column, (pa.list_(TYPES[single]), _list_of(parser)))
         else:
@@ -158,30 +161,25 @@ def _parsers(columns: Columns, *, has_lists: bool, is_csv: bool) -> dict[str, tu
 def _batch(
     entries: Sequence[Entry], parsers: Mapping[str, tuple[pa.DataType, Parser]], schema: pa.Schema
 ) -> pa.RecordBatch:
-    arrays = [
-        pa.array([parse(entry.get(column), f"{place}: {column}") for place, entry in entries], type=type_)
-        for column, (type_, parse) in parsers.items()
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    rows = []
+    for place, entry in entries:
+        values, problems = without_problems(
+            {column: parse(entry.get(column), f"{place}: {column}") for column, (_, parse) in parsers.items()}
+        )
+        rows.append({**values, PROBLEMS: problems})
+    return pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def text_or_none(value: Any) -> str | None:
-    """Return text, or None for a value that is not text: its row counts as bad when it is read."""
-    if not isinstance(value, str):
-        return None
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        return None
-    return value
+def _text(value: Any, place: str) -> str | Unreadable | None:
+    return text_or_problem(value)
 
 
-def _text(value: Any, place: str) -> str | None:
-    return text_or_none(value)
+def _path(value: Any, place: str) -> str | Unreadable | None:
+    return text_or_problem(value, wanted="a path")
 
 
-def _name(value: Any, place: str) -> str | None:
-    return None if value is None else text_or_none(str(value))
+def _name(value: Any, place: str) -> str | Unreadable | None:
+    return None if value is None else text_or_problem(str(value))
 
 
 def _number(value: Any, place: str) -> float | None:

@@ -86,6 +86,32 @@ def find_candidates(table: pa.Table, columns: Columns, *, num_rows: int, grouped
     )
 
 
+def rows_of_no_pair(table: pa.Table, columns: Columns, *, grouped: bool) -> NDArray[np.int64]:
+    """Return the rows whose list of ranks, scores or preferences has fewer than two of them, so that it makes no pair.
+
+    table: as in find_candidates, which has accepted it.
+    """
+    if columns.layout in ("labelled", "ordered") or grouped:
+        return np.empty(0, dtype=np.int64)
+    lengths = pc.list_value_length(table.column(columns.of_role[columns.layout]).combine_chunks())
+    return np.flatnonzero(np.asarray(lengths) < 2)
+
+
+def with_unranked(candidates: Candidates, rows: NDArray[np.int64]) -> Candidates:
+    """Add a candidate, of images 0 and 1, for each of the rows: reading it finds the row bad, as its ranks are too few.
+
+    Raises nothing. Candidates stay in file order.
+    """
+    order = np.argsort(np.concatenate([candidates.row, rows]), kind="stable")
+    added = np.zeros(len(rows), dtype=np.uint16)
+    return Candidates(
+        row=np.concatenate([candidates.row, rows])[order],
+        first=np.concatenate([candidates.first, added])[order],
+        second=np.concatenate([candidates.second, added + np.uint16(1)])[order],
+        is_tie=np.concatenate([candidates.is_tie, added.astype(bool)])[order],
+    )
+
+
 def read_labels(column: pa.ChunkedArray, column_name: str, name: str) -> NDArray[np.float64]:
     """Return labels (R,): 1, 0, or 0.5 for null. Raises DataError for any other label."""
     labels = as_numbers(column)

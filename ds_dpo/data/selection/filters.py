@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ds_dpo.config.data import DataConfig
 from ds_dpo.data.selection.candidates import Candidates, as_numbers, codes_of, model_numbers
 from ds_dpo.data.selection.formats import Columns
+from ds_dpo.data.selection.prompt_share import PromptShare
 from ds_dpo.errors import DataError
 
 # returns a (C,) mask: true for candidates that are kept
@@ -24,13 +25,14 @@ Filter = Callable[[Candidates, "Setting"], NDArray[np.bool_]]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What filters read. table: R rows of the columns named by columns_of_filters."""
+    """What filters read. table: R rows of the columns named by columns_of_filters. part: None for all prompts."""
 
     data: DataConfig
     table: pa.Table
     columns: Mapping[str, str]
     grouped: bool
     name: str
+    part: PromptShare | None = None
 
     def column(self, role: str) -> pa.ChunkedArray:
         """Return all R rows of a role's column."""
@@ -81,6 +83,10 @@ def choose_pairs(candidates: Candidates, setting: Setting) -> Chosen:
         kept = is_kept(candidates, setting)
         counts[name] = len(kept) - int(kept.sum())
         candidates = candidates.keep(kept)
+    if setting.part is not None:
+        kept = setting.part.rows(setting.column("prompt"))[candidates.row]
+        counts[setting.part.count_name] = len(kept) - int(kept.sum())
+        candidates = candidates.keep(kept)
     counts["pairs"] = len(candidates)
     counts["prompts"] = _num_prompts(candidates, setting)
     if counts["candidates"] == counts["rows"]:
@@ -102,6 +108,8 @@ def describe_counts(counts: Mapping[str, int]) -> str:
         (counts["dropped_confidence"], "left out for low confidence"),
         (counts["dropped_models"], "left out for other models"),
         (counts["dropped_prompt_limit"], "left out as further pairs of a prompt"),
+        (counts.get("dropped_held_out", 0), "held out"),
+        (counts.get("dropped_trained_on", 0), "trained on"),
     )
     parts += [f"{number} {reason}" for number, reason in reasons if number]
     return ", ".join([*parts, f"{counts['pairs']} pairs of {counts['prompts']} prompts"])

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_dpo.outside import parse_json
 from ds_dpo.process.say import Say
 from ds_dpo.storage.replace import partial_path
 
 # row: of the unfiltered dataset. first, second: numbers of the chosen and the rejected image in the row.
 ENTRY = np.dtype([("row", "<i8"), ("first", "<u2"), ("second", "<u2"), ("target", "<f4"), ("weight", "<f4")])
 FOLDER = "ds_dpo_pair_index"
-ENTRIES_FILE, FACTS_FILE = "pairs.npy", "index.json"
+ENTRIES_FILE, FACTS_FILE, IMAGES_FILE = "pairs.npy", "index.json", "images.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,16 @@ class IndexFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PairIndex:
-    """An index of pairs. entries: (P,) of ENTRY."""
+    """An index of pairs. entries: (P,) of ENTRY.
+
+    images: state of each image file that it was made from, by path; None if no image was looked at. is_kept: False if
+    it may not be stored, since an image could not be read for a reason that may pass.
+    """
 
     entries: NDArray[np.void]
     facts: IndexFacts
+    images: Mapping[str, str] | None = None
+    is_kept: bool = True
 
 
 def make_index(
@@ -52,6 +59,8 @@ def make_index(
     counts: Mapping[str, int],
     bucket_sizes: Sequence[int],
     bucket_shapes: Sequence[tuple[int, int]],
+    images: Mapping[str, str] | None = None,
+    is_kept: bool = True,
 ) -> PairIndex:
     """Return an index, in memory, of sorted entries."""
     facts = IndexFacts(
@@ -60,18 +69,32 @@ def make_index(
         bucket_shapes=[list(shape) for shape in bucket_shapes],
         pairs=hashlib.sha256(np.ascontiguousarray(entries).tobytes()).hexdigest()[:32],
     )
-    return PairIndex(entries=entries, facts=facts)
+    return PairIndex(entries=entries, facts=facts, images=images, is_kept=is_kept)
 
 
-def open_index(folder: Path, key: str, build: Callable[[], PairIndex], *, say: Say) -> PairIndex:
+def open_index(
+    folder: Path,
+    key: str,
+    build: Callable[[], PairIndex],
+    *,
+    changed_images: Callable[[Mapping[str, str]], Sequence[str]],
+    say: Say,
+) -> PairIndex:
     """Return the index stored as folder/key, or build it and store it there.
 
-    A torn index is built again. If the folder cannot be written, the index stays in memory, and `say` reports it.
+    changed_images: returns the images whose state is not the given one. A torn index, or one made from images that have
+    changed since, is built again. If the folder cannot be written, the index stays in memory, and `say` reports it.
     """
     place = folder / FOLDER / key
     if (found := _read(place)) is not None:
-        return found
+        changed = changed_images(found.images or {})
+        if not changed:
+            return found
+        say(f"image sizes are read again: {len(changed)} images changed since, the first is {changed[0]}")
+        shutil.rmtree(place, ignore_errors=True)
     index = build()
+    if not index.is_kept:
+        return index
     try:
         _write(index, place)
     except OSError as error:
@@ -87,12 +110,15 @@ def open_index(folder: Path, key: str, build: Callable[[], PairIndex], *, say: S
 def _read(place: Path) -> PairIndex | None:
     """Return the index in a folder, or None if it is missing or not complete."""
     try:
-        facts = IndexFacts(**json.loads((place / FACTS_FILE).read_text()))
+        facts = IndexFacts(**parse_json((place / FACTS_FILE).read_text()))
         entries = np.lib.format.open_memmap(place / ENTRIES_FILE, mode="r")  # does not unpickle anything
-    except (OSError, ValueError, TypeError, KeyError):
+        images = parse_json((place / IMAGES_FILE).read_text()) if (place / IMAGES_FILE).exists() else None
+        if not all(isinstance(state, str) for state in (images or {}).values()):
+            return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     is_whole = entries.dtype == ENTRY and entries.shape == (facts.counts["pairs"],)
-    return PairIndex(entries=entries, facts=facts) if is_whole else None
+    return PairIndex(entries=entries, facts=facts, images=images) if is_whole else None
 
 
 def _write(index: PairIndex, place: Path) -> None:
@@ -105,6 +131,8 @@ def _write(index: PairIndex, place: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         (temporary / FACTS_FILE).write_text(json.dumps(asdict(index.facts), indent=1))
+        if index.images is not None:
+            (temporary / IMAGES_FILE).write_text(json.dumps(index.images))
         if place.exists() and _read(place) is None:
             shutil.rmtree(place)
         try:

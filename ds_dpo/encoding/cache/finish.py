@@ -30,6 +30,7 @@ from ds_dpo.encoding.cache.scan import SIDES, Buckets, Distinct, Scan, read_scan
 from ds_dpo.encoding.cache.shard_file import new_shard, read_columns, value_offsets
 from ds_dpo.errors import DataError
 from ds_dpo.making.record import software_versions, write_record_file, write_rows
+from ds_dpo.outside import parse_json
 from ds_dpo.storage.manifest import FileEntry, hash_file
 from ds_dpo.storage.replace import replace_file
 
@@ -183,7 +184,7 @@ def shard_entry(layout: Layout, path: Path) -> FileEntry:
     note = _note(layout, path)
     if not note.is_file():
         return hash_file(path)
-    return FileEntry(**json.loads(note.read_text(encoding="utf-8")))
+    return FileEntry(**parse_json(note.read_text(encoding="utf-8")))
 
 
 def _note(layout: Layout, path: Path) -> Path:

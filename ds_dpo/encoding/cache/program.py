@@ -8,8 +8,9 @@ from datetime import timedelta
 
 import torch
 
-from ds_dpo.data.reading.open_source import open_source
+from ds_dpo.data.reading.run_pairs import open_trained_on
 from ds_dpo.data.source import PairSource
+from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
 from ds_dpo.distributed.together import node_turns, raised_everywhere
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of
@@ -18,7 +19,7 @@ from ds_dpo.encoding.cache.plan import Request
 from ds_dpo.encoding.cache.unit import load_encoders
 from ds_dpo.encoding.cache.verify import verify_files, verify_pairs
 from ds_dpo.encoding.cache.write import PairCacheMaking
-from ds_dpo.engine.device import pick_device, silence_deepspeed, start_communication
+from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.making.make import make
 from ds_dpo.models.pipelines.pretrained import fetch_models
 from ds_dpo.run_folder.log import RunLog
@@ -32,9 +33,11 @@ def join_ranks() -> tuple[RankEnvironment, torch.device, RunLog]:
     silence_deepspeed()
     place = read_environment(os.environ)
     export_environment(place)
-    device = pick_device(place.local_rank)
-    start_communication(timeout=LONGEST_WAIT, device=device)
-    return place, device, RunLog(speaks=place.rank == 0)
+    log = RunLog(speaks=place.rank == 0)
+    picked = pick_device(place.local_rank, os.environ, needs_gpu=False)
+    log.line(f"device: {picked.words}")
+    start_communication(timeout=LONGEST_WAIT, device=picked.device)
+    return place, picked.device, log
 
 
 def run(request: Request, *, verify: int | None) -> None:
@@ -96,7 +99,7 @@ class _Ranks:
 
     def _open_source(self) -> PairSource:
         with node_turns(self.place):
-            return open_source(self.request.config.data, say=self.log.line, in_file_order=True)
+            return open_trained_on(self.request.config, say=self.log.line, in_file_order=True)
 
     def _fingerprint(self) -> dict[str, str]:
         with node_turns(self.place):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ds_dpo.data.source import PairSource
-from ds_dpo.distributed.collectives import barrier
+from ds_dpo.distributed.collectives import barrier, gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import on_main
 from ds_dpo.encoding.cache.finish import finish, note_entry
@@ -142,6 +142,13 @@ class PairCacheMaking:
         for unit in own:
             self._encode_unit(unit, scan, encoders, text, progress)
         progress.say_sum()
+        # a distinct prompt is encoded once, by one rank
+        num_cut = sum(gather_objects(len(encoders.text.cut_prompts)))
+        if num_cut:
+            self.say(
+                f"{num_cut} of the distinct prompts encoded now are longer than the text encoder reads; the ends "
+                "of these have no effect"
+            )
 
     def finish(self) -> CacheRecord:
         """Write the tables and the record."""

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, StableDiffus
 from safetensors import SafetensorError
 
 from ds_dpo.config.asset_paths import resolve_asset
+from ds_dpo.config.command_text import command_text
 from ds_dpo.config.families import LIMITS
 from ds_dpo.errors import ModelError
 from ds_dpo.models.families.family import DenoiserKind
@@ -81,9 +82,9 @@ def find_model(name: str, *, base: ModelFolder | None, variant: str | None = Non
             raise ModelError(f"{name}: has a {kind.folder}/ but no {INDEX_NAME}; the base must be a whole pipeline")
         return ModelFolder(name=name, folder=folder, rest=base.rest)
     if not folder.is_dir():
-        raise ModelError(f"{name}: no such folder; give a diffusers pipeline or an export of scripts/consolidate.py")
+        raise ModelError(f"{name}: no such folder; give a diffusers pipeline or an export of consolidate")
     if (folder / "checkpoints").is_dir() or (folder / "zero_to_fp32.py").is_file():
-        raise ModelError(f"{name}: holds checkpoints; export a model first: python scripts/consolidate.py {name} OUT")
+        raise ModelError(f"{name}: holds checkpoints; export a model first: {command_text('consolidate', name, 'OUT')}")
     raise ModelError(f"{name}: not a diffusers model: it has neither {INDEX_NAME} nor {_folders()}/config.json")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds_dpo.errors import ConfigError
+from ds_dpo.outside import parse_json
 
 FIELDS = ("prompt", "seed")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -61,7 +61,7 @@ def _from_json_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[t
     for number, line in lines:
         where = f"--prompts {path}, line {number}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError as error:
             raise ConfigError(f"{where}: not JSON ({error})") from error
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):

@@ -156,6 +156,11 @@ class ValidationSampler:
         # raises now, not at the first drawing some hundred steps into a run
         _check_request(self._pipeline, self._prompts, self._seeds, resolution)
 
+    @property
+    def captions(self) -> list[str]:
+        """Prompt and seed of each image of a drawing."""
+        return [f"{prompt}, seed {seed}" for prompt, seed in zip(self._prompts, self._seeds, strict=True)]
+
     def __call__(self) -> Tensor:
         """Return images (prompts * seeds, 3, X, Y) in 0..1, all seeds of the first prompt first."""
         return draw_images(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.evaluation.pages.picture import save_file, save_png, to_picture, validation_grid
+from ds_dpo.outside import parse_json
 from ds_dpo.process.say import Say
 
 REFERENCE_FOLDER, DRAWN_WITH = "reference", "drawn_with.json"
@@ -33,6 +34,13 @@ class ValidationPages:
         self._reference: Tensor | None = None
         self._has_looked = False
 
+    def has(self, step: int) -> bool:
+        """Return whether the page of a step exists."""
+        return self._page(step).is_file()
+
+    def _page(self, step: int) -> Path:
+        return self._folder / f"step_{step:08d}.png"
+
     def write(self, images: Tensor, *, step: int) -> None:
         """Write step_NNNNNNNN.png of images (prompts * seeds, 3, X, Y) in 0..1; those of step 0 become the reference's.
 
@@ -50,7 +58,7 @@ class ValidationPages:
             title=f"step {step}",
             reference=self._reference if step else None,
         )
-        save_png(page, self._folder / f"step_{step:08d}.png")
+        save_png(page, self._page(step))
 
     def _keep_reference(self, images: Tensor) -> None:
         folder = self._folder / REFERENCE_FOLDER
@@ -64,7 +72,7 @@ class ValidationPages:
         """Return the reference's images of an earlier start, None if there are none with these prompts and settings."""
         folder = self._folder / REFERENCE_FOLDER
         try:
-            drawn_with: Any = json.loads((folder / DRAWN_WITH).read_text(encoding="utf-8"))
+            drawn_with: Any = parse_json((folder / DRAWN_WITH).read_text(encoding="utf-8"))
             if drawn_with == self._drawn_with:
                 return torch.stack([_read(folder / f"{number:02d}.png") for number in range(num_images)])
         except (OSError, ValueError):

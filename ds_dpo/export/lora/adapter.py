@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds_dpo.errors import CheckpointError, ConfigError
+from ds_dpo.errors import CheckpointError, ConfigError, cut
 from ds_dpo.export.lora.file import LoraLayer
 from ds_dpo.export.tensors.frozen import read_frozen
 from ds_dpo.export.tensors.weights import Derived, Weights
+from ds_dpo.outside import parse_json
 from ds_dpo.zero_shards.layout import Placement
 
 SETTINGS_NAME = "adapter_config.json"
@@ -94,11 +94,11 @@ def read_settings(folder: Path, *, lora_alpha: float | None) -> dict[str, Any]:
             )
         return {"lora_alpha": lora_alpha}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_text(encoding="utf-8"))
         alpha = float(settings["lora_alpha"])
         patterns = [dict(settings.get(key) or {}) for key in ("rank_pattern", "alpha_pattern")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not the settings of a LoRA in peft's form ({error!r})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: not the settings of a LoRA in peft's form ({cut(repr(error))})") from error
     if lora_alpha is not None and lora_alpha != alpha:
         raise ConfigError(f"--lora_alpha {lora_alpha:g}: {path} says {alpha:g}; leave the option out")
     if settings.get("bias", "none") != "none" or settings.get("modules_to_save"):

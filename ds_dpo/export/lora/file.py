@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ds_dpo.errors import CheckpointError, ConfigError
+from ds_dpo.export.clients import is_known_to_kohya
 from ds_dpo.export.tensors.safetensors_stream import TensorSpec, write_safetensors
 from ds_dpo.models.families.table import family_of
 
@@ -88,6 +89,11 @@ def write_lora_file(
     return specs
 
 
+def lora_specs(layers: Mapping[str, LoraLayer], *, naming: str, dtype: torch.dtype) -> list[TensorSpec]:
+    """Return the tensors of the file that write_lora_file writes. Raises ConfigError as that does."""
+    return [entry.spec for entry in NAMINGS[naming](layers, dtype)]
+
+
 def _diffusers_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Iterator[Entry]:
     for module, layer in layers.items():
         yield Entry(TensorSpec(f"unet.{module}.lora_A.weight", layer.down, dtype), module, "down")
@@ -98,7 +104,10 @@ def _diffusers_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> I
 
 
 def _kohya_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Iterator[Entry]:
-    named = {module: f"lora_unet_{KOHYA_MODULES.get(module, module).replace('.', '_')}" for module in layers}
+    # sd-scripts (networks/lora.py, convert_diffusers_to_sai_if_needed) fails on a file that begins with a module that
+    # it does not know
+    modules = sorted(layers, key=is_known_to_kohya, reverse=True)
+    named = {module: f"lora_unet_{KOHYA_MODULES.get(module, module).replace('.', '_')}" for module in modules}
     # With dora_scale, ComfyUI and Forge use the norms of the base's rows, A1111 those of its columns, and peft those of
     # the changed weight's rows: no number in the file suits all of them.
     # fp32 tensors come first, because readers need each tensor aligned to its item size

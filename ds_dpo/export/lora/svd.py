@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
 from ds_dpo.export.lora.file import LoraLayer
+from ds_dpo.export.request import ALL_TARGETS, LORA_TARGETS
 from ds_dpo.export.tensors.verification import Distance
 from ds_dpo.export.tensors.weights import Weights
 
@@ -37,6 +39,23 @@ def can_hold(name: str, shape: tuple[int, ...]) -> bool:
     return name.endswith(".weight") and len(shape) in (2, 4)
 
 
+def lora_layers(
+    shapes: Mapping[str, tuple[int, ...]], *, rank: int, targets: str = ALL_TARGETS
+) -> dict[str, LoraLayer]:
+    """Return the layers that a LoRA of at most that rank has for parameters of these shapes, by module, with scale 1.
+
+    targets: a key of LORA_TARGETS.
+    """
+    found = {}
+    for name, shape in sorted(shapes.items()):
+        module = name.removesuffix(".weight")
+        if can_hold(name, shape) and LORA_TARGETS[targets] in module:
+            own = min(rank, shape[0], math.prod(shape[1:]))
+            up = (shape[0], own, 1, 1) if len(shape) == 4 else (shape[0], own)
+            found[module] = LoraLayer((own, *shape[1:]), up, 1.0)
+    return found
+
+
 @dataclass
 class ChangeLora:
     """The LoRA of a given rank of the change by training. Its factors are computed layer by layer while it is written.
@@ -49,24 +68,23 @@ class ChangeLora:
     distance: Distance
     rank: int
     dtype: torch.dtype
+    targets: str = ALL_TARGETS
     left_over: dict[str, float] = field(default_factory=dict)
     _latest: tuple[str, dict[str, Tensor]] | None = None
 
     def layers(self) -> dict[str, LoraLayer]:
-        """Return the layers that changed, by module, with at most the given rank, and scale 1.
+        """Return the target layers that changed, by module, with at most the given rank, and scale 1.
 
         Raises CheckpointError if no layer changed.
         """
-        found = {}
-        for name, place in sorted(self.weights.parameters.items()):
-            shape = place.shape
-            if can_hold(name, shape) and self.distance.squared[name] > 0:
-                columns = place.numel // shape[0]
-                rank = min(self.rank, shape[0], columns)
-                up = (shape[0], rank, 1, 1) if len(shape) == 4 else (shape[0], rank)
-                found[name.removesuffix(".weight")] = LoraLayer((rank, *shape[1:]), up, 1.0)
+        shapes = {name: place.shape for name, place in self.weights.parameters.items()}
+        changed = {name: shape for name, shape in shapes.items() if self.distance.squared[name] > 0}
+        found = lora_layers(changed, rank=self.rank, targets=self.targets)
         if not found:
-            raise CheckpointError(f"{self.weights.folder}: no layer differs from the base, so a LoRA would be empty")
+            among = "" if self.targets == ALL_TARGETS else f" among --lora_targets {self.targets}"
+            raise CheckpointError(
+                f"{self.weights.folder}: no layer{among} differs from the base, so a LoRA would be empty"
+            )
         return found
 
     def produce(self, module: str, part: str) -> Tensor:
@@ -91,6 +109,11 @@ class ChangeLora:
         tail = (1, 1) if len(shape) == 4 else ()
         return {"up": up.reshape(shape[0], rank, *tail), "down": down.reshape(rank, *shape[1:])}
 
+    def share_of(self, modules: Sequence[str]) -> float:
+        """Return the share of these modules in the squared change of all layers written so far."""
+        squared = {module: self.distance.squared[f"{module}.weight"] for module in self.left_over}
+        return sum(squared[module] for module in modules) / sum(squared.values())
+
     def describe(self) -> list[str]:
         """Return lines on how much of the change the written file holds."""
         squared = self.distance.squared
@@ -99,12 +122,26 @@ class ChangeLora:
         kept = in_layers - sum(self.left_over.values())
         share = {module: 1 - left / squared[f"{module}.weight"] for module, left in self.left_over.items()}
         worst = ", ".join(f"{module} {share[module]:.1%}" for module in sorted(share, key=share.__getitem__)[:3])
-        outside = [name for name in squared if not can_hold(name, tuple(self.base[name].shape))]
-        lost = sum(squared[name] for name in outside)
-        largest = ", ".join(sorted(outside, key=squared.__getitem__, reverse=True)[:3])
         return [
             f"energy kept at rank {self.rank}: {kept / total:.2%} of the squared difference from the base, "
             f"{kept / in_layers:.2%} of that in {len(share)} layers, with the file's rounded numbers; lowest: {worst}",
-            f"not in a LoRA: {len(outside)} biases and norms hold {lost / total:.2%} of the squared difference, "
-            f"which is lost; most in {largest or 'none'}",
+            *self._describe_lost(total),
         ]
+
+    def _describe_lost(self, total: float) -> list[str]:
+        squared = self.distance.squared
+        outside = [name for name in squared if not can_hold(name, tuple(self.base[name].shape))]
+        lost = sum(squared[name] for name in outside)
+        largest = ", ".join(sorted(outside, key=squared.__getitem__, reverse=True)[:3])
+        lines = [
+            f"not in a LoRA: {len(outside)} biases and norms hold {lost / total:.2%} of the squared difference, "
+            f"which is lost; most in {largest or 'none'}"
+        ]
+        if self.targets != ALL_TARGETS:
+            held = {*outside, *(f"{module}.weight" for module in self.left_over)}
+            others = [name for name in squared if name not in held and squared[name] > 0]
+            lines.append(
+                f"left out by --lora_targets {self.targets}: {len(others)} layers hold "
+                f"{sum(squared[name] for name in others) / total:.2%} of the squared difference, which is lost"
+            )
+        return lines

@@ -32,21 +32,23 @@ def choose_attention(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> AttentionChoice:
-    """Return the kernels for both policy and reference; auto chooses xformers if a real call of it succeeds.
+    """Return the kernels for both policy and reference. auto is SDPA, and xformers only where it is asked for.
 
-    denoiser: its head widths are tried. Raises ModelError if xformers is requested but does not work.
+    xformers 0.0.35 calls the same flash and cutlass kernels as SDPA, after four more copies in each layer of diffusers.
+    So all ranks choose alike, without a measurement. denoiser: its head widths are tried.
+
+    Raises ModelError if xformers is requested but does not work.
     """
-    if asked == "sdpa":
-        return AttentionChoice(name="sdpa", sentence="attention: sdpa (as configured)")
+    if asked != "xformers":
+        why = "as configured" if asked == "sdpa" else "auto; xformers would call the same kernels"
+        return AttentionChoice(name="sdpa", sentence=f"attention: sdpa ({why})")
     problem = _problem_of_xformers(_head_widths(denoiser), torch.device(device), dtype)
     if problem is None:
         return AttentionChoice(name="xformers", sentence=f"attention: xformers (tried on {device} in {dtype})")
-    if asked == "xformers":
-        raise ModelError(
-            f"model.attention xformers does not work on {device} in {dtype}: {problem}; set it to auto or sdpa, or "
-            "install the xformers that was built for this torch"
-        )
-    return AttentionChoice(name="sdpa", sentence=f"attention: sdpa (xformers does not work: {problem})")
+    raise ModelError(
+        f"model.attention xformers does not work on {device} in {dtype}: {problem}; set it to auto or sdpa, or "
+        "install the xformers that was built for this torch"
+    )
 
 
 def set_attention(denoiser: ModelMixin, choice: AttentionChoice) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
+from ds_dpo.models.layout import row_major
 
 # A denoiser, noisy latents (N, C, H, W) fp32, timesteps (N,) int64 and conditioning of N images into the prediction,
 # (N, C, H, W) in the denoiser's own dtype. Each kind of denoiser has its own.
@@ -21,7 +22,7 @@ def predict_by_unet(unet: nn.Module, noisy_latents: Tensor, timesteps: Tensor, c
     """
     dtype = parameter_dtype(unet)
     # The only cast to the model's precision; from here to the prediction everything is in it.
-    noisy_latents, text_states = noisy_latents.to(dtype), conditioning.text_states.to(dtype)
+    noisy_latents, text_states = row_major(noisy_latents.to(dtype)), row_major(conditioning.text_states.to(dtype))
     prediction = unet(
         noisy_latents,
         timesteps,

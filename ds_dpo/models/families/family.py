@@ -31,7 +31,8 @@ class DenoiserKind:
     the parameters of a configuration. file_beginning: beginning of some of those names without the prefix, by which a
     file is recognised. own_beginning: the same of diffusers' names. shapes: returns the shapes of a configuration's
     parameters by name; None if only diffusers can build it. derive: returns the configuration that the shapes in a file
-    imply, given that of the family's usual denoiser. predict: calls the denoiser.
+    imply, given that of the family's usual denoiser. unseen_settings: settings that change what a denoiser predicts but
+    no shape, with diffusers' defaults. predict: calls the denoiser.
     """
 
     class_name: str
@@ -43,6 +44,7 @@ class DenoiserKind:
     file_names: Callable[[Iterable[str], Mapping[str, Any]], Mapping[str, str]]
     shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]] | None]
     derive: Callable[[Shapes, Config], Config]
+    unseen_settings: Mapping[str, Any]
     predict: Predict
 
     def model_class(self) -> Any:
@@ -75,6 +77,8 @@ class Published:
     pipeline_class: in diffusers. guidance_scale, draw_arguments: Python arguments of its call. hub_tag: tag of the
     model card. architecture: modelspec's name; architecture_of_prediction: other names, by prediction type.
     kohya_base, is_kohya_v2: ss_base_model_version and ss_v2 of a LoRA, by which A1111 selects it for a model.
+    reads_flags: whether ComfyUI, Forge and A1111 look for models.weights.file_flags in a whole checkpoint; else they
+    take its prediction type for prediction_taken, or find it out by themselves if that is None.
     """
 
     pipeline_class: str
@@ -85,6 +89,8 @@ class Published:
     architecture_of_prediction: Mapping[str, str] = field(default_factory=dict)
     kohya_base: str
     is_kohya_v2: bool = False
+    reads_flags: bool = False
+    prediction_taken: str | None = "epsilon"
 
 
 @dataclass(frozen=True, kw_only=True)

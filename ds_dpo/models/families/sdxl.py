@@ -70,6 +70,7 @@ SDXL = Family(
         hub_tag="stable-diffusion-xl",
         architecture="stable-diffusion-xl-v1-base",
         kohya_base="sdxl_base_v1-0",
+        reads_flags=True,
     ),
 )
 SDXL_REFINER = Family(

@@ -62,5 +62,7 @@ SD21 = Family(
         architecture_of_prediction={"epsilon": "stable-diffusion-v2-512"},
         kohya_base="sd_v2",
         is_kohya_v2=True,
+        # ComfyUI goes by the spread of one norm's bias, A1111 by what the UNet predicts for noise
+        prediction_taken=None,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ds_dpo.errors import ModelError
+from ds_dpo.errors import ModelError, shown
 from ds_dpo.models.families.family import DenoiserKind, Family, TextConfig
 from ds_dpo.models.families.sdxl import SDXL, SDXL_REFINER
 from ds_dpo.models.families.stable_diffusion import SD15, SD21
@@ -29,6 +29,6 @@ def kind_of(config: Mapping[str, Any]) -> DenoiserKind:
     Raises ModelError for a class that no family has.
     """
     class_name = config.get("_class_name", UNET.class_name)
-    if class_name not in KINDS:
-        raise ModelError(f"the model configuration is of {class_name!r}; {' or '.join(KINDS)} would fit")
+    if not isinstance(class_name, str) or class_name not in KINDS:
+        raise ModelError(f"the model configuration is of {shown(class_name)}; {' or '.join(KINDS)} would fit")
     return KINDS[class_name]

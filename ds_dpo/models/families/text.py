@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ds_dpo.models.families.cut_prompts import CutPrompts
+from ds_dpo.process.say import Say
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompts:
@@ -28,20 +31,32 @@ class TextTower:
     tokenizer: Any
     encoder: nn.Module
 
+    @property
+    def max_tokens(self) -> int:
+        """Number of tokens of a prompt that are read, with the start and end tokens."""
+        config: Any = self.encoder.config
+        # a tokenizer saved without its length has 1e30
+        return int(min(self.tokenizer.model_max_length, config.max_position_embeddings))
+
     def __call__(self, prompts: Sequence[str]) -> Any:
         """Return the encoder's output for prompts padded and cut to its length."""
         config: Any = self.encoder.config
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
-            # a tokenizer saved without its length has 1e30
-            max_length=min(self.tokenizer.model_max_length, config.max_position_embeddings),
+            max_length=self.max_tokens,
             truncation=True,
             return_tensors="pt",
         )
         device = next(self.encoder.parameters()).device
-        mask = tokens.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
-        return self.encoder(tokens.input_ids.to(device), attention_mask=mask, output_hidden_states=True)
+        mask = _sent(tokens.attention_mask, device) if getattr(config, "use_attention_mask", False) else None
+        return self.encoder(_sent(tokens.input_ids, device), attention_mask=mask, output_hidden_states=True)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on the device, without waiting for the device: a GPU copies pinned memory so."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def encode_sdxl(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedPrompts:
@@ -62,6 +77,10 @@ def encode_sd15(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedP
     return EncodedPrompts(text_states=tower(prompts).last_hidden_state, pooled=None)
 
 
+def say_nothing(line: str) -> None:
+    """Take a line and drop it."""
+
+
 class TextEncoder:
     """The frozen text encoders of a pipeline, and its family's function that reads them."""
 
@@ -70,10 +89,15 @@ class TextEncoder:
         towers: Sequence[TextTower],
         *,
         encode: Callable[[Sequence[TextTower], Sequence[str]], EncodedPrompts],
+        say: Say = say_nothing,
     ) -> None:
-        """Join the towers of a family with its `encode`, such as encode_sdxl."""
+        """Join the towers of a family with its `encode`, such as encode_sdxl. say: gets a line on prompts that are cut.
+
+        The tokenizers of a family divide a text alike, so the first one counts for all.
+        """
         self.towers = tuple(towers)
         self._encode = encode
+        self.cut_prompts = CutPrompts(towers[0].tokenizer, max_tokens=towers[0].max_tokens, say=say)
 
     def to(self, device: torch.device | str) -> TextEncoder:
         """Move the encoders and return this object, as a module does."""
@@ -85,10 +109,11 @@ class TextEncoder:
     def encode(self, prompts: Sequence[str]) -> EncodedPrompts:
         """Encode B prompts, each distinct one once; '' is encoded like any other prompt, as by the authors."""
         distinct = {prompt: position for position, prompt in enumerate(dict.fromkeys(prompts))}
+        self.cut_prompts.note(distinct)
         encoded = self._encode(self.towers, list(distinct))
         if len(distinct) == len(prompts):
             return encoded
-        rows = torch.tensor([distinct[prompt] for prompt in prompts], device=encoded.text_states.device)
+        rows = _sent(torch.tensor([distinct[prompt] for prompt in prompts]), encoded.text_states.device)
         return EncodedPrompts(
             text_states=encoded.text_states[rows], pooled=None if encoded.pooled is None else encoded.pooled[rows]
         )

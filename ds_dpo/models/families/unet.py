@@ -6,7 +6,7 @@ from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.families.family import DenoiserKind
 from ds_dpo.models.weights.derived_configs import derived_unet_config
 from ds_dpo.models.weights.ldm_keys import UNET_PREFIX, ldm_names
-from ds_dpo.models.weights.unet_shapes import known_shapes
+from ds_dpo.models.weights.unet_shapes import UNSEEN_SETTINGS, known_shapes
 
 UNET = DenoiserKind(
     class_name="UNet2DConditionModel",
@@ -18,5 +18,6 @@ UNET = DenoiserKind(
     file_names=ldm_names,
     shapes=known_shapes,
     derive=derived_unet_config,
+    unseen_settings=UNSEEN_SETTINGS,
     predict=predict_by_unet,
 )

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from ds_dpo.config.models import ModelConfig
-from ds_dpo.errors import ModelError
+from ds_dpo.errors import ModelError, cut
 from ds_dpo.models.families.family import Family
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.pipelines.locate import locate_denoiser, locate_pipeline, locate_vae
@@ -21,6 +21,7 @@ from ds_dpo.models.weights.derived_configs import derived_vae_config
 from ds_dpo.models.weights.files import DIFFUSERS_STEM, TEXT_STEM, find_weights, read_header, read_json
 from ds_dpo.models.weights.ldm_parts import Places, same_names, vae_places
 from ds_dpo.models.weights.parts import FilePart, FolderPart, Part
+from ds_dpo.models.weights.soundness import wrapper_hint
 from ds_dpo.process.quiet import quiet_output
 
 
@@ -72,8 +73,8 @@ class FolderPipeline:
         try:
             with quiet_output():
                 return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{folder}: cannot be loaded as CLIPTokenizer: {error}") from error
+        except Exception as error:  # foreign settings can fail in any line of the library
+            raise ModelError(f"{folder}: cannot be loaded as CLIPTokenizer: {cut(str(error))}") from error
 
     def tokenizer_files(self, name: str) -> list[Path]:
         return sorted(path for path in self._tokenizer_folder(name).iterdir() if path.is_file())
@@ -179,5 +180,7 @@ def open_denoiser_init(model: ModelConfig) -> Part:
         places = same_names
     else:
         first = min(names, default="absent")
-        raise ModelError(f"model.denoiser_init {place}: not a {kind.title}; its first tensor is {first!r}")
+        raise ModelError(
+            f"model.denoiser_init {place}: not a {kind.title}; its first tensor is {first!r}{wrapper_hint(names)}"
+        )
     return FilePart(path=place, title=kind.title, model_class=kind.model_class(), config=config, places=places)

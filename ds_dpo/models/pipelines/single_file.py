@@ -15,18 +15,16 @@ from typing import Any
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from ds_dpo.config.asset_paths import ASSET_PREFIX, resolve_asset
 from ds_dpo.errors import ModelError
 from ds_dpo.models.families.family import DenoiserKind, Family
 from ds_dpo.models.families.table import FAMILIES, KINDS
+from ds_dpo.models.weights import file_flags
 from ds_dpo.models.weights.derived_configs import Config, Shapes, derived_vae_config
-from ds_dpo.models.weights.files import Header, read_header, read_json
+from ds_dpo.models.weights.files import Header, read_header, read_json, shipped_configs
 from ds_dpo.models.weights.ldm_parts import Places, Stored, vae_places
 from ds_dpo.models.weights.parts import FilePart, skeleton
 
 VAE_PREFIX = "first_stage_model."
-# names of tensors that are flags of ComfyUI, written by trainers of SDXL
-V_PREDICTION_FLAG, ZERO_TERMINAL_SNR_FLAG, EDM_FLAGS = "v_pred", "ztsnr", ("edm_mean", "edm_vpred.sigma_max")
 _MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
 _FOREIGN = {  # beginnings of names in files of other kinds
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
@@ -101,13 +99,13 @@ class SingleFile:
         """
         config = read_json(self._shipped / "scheduler" / "scheduler_config.json")
         names, metadata = self._header.shapes, self._header.metadata
-        if any(flag in names for flag in EDM_FLAGS):
+        if any(flag in names for flag in file_flags.EDM):
             raise ModelError(
                 f"{self.path}: was trained with EDM's noising; only models trained with DDPM's can be used"
             )
-        if ZERO_TERMINAL_SNR_FLAG in names:
+        if file_flags.ZERO_TERMINAL_SNR in names:
             config["rescale_betas_zero_snr"] = True
-        if V_PREDICTION_FLAG in names:
+        if file_flags.V_PREDICTION in names:
             return {**config, "prediction_type": "v_prediction"}
         stated = _MODELSPEC_PREDICTION.get(metadata.get("modelspec.prediction_type", ""))
         if stated is not None:
@@ -231,8 +229,3 @@ def _byte_characters() -> list[int]:
     """Return a visible character's code for each byte, in CLIP's order: visible bytes first, then the others."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [*visible, *range(256, 512 - len(visible))]
-
-
-def shipped_configs(name: str) -> Path:
-    """Return the folder of configurations that ships under a name: a family's, or a tokenizer's."""
-    return Path(resolve_asset(f"{ASSET_PREFIX}assets/model_configs")) / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from ds_dpo.config import documents
-from ds_dpo.errors import ConfigError, ModelError
+from ds_dpo.config.asset_paths import ASSET_PREFIX, resolve_asset
+from ds_dpo.errors import ConfigError, ModelError, cut
+from ds_dpo.outside import check_regular
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 TEXT_STEM = "model"
@@ -61,11 +64,12 @@ def find_weights(folder: Path, stem: str, *, variant: str | None) -> WeightFiles
         return WeightFiles(paths=(single,), variant=variant)
     index = folder / f"{stem}.safetensors.index{infix}.json"
     if index.is_file():
-        return WeightFiles(paths=_shards(index), variant=variant)
+        return WeightFiles(paths=index_files(index), variant=variant)
     raise ModelError(_what_is_missing(folder, single.name))
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def index_files(index: Path) -> tuple[Path, ...]:
+    """Return the files that an index names. Raises ModelError if one is missing or not in its folder."""
     weight_map = read_json(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     # the index comes from outside, so it may only name files in its folder
@@ -119,10 +123,13 @@ class FileWeights(Mapping[str, Tensor]):
 
     def __init__(self, files: WeightFiles) -> None:
         """Read the headers. Raises ModelError if a file is not safetensors."""
-        self._files = {name: file for file in map(_open, files.paths) for name in file.keys()}  # noqa: SIM118
+        opened = [(path, _open(path)) for path in files.paths]
+        self._files = {name: file for _, file in opened for name in file.keys()}  # noqa: SIM118
+        self._paths = {name: path for path, file in opened for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
+        with _safetensors(self._paths[name]):
+            tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -132,10 +139,31 @@ class FileWeights(Mapping[str, Tensor]):
         return len(self._files)
 
 
+def check_headers(files: WeightFiles) -> None:
+    """Raise ModelError, which names the file, if a file is missing, torn, or not safetensors; reads headers alone."""
+    for path in files.paths:
+        _open(path)
+
+
 def _open(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
+
+    with _safetensors(path):
+        check_regular(path)
+        return safe_open(path, framework="pt")
+
+
+@contextlib.contextmanager
+def _safetensors(path: Path) -> Iterator[None]:
+    """Turn what safetensors raises for a file into a ModelError that names it."""
+    from safetensors import SafetensorError
 
     try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read as safetensors ({error})") from error
+        yield
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: cannot be read as safetensors ({cut(str(error))})") from error
+
+
+def shipped_configs(name: str) -> Path:
+    """Return the folder of configurations that ships under a name: a family's, or a tokenizer's."""
+    return Path(resolve_asset(f"{ASSET_PREFIX}assets/model_configs")) / name

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ds_dpo.errors import ModelError
+from ds_dpo.storage.hub_failures import hub_failure
 
 
 @cache  # if a branch changes while a process loads, it must not get parts of two revisions
@@ -32,6 +33,14 @@ def fetch_file(model: str, name: str, *, revision: str | None) -> Path:
         return Path(hf_hub_download(model, name, revision=revision))
 
 
+def commit_of(place: Path) -> str | None:
+    """Return the commit of a file or folder in the hub's cache; None for any other place."""
+    for folder in (place, *place.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            return folder.name
+    return None
+
+
 @contextlib.contextmanager
 def _reachable(model: str, wanted: str, revision: str | None) -> Iterator[None]:
     try:
@@ -39,6 +48,6 @@ def _reachable(model: str, wanted: str, revision: str | None) -> Iterator[None]:
     except Exception as error:  # also errors of the HTTP library under the hub's client
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
-            f"{model!r} is not a folder here, and the hub does not provide {wanted}{at} ({type(error).__name__}); give "
-            "a local diffusers folder, or run where the hub can be reached"
+            f"{model!r} is not a folder here, and the hub does not provide {wanted}{at}: {hub_failure(error)}; or give "
+            "a local diffusers folder"
         ) from error

@@ -16,11 +16,14 @@ from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from ds_dpo.errors import ModelError
+from ds_dpo.errors import ModelError, cut
 from ds_dpo.models.weights.alignment import align_weights
-from ds_dpo.models.weights.files import FileWeights, WeightFiles, read_json
+from ds_dpo.models.weights.files import FileWeights, WeightFiles, check_headers, read_header, read_json
 from ds_dpo.models.weights.ldm_parts import Places, Stored
+from ds_dpo.models.weights.soundness import require_finite, wrapper_hint
 from ds_dpo.process.quiet import quiet_output
+
+ATTENTION_OF_TEXT = "sdpa"
 
 
 class Part(Protocol):
@@ -70,8 +73,11 @@ class FolderPart:
     def load(self, *, dtype: torch.dtype) -> Any:
         """Load by from_pretrained, which knows the names of older files. Raises ModelError as Part does."""
         # the two libraries have different names for this argument
-        name = "torch_dtype" if issubclass(self.model_class, ModelMixin) else "dtype"
+        is_diffusers = issubclass(self.model_class, ModelMixin)
+        # transformers would fetch the kernels that a configuration names from the hub
+        own = {"torch_dtype": dtype} if is_diffusers else {"dtype": dtype, "attn_implementation": ATTENTION_OF_TEXT}
         files = self.files
+        check_headers(files)
         try:
             with quiet_output():
                 loaded, info = self.model_class.from_pretrained(
@@ -80,18 +86,31 @@ class FolderPart:
                     use_safetensors=True,
                     local_files_only=True,
                     output_loading_info=True,
-                    **{name: dtype},
+                    **own,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ModelError(f"{self.folder}: cannot be loaded as {self.model_class.__name__}: {error}") from error
+        except Exception as error:  # foreign settings and weights can fail in any line of the two libraries
+            raise ModelError(
+                f"{self.folder}: cannot be loaded as {self.model_class.__name__}: {cut(str(error), characters=600)}"
+            ) from error
         # both libraries only print a warning, and initialize missing weights at random
         missing = sorted(info["missing_keys"])
         if missing:
             raise ModelError(
                 f"{self.folder}: its weights lack {len(missing)} tensors of its config, such as {missing[0]}"
+                + wrapper_hint(self._names())
             )
+        for name, tensor in loaded.state_dict().items():
+            require_finite(tensor, name, source=self._file_of(name))
         align_weights(loaded)  # these may be mapped from the file
         return loaded
+
+    def _names(self) -> Iterator[str]:
+        for path in self.files.paths:
+            yield from read_header(path).shapes
+
+    def _file_of(self, name: str) -> str:
+        """Return the file that has a tensor, or the folder if an older file has it under another name."""
+        return str(next((path for path in self.files.paths if name in read_header(path).shapes), self.folder))
 
     def weights(self) -> Mapping[str, Tensor]:
         return FileWeights(self.files)
@@ -164,6 +183,10 @@ class PlacedWeights(Mapping[str, Tensor]):
             raise ModelError(f"{source} lacks {len(missing)} tensors, such as {missing[0]}")
         self._weights, self._places = weights, places
 
+    def name_in_file(self, name: str) -> str:
+        """Return the file's name of a parameter."""
+        return self._places[name].name
+
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
         return place.take(self._weights[place.name])
@@ -185,9 +208,11 @@ def skeleton(model_class: Any, config: Mapping[str, Any]) -> nn.Module:
             if hasattr(model_class, "from_config"):  # diffusers
                 module = model_class.from_config(dict(config))
             else:
-                module = model_class(model_class.config_class(**config))
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ModelError(f"its configuration does not make a {model_class.__name__}: {error}") from error
+                module = model_class(model_class.config_class(**{**config, "attn_implementation": ATTENTION_OF_TEXT}))
+    except Exception as error:  # foreign settings can fail in any line of the two libraries
+        raise ModelError(
+            f"its configuration does not make a {model_class.__name__}: {cut(str(error), characters=600)}"
+        ) from error
     assert isinstance(module, nn.Module)
     return module
 
@@ -204,9 +229,13 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype
         kinds += (
             [f"has {len(unknown)} tensors that do not belong to this model, such as {unknown[0]}"] if unknown else []
         )
-        raise ModelError(f"{source} {' and '.join(kinds)}")
+        raise ModelError(f"{source} {' and '.join(kinds)}{wrapper_hint(unknown)}")
     own = {name: _own(weights[name], name, shape, dtype=dtype, source=source) for name, shape in shapes.items()}
+    for name, tensor in own.items():
+        stored = weights.name_in_file(name) if isinstance(weights, PlacedWeights) else name
+        require_finite(tensor, stored, source=source)
     module.load_state_dict(own, assign=True)
+    align_weights(module)
 
 
 def _own(tensor: Tensor, name: str, shape: torch.Size, *, dtype: torch.dtype, source: str) -> Tensor:

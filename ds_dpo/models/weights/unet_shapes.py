@@ -58,6 +58,24 @@ FIXED: dict[str, tuple[Any, ...]] = {  # settings with the values that are known
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
+UNSEEN_SETTINGS: dict[str, Any] = {  # settings that change what a UNet predicts, but no shape; diffusers' defaults
+    "act_fn": "silu",
+    "addition_time_embed_dim": None,
+    "attention_head_dim": 8,
+    "center_input_sample": False,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "time_embedding_act_fn": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+}
 DEFAULTS: dict[str, Any] = {
     "addition_embed_type": None,
     "attention_head_dim": 8,

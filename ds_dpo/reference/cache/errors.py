@@ -71,7 +71,7 @@ class ReferenceErrors:
 
     def require_fits(self, wanted: Mapping[str, str]) -> None:
         """Raise ConfigError that names each part in which the cache is not what a run needs."""
-        changes = differences(self.record.fingerprint, wanted, asker="this run")
+        changes = differences(in_words(self.record.fingerprint), in_words(wanted), asker="this run")
         why = "its errors are not those of this run's reference"
         refuse_if_stale("reference.cache", self.folder, changes, why=why, program="scripts/cache.py --reference")
 
@@ -148,3 +148,13 @@ class PairsWithReferenceErrors:
     def join(self, parts: list[Any]) -> Any:
         """Concatenate samples of one bucket."""
         return self._pairs.join(parts)
+
+
+def in_words(parts: Mapping[str, str]) -> dict[str, str]:
+    """Return the parts of a fingerprint for a message: where images came from, in words that a person understands."""
+    encoding = parts.get("encoding")
+    if encoding is None:
+        return dict(parts)
+    if encoding == "as they come":
+        return {**parts, "encoding": "images that are encoded when they are read"}
+    return {**parts, "encoding": f"images from data.cache ({encoding.replace(' of a cache', '')})"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ds_dpo.config.fields import FIELDS
 from ds_dpo.config.run import RunConfig
-from ds_dpo.encoding.cache.fingerprint import data_fields, encoder_parts
+from ds_dpo.encoding.cache.fingerprint import encoder_parts, pair_fields
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.models.denoiser.attention import AttentionChoice
 from ds_dpo.models.training_schedule import training_schedule
@@ -71,7 +71,7 @@ def fingerprint_of(config: RunConfig, feed: PairFeed, start: StartOfPolicy, *, p
     buckets = ", ".join(map(str, feed.pairs.bucket_sizes))
     return {
         "seed": str(config.seed),
-        **data_fields(config.data),
+        **pair_fields(config),
         **{f"pairs.{name}": value for name, value in feed.fingerprint.items()},
         "pairs.number": buckets,
         "encoding": feed.encoding,

@@ -23,7 +23,7 @@ class HeldOutRecord:
     """Writes each evaluation of a run, on rank 0; elsewhere it does nothing."""
 
     def __init__(self, path: Path, *, last_step: int, writer: MetricsWriter | None, say: Say) -> None:
-        """Continue after last_step, 0 for a new run; later lines of an earlier start are removed. writer: rank 0's."""
+        """Continue after last_step, 0 for a new run; later lines of an earlier start move aside. writer: rank 0's."""
         self._path, self._writer, self._say = path, writer, say
         if is_main():
             # a new run is evaluated at step 0, and again if it was killed before its first save
@@ -32,7 +32,7 @@ class HeldOutRecord:
     def rewind(self, last_step: int) -> None:
         """Continue after an earlier step; later lines move to held_out.rolled_back.jsonl."""
         if is_main():
-            cut_metrics(self._path, last_step=last_step, aside=self._path.with_suffix(".rolled_back.jsonl"))
+            cut_metrics(self._path, last_step=last_step)
 
     def __call__(self, found: Evaluation) -> None:
         """Write one evaluation. A value that is not finite becomes null in the file."""

@@ -27,19 +27,18 @@ DEFAULT_RATE_FACTOR = 0.5
 DEFAULT_WINDOW_STEPS = 50
 
 
-def load_held_out(
-    config: RunConfig,
-    trained_on: PairFeed,
-    encoders: Encoders,
-    place: RankEnvironment,
-    *,
-    device: torch.device,
-    say: Say,
-) -> HeldOutPairs:
-    """Read and encode this rank's held-out pairs; all ranks call this. Raises ConfigError and DataError."""
-    grid_of(config)  # raises now, before the run folder is made
+def open_held_out_feed(config: RunConfig, trained_on: PairFeed, place: RankEnvironment, *, say: Say) -> PairFeed:
+    """Open the held-out pairs, without models; all ranks call this. Raises ConfigError and DataError."""
+    grid_of(config)  # raises now, before models are loaded
     with node_turns(place):  # the node's first rank downloads and counts; the others find its files
         feed = open_held_out(config, trained_on, say=lambda line: say(f"held out: {line}"))
+    return feed
+
+
+def load_held_out(
+    config: RunConfig, feed: PairFeed, encoders: Encoders, *, device: torch.device, say: Say
+) -> HeldOutPairs:
+    """Read and encode this rank's held-out pairs; all ranks call this. Raises DataError."""
     return read_held_out(
         feed.pairs,
         build_encode(feed, encoders, family=config.model.family, device=device),

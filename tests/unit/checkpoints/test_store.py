@@ -85,7 +85,9 @@ def test_each_file_is_verified_by_exactly_one_of_any_number_of_ranks(
     names = found.files | of_four_ranks
     write_manifest(folder, replace(found, files=names))
     looked_at: list[str] = []
+    judged: list[str] = []
     monkeypatch.setattr("ds_dpo.checkpoints.store.world_size", lambda: world_size)
+    monkeypatch.setattr("ds_dpo.checkpoints.store.require_harmless", lambda folder, names: judged.extend(names))
     monkeypatch.setattr(
         "ds_dpo.checkpoints.store.manifest.verify_manifest", lambda folder, *, names: looked_at.extend(names) or None
     )
@@ -93,3 +95,34 @@ def test_each_file_is_verified_by_exactly_one_of_any_number_of_ranks(
         monkeypatch.setattr("ds_dpo.checkpoints.store.rank", lambda rank=rank: rank)
         assert run.store()._verify(folder) is None
     assert sorted(looked_at) == sorted(names)
+    assert sorted(judged) == sorted(names)
+
+
+def test_a_chosen_step_is_loaded_and_later_ones_are_set_aside(run: Run) -> None:
+    run.save(1, 2, 3, 4, keep=9)
+    loaded = run.store().load_step(2)
+    assert loaded.client_state == {"step": 2}
+    assert run.names()[-2:] == ["step_00000003", "step_00000004"], "nothing is moved before training begins"
+    run.store().go_back_to(2)
+    assert run.names() == [
+        "latest",
+        "step_00000001",
+        "step_00000002",
+        "step_00000003.rolled_back",
+        "step_00000004.rolled_back",
+    ]
+    assert (run.folder / "latest").read_text() == "step_00000002\n"
+    assert [line.partition(" is now ")[2].partition(",")[0] for line in run.said] == [
+        "step_00000003.rolled_back",
+        "step_00000004.rolled_back",
+    ]
+    assert run.loaded() == {"step": 2}
+
+
+def test_a_chosen_step_that_cannot_be_used_is_refused_although_others_can(run: Run) -> None:
+    run.save(1, 2)
+    run.damage(1)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used: .*step_00000001"):
+        run.store().load_step(1)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 7"):
+        run.store().load_step(7)

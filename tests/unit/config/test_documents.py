@@ -1,5 +1,6 @@
 """Unit tests of the reader of YAML and JSON documents."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,17 @@ def test_documents_are_read_as_they_are(path: Path) -> None:
     expected = {"name": "grüße", "values": [1, 2.5, None, True]}
     assert read_json(path, dict) == expected
     assert read_yaml(path, dict) == expected, "JSON is YAML"
-    path.write_text("- 1e-8\n- off\n- yes\n- true\n- 1.0e-08\n")
-    assert read_yaml(path, list) == [1e-8, "off", "yes", True, 1e-8]
+
+
+def test_yaml_is_read_as_version_1_2(path: Path) -> None:
+    """By the core schema of yaml.org/spec/1.2.2, section 10.3; version 1.1 reads 8, 90, a date and truth values."""
+    words = "1e-8 1.0e-08 010 0o10 0x1F +5 -3. .5 1:30 2024-01-01 2024-13-45 1_000 off yes On n true TRUE ~ null none"
+    path.write_text("".join(f"- {word}\n" for word in words.split()))
+    assert read_yaml(path, list) == [
+        *(1e-8, 1e-8, 10, 8, 31, 5, -3.0, 0.5),
+        *("1:30", "2024-01-01", "2024-13-45", "1_000", "off", "yes", "On", "n"),
+        *(True, True, None, None, "none"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +42,8 @@ def test_documents_are_read_as_they_are(path: Path) -> None:
         (b"[" * 90_000, "is nested too deeply"),
         (b"[1]", "must contain names and values, not a list"),
         (b"null", "must contain names and values, not None"),
+        (b'{"a":' * 3000 + b"1" + b"}" * 3000, "is nested too deeply"),
+        (b'{"a": "x\\u0000y"}', "holds a text with the character NUL, which no name, path or prompt may have"),
     ],
 )
 def test_what_is_wrong_with_json_is_one_line(path: Path, content: bytes, said: str) -> None:
@@ -47,10 +59,20 @@ def test_what_is_wrong_with_json_is_one_line(path: Path, content: bytes, said: s
         (b"a: {b\n", "is not valid YAML: expected ',' or '}', but got '<stream end>', line 2 column 1"),
         (b"a: 1\na: 2\n", "is not valid YAML: a is given twice, line 1 column 1"),
         (b"a: !!python/object:os.system {}\n", "is not valid YAML: could not determine a constructor for the tag"),
-        (b"a: 2001-99-99\n", "is not valid YAML: month must be in 1..12"),
         (b"\0\0", "is not valid YAML: unacceptable character #x0000"),
         (b"[" * 600 + b"]" * 600, "is nested too deeply"),
         (b"- 1\n", "must contain names and values, not a list"),
+        (b"a: " + b"1" * 5000 + b"\n", "is not valid YAML: 1111"),
+        (b"[" * 3000, "is nested too deeply"),
+        (b"a: {" * 3000, "is nested too deeply"),
+        (b'a: "x\\0y"\n', "holds a text with the character NUL"),
+        (b"a: !!timestamp x\n", "is not valid YAML: a value does not fit its tag"),
+        (b"a: !!float ''\n", "is not valid YAML: "),
+        (b"a: !!binary x\n", "is not valid YAML: "),
+        (b"? [1]\n: 2\n", "is not valid YAML: found unhashable key"),
+        (b"a: &a [*a]\n", "is not valid YAML: an alias refers to what it is a part of"),
+        (b"b: " + b"x" * 99_999 + b": 1\n", "is not valid YAML: mapping values are not allowed here"),
+        (b"x" * 900 + b": 1\n" + b"x" * 900 + b": 2\n", "is not valid YAML: xxxxx"),
         (b"text\n", "must contain names and values, not 'text'"),
     ],
 )
@@ -64,4 +86,48 @@ def test_what_is_wrong_with_yaml_is_one_line(path: Path, content: bytes, said: s
 
 def test_a_missing_file_is_named(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"document cannot be read: No such file or directory$"):
+        read_yaml(path, dict)
+
+
+def bomb(levels: int, *, opening: str, item: str, closing: str) -> str:
+    """Each level holds the one below nine times."""
+    lines = [f"a0: &a0 {opening}{closing if opening == '[' else 'k: 1' + closing}"]
+    for level in range(1, levels):
+        parts = [item.format(name=f"*a{level - 1}", place=place) for place in range(9)]
+        lines.append(f"a{level}: &a{level} {opening}{', '.join(parts)}{closing}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bomb(9, opening="[", item="{name}", closing="]"),
+        bomb(9, opening="{", item="k{place}: {name}", closing="}"),
+        bomb(30, opening="[", item="{name}", closing="]"),
+        "".join(
+            ["a0: &a0 {k: 1}\n", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9))]
+        ),
+    ],
+    ids=["lists", "mappings", "deep", "merges"],
+)
+def test_aliases_that_would_expand_are_refused_before_they_do(path: Path, text: str) -> None:
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="holds more than 200000 values, with its aliases written out") as refused:
+        read_yaml(path, dict)
+    assert len(str(refused.value)) < 400
+
+
+def test_usual_aliases_are_values(path: Path) -> None:
+    path.write_text("a: &a {x: 1}\nb: [*a, *a]\nc: {d: *a}\n")
+    assert read_yaml(path, dict) == {"a": {"x": 1}, "b": [{"x": 1}] * 2, "c": {"d": {"x": 1}}}
+
+
+def test_files_are_regular_and_of_a_stated_size(path: Path) -> None:
+    os.mkfifo(path)
+    for read in (read_json, read_yaml):
+        with pytest.raises(ConfigError, match="cannot be read: is a named pipe, not a regular file"):
+            read(path, dict)
+    path.unlink()
+    path.write_bytes(b"#" * (4 * 2**20 + 1))
+    with pytest.raises(ConfigError, match="cannot be read: is larger than 4 MiB"):
         read_yaml(path, dict)

@@ -82,6 +82,9 @@ def test_another_objective_inherits_nothing_of_the_presets() -> None:
     [
         ("base: miniature\noptimizer: {lerning_rate: 1}\n", "did you mean optimizer.learning_rate"),
         ("base: miniature\ntrane_steps: 1\nmax_train_stps: 3\n", "trane_steps is not known"),
+        ("base: miniature\nobjectve: {type: dpo}\n", "objectve is not known; did you mean objective?"),
+        ("base: miniature\noptimizer: {lr: 1}\n", "optimizer.lr is not known; did you mean optimizer.learning_rate?"),
+        ("base: miniatur\n", "nor a file; did you mean miniature?"),
         ("base: miniature\nseed: 1\nseed: 2\n", "seed is given twice"),
         ("base: miniature\nlearning_rate: 1\noptimizer: {learning_rate: 2}\n", "optimizer.learning_rate is set twice"),
         ("base: miniature\nseed: true\n", "seed = true: the option is not a switch"),
@@ -177,6 +180,8 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
             ["--held_out.every_steps", "5", "--held_out.split", "train"],
             "give held_out.split, such as validation_unique",
         ),
+        (["--held_out.share", "0.1"], "held_out.split validation_unique has no effect; give one of the two"),
+        (["--held_out.split", "none", "--held_out.share", "1"], "held_out.share = 1: Input should be less than 1"),
         (["--data.cache", "here", "--data.crop", "random"], "data.crop random does not work with data.cache"),
         (
             ["--objective.type", "sft", "--reference.residency", "cpu"],
@@ -205,6 +210,7 @@ def test_free_fields_are_exactly_those_that_leave_the_result_alone() -> None:
         "max_train_steps",
         "deepspeed_config",
         "expected_world_size",
+        "trackers",
         "model.attention",
         "model.gradient_checkpointing",
         "data.cache_dir",
@@ -219,7 +225,9 @@ def test_free_fields_are_exactly_those_that_leave_the_result_alone() -> None:
         "batch.micro_batch_pairs",
         "non_finite.max_steps_in_a_row",
     }
-    assert not any(spec.is_identity for spec in FIELDS.values() if spec.section in SECTIONS_THAT_ONLY_LOOK)
+    looking = [spec for spec in FIELDS.values() if spec.section in SECTIONS_THAT_ONLY_LOOK]
+    # the pairs of the share are not trained on
+    assert {spec.path for spec in looking if spec.is_identity} == {"held_out.share"}
 
 
 def test_identity_changes_are_listed_and_free_ones_are_not() -> None:

@@ -9,12 +9,12 @@ from ds_dpo.engine.settings import resolve_deepspeed
 PRESETS = {
     "miniature": (16, 8, 2, 1, 2e-4, 20, 300, 32, {"type": "dpo", "beta": 500}),
     "sd15_kto": (4, 1, 4, 1, 1e-7, 200, 20000, 512, {"type": "kto", "beta": 2 * 1000, "utility": "sigmoid"}),
-    "sd15_pickapic": (2048, 4, 16, 32, 1e-5, 500, 2000, 512, {"type": "dpo", "beta": 5000}),
-    "sdxl_mapo": (8 * 8 * 2, 4, 8, 4, 1e-5, 0, 2000, 1024, {"type": "mapo", "ratio_weight": 0.1, "snr_value": 0.5}),
-    "sdxl_pickapic": (2048, 1, 16, 128, 1e-5, 200, 2000, 1024, {"type": "dpo", "beta": 5000}),
+    "sd15_pickapic": (2048, 8, 16, 16, 1e-5, 500, 2000, 512, {"type": "dpo", "beta": 5000}),
+    "sdxl_mapo": (8 * 8 * 2, 8, 8, 2, 1e-5, 0, 2000, 1024, {"type": "mapo", "ratio_weight": 0.1, "snr_value": 0.5}),
+    "sdxl_pickapic": (2048, 4, 16, 32, 1e-5, 200, 2000, 1024, {"type": "dpo", "beta": 5000}),
     "sdxl_pickapic_lora": (8 * 2, 2, 1, 8, 1e-5, 0, 2000, 1024, {"type": "dpo", "beta": 5000}),
     "sdxl_pickascore": (64, 1, 8, 8, 1e-5, 20, 200, 1024, {"type": "dpo", "beta": 5000}),
-    "sdxl_sdpo": (8 * 8 * 32, 1, 8, 256, 1e-9 * 2048, 500, 2000, 1024, {"type": "sdpo", "beta": 5000, "mu": 0.6}),
+    "sdxl_sdpo": (8 * 8 * 32, 4, 8, 64, 1e-9 * 2048, 500, 2000, 1024, {"type": "sdpo", "beta": 5000, "mu": 0.6}),
     "sdxl_turbo_pickapic": (2048, 4, 16, 32, 1e-5, 200, 2000, 512, {"type": "dpo", "beta": 5000}),
 }
 
@@ -35,6 +35,11 @@ def test_a_preset_amounts_to_its_source(name):
     assert config.data.resolution == resolution
     found = config.objective.model_dump()
     assert {field: found[field] for field in objective} == objective
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"miniature"}))
+def test_gradients_are_reduced_once_a_step(name):
+    assert load_config(["--config", name]).config.deepspeed_config == "zero1_bf16"
 
 
 def test_turbo_trains_on_its_own_four_steps_and_is_drawn_in_them():

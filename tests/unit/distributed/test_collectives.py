@@ -61,14 +61,14 @@ def ranks_agree_on_a_checkpoint(rank: int, folder: Path) -> None:
     def write(step: int, path: Path) -> None:
         if rank in full_ranks:
             raise OSError(errno.ENOSPC, "No space left on device")
-        path.write_text(str(step))
+        torch.save({"step": step}, path)
 
     shard = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
     engine: Any = SimpleNamespace(
         module=SimpleNamespace(config={}),
         layout_digest=lambda: "layout",
         checkpoint_files=lambda client_state: [StateFile(name=shard, state=client_state["step"], write=write)],
-        read_checkpoint=lambda found: int((found / shard).read_text()),
+        read_checkpoint=lambda found: int(torch.load(found / shard)["step"]),
     )
     identity = RunIdentity(world_size=2, stage=2, precision="fp32", fingerprint="f")
     writer = CheckpointWriter(

@@ -133,3 +133,34 @@ def test_the_rank_alone_is_known_at_once(
 def test_a_rank_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="RANK='first', which must be a whole number"):
         rank_in({"RANK": "first"})
+
+
+BARE = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_TASKS_PER_NODE"}  # 16 tasks, node 1
+
+
+@pytest.mark.parametrize(
+    ("further", "local_size"),
+    [
+        ({"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8"}, 8),
+        ({"SLURM_NNODES": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "8"}, 8),
+        ({"SLURM_NODEID": "0"}, 16),
+        ({"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_STEP_TASKS_PER_NODE": ""}, 16),
+    ],
+)
+def test_without_slurms_list_equal_nodes_are_known_by_their_number(further: dict[str, str], local_size: int) -> None:
+    assert read_environment({**BARE, **further}).local_world_size == local_size
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {},
+        {"SLURM_NNODES": "2"},
+        {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "9"},
+        {"SLURM_NNODES": "1"},
+        {"SLURM_STEP_TASKS_PER_NODE": "16"},
+    ],
+)
+def test_a_node_whose_tasks_nothing_says_is_refused_by_the_variables_name(further: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"SLURM_STEP_TASKS_PER_NODE.*start with srun"):
+        read_environment({**BARE, **further})

@@ -46,7 +46,7 @@ def test_shipped_files_are_what_their_names_say_and_accumulate_in_fp32() -> None
         assert (resolved.stage, resolved.precision) == (stage, precision), name
         assert (resolved.offloads_optimizer, resolved.offloads_parameters) == (offloads_optimizer, offloads_parameters)
         assert resolved.accumulation_precision == "fp32"
-        assert resolved.accumulation_steps == 128
+        assert resolved.accumulation_steps == 32
 
 
 def test_deepspeed_itself_reads_the_settings_as_meant(monkeypatch: pytest.MonkeyPatch) -> None:

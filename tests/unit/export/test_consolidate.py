@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import runpy
 import shutil
 
 import pytest
@@ -10,12 +9,12 @@ import torch
 import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from repository import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from unet_shapes import TINY_SDXL, tiny_unet
 from zero_checkpoint import save_run, save_zero2
 
+from ds_dpo.commands.consolidate import parse_arguments
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.errors import CheckpointError, DsDpoError, ModelError
 from ds_dpo.export import formats
@@ -209,7 +208,6 @@ def test_each_value_that_may_be_asked_for_can_be_written():
 
 @pytest.mark.parametrize(("given", "meant"), [("unet", "denoiser"), ("denoiser", "denoiser"), ("lora", "lora")])
 def test_a_format_may_be_given_by_its_first_name(given, meant):
-    parse_arguments = runpy.run_path(str(ROOT / "scripts" / "consolidate.py"))["parse_arguments"]
     assert parse_arguments(["runs/mine", "out", "--format", given]).format == meant
 
 

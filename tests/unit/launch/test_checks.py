@@ -14,7 +14,7 @@ from ds_dpo.launch.checks import is_this_machine, require_sound_hosts
 from ds_dpo.launch.hostfile import Host
 from ds_dpo.launch.prepare import prepare_launch
 from ds_dpo.launch.reach import Answer
-from ds_dpo.launch.report import ALIKE, Report, code_fingerprint
+from ds_dpo.launch.report import ALIKE, Report, code_fingerprint, num_gpus_here
 
 TRAIN = str(ROOT / "ds_dpo" / "train.py")
 
@@ -39,6 +39,16 @@ def check(*answers, needs_gpus=True):
     require_sound_hosts(answers, token="t", output_dir="runs/x", needs_gpus=needs_gpus)
 
 
+def test_the_gpus_of_a_host_are_counted_and_none_is_zero(tmp_path):
+    assert num_gpus_here(tmp_path) == 0
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert num_gpus_here(tmp_path) == 3
+    (tmp_path / "of_amd").mkdir()
+    (tmp_path / "of_amd" / "kfd").touch()
+    assert num_gpus_here(tmp_path / "of_amd") is None
+
+
 def test_alike_hosts_are_sound():
     check(answer("a"), answer("b"))
     check(answer("a", num_gpus=None), answer("b", num_gpus=None))
@@ -57,6 +67,7 @@ def test_alike_hosts_are_sound():
         (answer("b", token="of another launch"), "b: cannot read"),
         (answer("b", listen_error="Address already in use"), "b: cannot listen at the port .* another --master_port"),
         (answer("b", slots=9), "b: slots=9, but the host has 8 GPUs"),
+        (answer("b", num_gpus=0), "b: it has no GPU .*check its driver, or set DS_ACCELERATOR=cpu"),
         (answer("b", error="objective.beta = x: no number"), "b: objective.beta = x"),
     ],
 )

@@ -1,9 +1,12 @@
 """Hostfiles: what `deepspeed` would misread or wave through is refused by line."""
 
+import os
+
 import pytest
 
 from ds_dpo.errors import ConfigError
 from ds_dpo.launch.hostfile import Host, read_hostfile, select_hosts
+from ds_dpo.launch.reach import ssh_command
 
 TWO = [Host(name="a", slots=8, line=1), Host(name="b", slots=4, line=3)]
 
@@ -72,3 +75,33 @@ def test_what_options_leave(options, left):
 def test_options_that_do_not_fit(options, said):
     with pytest.raises(ConfigError, match=said):
         select_hosts(TWO, **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["-oProxyCommand=id", "me@-oProxyCommand=id", "-l", "a;id", "$(id)", "a`id`", "a|b", "a,b", "x" * 9 + "&"]
+)
+def test_a_host_that_a_command_would_take_for_an_option_is_refused(tmp_path, name):
+    (tmp_path / "hosts").write_text(f"n1 slots=1\n{name} slots=1\n")
+    with pytest.raises(ConfigError, match=r"hosts, line 2: .* is not the name or address of a host"):
+        read_hostfile(tmp_path / "hosts")
+
+
+@pytest.mark.parametrize("name", ["gpu-node-0", "n1.example.org", "10.0.0.1", "me@n1", "fe80::1%eth0", "[::1]", "_n1"])
+def test_usual_hosts_are_taken(tmp_path, name):
+    (tmp_path / "hosts").write_text(f"{name} slots=2\n")
+    assert [host.name for host in read_hostfile(tmp_path / "hosts")] == [name]
+
+
+def test_options_of_ssh_end_before_the_host(tmp_path):
+    command = ssh_command("n1", ssh_port=22, folder=tmp_path, python="python")
+    assert command[command.index("n1") - 1] == "--"
+
+
+def test_a_hostfile_is_a_regular_file_of_short_numbers(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="a named pipe, not a regular file"):
+        read_hostfile(tmp_path / "pipe")
+    (tmp_path / "hosts").write_text(f"n1 slots={'9' * 5000}\n")
+    with pytest.raises(ConfigError, match="must be a number") as refused:
+        read_hostfile(tmp_path / "hosts")
+    assert len(str(refused.value)) < 500

@@ -125,7 +125,7 @@ def test_a_hang_ends_all_with_every_rank_s_stacks(tmp_path):
         assert run.wait_until_all_are_gone() == EXIT_STATUS_OF_HANG
         for rank in range(2):
             stacks = (tmp_path / "stacks" / f"rank_{rank}.txt").read_text()
-            assert "a step has taken more than 1 s" in stacks or "another rank has found a hang" in stacks
+            assert "a micro-batch has taken more than 1 s" in stacks or "another rank has found a hang" in stacks
             assert f'{PROGRAM}", line' in stacks, "where the main thread stands"
 
 

@@ -14,6 +14,12 @@ def test_secrets_stay():
         "PATH": "/venv/bin:/bin",
         "HF_HOME": "/shared/hf",
         "NCCL_SOCKET_IFNAME": "ib0",
+        "UCX_NET_DEVICES": "mlx5_0:1",
+        "FI_PROVIDER": "efa",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "XFORMERS_DISABLE_FLASH_ATTN": "1",
+        "FIRST": "no prefix of ours",
         "https_proxy": "http://proxy:8080",
         "HOME": "/home/me",
         "CUDA_VISIBLE_DEVICES": "0",
@@ -25,12 +31,58 @@ def test_secrets_stay():
     }
     entries, kept = travelling_environment(environ)
     assert entries == {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "FI_PROVIDER": "efa",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "UCX_NET_DEVICES": "mlx5_0:1",
+        "XFORMERS_DISABLE_FLASH_ATTN": "1",
         "HF_HOME": "/shared/hf",
         "NCCL_SOCKET_IFNAME": "ib0",
         "PATH": "/venv/bin:/bin",
         "https_proxy": "http://proxy:8080",
     }
     assert kept == ["GLOO_NOTE", "HF_TOKEN", "HTTP_PROXY", "TORCH_SECRET"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_AUTH", "x"),
+        ("NCCL_BASIC_AUTH", "x"),
+        ("TORCH_PW", "x"),
+        ("HF_PASS", "x"),
+        ("HF_ENDPOINT", "https://hub.example/?auth=abc"),
+        ("HF_ENDPOINT", "https://hub.example/x?a=1&X-Amz-Signature=abc"),
+        ("HF_ENDPOINT", "https://hub.example/#access_token=abc"),
+        ("HF_ENDPOINT", "https://me:abc@hub.example"),
+        ("http_proxy", "http://TOKEN@proxy:8080"),
+        ("HTTPS_PROXY", "me:abc@proxy:8080"),
+        ("ALL_PROXY", "socks5h://abc@proxy"),
+        ("TORCH_NOTE", "hf_abcdefghijklmnopqrstuvwxyz"),
+        ("TORCH_NOTE", "Bearer abcdefgh12345"),
+        ("TORCH_NOTE", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc"),
+    ],
+)
+def test_secrets_by_name_address_and_form_stay(name, value):
+    assert travelling_environment({name: value}) == ({}, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PATH", "/opt/pat/bin:/usr/bin"),
+        ("HF_ENDPOINT", "https://hub.example/api?revision=main&page=2"),
+        ("http_proxy", "http://proxy.example:8080"),
+        ("NO_PROXY", "localhost,10.0.0.0/8,.example"),
+        ("NCCL_SOCKET_IFNAME", "^lo,docker0"),
+        ("TORCH_DISTRIBUTED_DEBUG", "DETAIL"),
+        ("HF_HOME", "/home/me@site/hf"),
+        ("OMP_PROC_BIND", "close"),
+        ("CUDA_HOME", "/usr/local/cuda"),
+    ],
+)
+def test_what_is_no_secret_travels(name, value):
+    assert travelling_environment({name: value}) == ({name: value}, [])
 
 
 def test_the_file_is_this_user_s_alone_and_as_deepspeed_reads_it(tmp_path):

@@ -10,13 +10,13 @@ from ds_dpo.planning.description import describe
 def test_the_report_says_what_the_numbers_amount_to() -> None:
     config = load_config([]).config
     report = "\n".join(describe(config, resolve_deepspeed(config, world_size=16)))
-    assert "pairs per step: 2048 = 16 ranks x 1 at once x 128 accumulated" in report
+    assert "pairs per step: 2048 = 16 ranks x 4 at once x 32 accumulated" in report
     assert (
         "learning rate: peak 1e-05, as given (not scaled by batch or ranks); 200 steps of warm-up, then constant"
         in report
     )
     assert "beta 5000: loss = -log sigmoid(-2500 x difference)" in report
-    assert "ZeRO stage 2, bf16, gradients accumulated in fp32" in report
+    assert "ZeRO stage 1, bf16, gradients accumulated in fp32" in report
     assert "noising:" not in report
 
 
@@ -33,9 +33,42 @@ def test_the_report_names_what_of_the_noising_was_chosen() -> None:
     [
         (["--optimizer.type", "lion_8bit"], "optimizer: Lion with its mean in 8 bit, weight decay"),
         (["--schedule.name", "polynomial"], "200 steps of warm-up, then polynomial to 1e-07 at step 2000"),
+        (
+            ["--held_out.split=none", "--held_out.share=0.05"],
+            "held out: a share of 0.05 of the prompts, never trained on, evaluated every 100 steps",
+        ),
+        (
+            ["--held_out.split=none", "--held_out.share=0.05", "--held_out.every_steps=none"],
+            "never trained on, evaluated never (held_out.every_steps is unset)",
+        ),
         (["--schedule.name=piecewise_constant", "--warmup_steps=0", "--schedule.step_rules=1:9,0.1"], "by 1:9,0.1"),
     ],
 )
-def test_the_report_names_optimizer_and_schedule(options: list[str], expected: str) -> None:
+def test_the_report_names_optimizer_schedule_and_share(options: list[str], expected: str) -> None:
     config = load_config(options).config
     assert expected in "\n".join(describe(config, resolve_deepspeed(config, world_size=16)))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--warmup_steps=200", "--max_train_steps=50"],
+            ["is more than max_train_steps 50", "at 25 %"],
+        ),
+        (
+            ["--schedule.decay_steps=40", "--max_train_steps=60"],
+            ["from step 40 on", "steps 41 to 60 train nothing"],
+        ),
+        (["--schedule.decay_steps=40", "--schedule.name=cosine", "--max_train_steps=60"], ["steps 41 to 60"]),
+        (["--schedule.decay_steps=40", "--schedule.name=polynomial", "--max_train_steps=60"], []),
+        (["--schedule.decay_steps=60", "--max_train_steps=60"], []),
+        ([], []),
+    ],
+)
+def test_a_rate_that_never_comes_or_is_gone_is_warned_of(options: list[str], expected: list[str]) -> None:
+    config = load_config(["--config", "miniature", *options]).config
+    lines = describe(config, resolve_deepspeed(config, world_size=2))
+    warnings = "\n".join(line for line in lines if line.startswith("warning: ") and "recipe" not in line)
+    assert all(part in warnings for part in expected)
+    assert bool(warnings) == bool(expected)

@@ -82,3 +82,11 @@ reach('step.begin')"""
 def test_a_mistyped_fault_is_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         read_faults(text)
+
+
+def test_a_variable_that_was_left_set_is_shouted(monkeypatch):
+    assert fault_points.warnings() == []
+    monkeypatch.setattr(fault_points, "_faults", read_faults("save.write@1#2=kill"))
+    (line,) = fault_points.warnings()
+    assert line.startswith("WARNING: DS_DPO_FAULT IS SET")
+    assert "kill at save.write" in line

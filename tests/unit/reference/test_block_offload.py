@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,6 +52,26 @@ def test_blocks_are_the_largest_modules_within_the_limit_and_never_a_list() -> N
     split = nn.Sequential(nn.Linear(1, 1), nn.ModuleList([nn.Linear(1, 1)])).requires_grad_(False)
     parts = [block.module for block in BlockOffload(split, device=CPU, max_block_bytes=15).blocks]
     assert parts == [split[0], split[1][0]]
+
+
+def test_a_forked_process_has_no_copy_of_the_weights_on_the_host() -> None:
+    """With pinned memory the kernel would copy them for each process of the loader."""
+    module, offload = chain()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        mapped = [number for number, block in enumerate(offload.blocks) if _is_mapped(block.host.data_ptr())]
+        os.write(writer, f"{mapped}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 100) == b"[]"
+    assert all(_is_mapped(block.host.data_ptr()) for block in offload.blocks)
+    assert [float(layer.weight) for layer in module.layers] == [1, 2, 3, 4], "the parent has them still"
+
+
+def _is_mapped(address: int) -> bool:
+    ranges = (line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(start, 16) <= address < int(end, 16) for start, end in ranges)
 
 
 def test_each_block_is_copied_once_a_pass_and_computes_from_a_slot() -> None:

@@ -31,12 +31,12 @@ def test_a_new_folder_is_anyones(run: RunFolder) -> None:
 
 def test_a_start_is_saved_and_read_back(run: RunFolder) -> None:
     run.write_start(config("--seed", "3"), SETTINGS, world_size=2, data={})
-    run.write_start(config("--seed", "3"), SETTINGS, world_size=4, data={"rows": 9, "pairs": 8})
+    run.write_start(config("--seed", "3"), SETTINGS, world_size=4, data={"data": {"rows": 9, "pairs": 8}})
     assert config_from_yaml(run.config) == config("--seed", "3")
     assert json.loads(run.deepspeed.read_text()) == SETTINGS
     starts = json.loads(run.environment.read_text())
     assert [start["world_size"] for start in starts] == [2, 4]
-    assert [start["data"] for start in starts] == [{}, {"rows": 9, "pairs": 8}]
+    assert [start.get("data") for start in starts] == [None, {"rows": 9, "pairs": 8}]
     assert starts[0]["packages"].keys() >= {"torch", "deepspeed", "diffusers"}
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "deepspeed.json", "environment.json"]
 
@@ -59,6 +59,29 @@ def test_free_changes_are_taken_and_listed(run: RunFolder) -> None:
         "changed since the last start: data.workers 0 -> 2",
         "changed since the last start: batch.micro_batch_pairs 8 -> 4",
     ]
+
+
+def test_a_longer_run_names_the_option_that_keeps_its_schedule(run: RunFolder) -> None:
+    run.write_start(config("--max_train_steps", "40"), SETTINGS, world_size=2, data={})
+    longer = ("--max_train_steps", "60")
+    with pytest.raises(ConfigError) as refused:
+        run.require_same_run(config(*longer), precision="bf16")
+    assert "schedule.decay_steps: 40 -> 60" in str(refused.value)
+    assert str(refused.value).endswith(
+        "the end of schedule linear follows max_train_steps 60: to train to that step with the schedule that the run "
+        "has, add --schedule.decay_steps 40"
+    )
+    extended = config(*longer, "--schedule.decay_steps", "40")
+    assert run.require_same_run(extended, precision="bf16") == [
+        "changed since the last start: max_train_steps 40 -> 60",
+        "changed since the last start: schedule.decay_steps None -> 40",
+    ]
+    run.write_start(extended, SETTINGS, world_size=2, data={})
+    assert run.require_same_run(config("--max_train_steps", "40"), precision="bf16") != [], "the first command goes on"
+    with pytest.raises(ConfigError) as refused:
+        run.require_same_run(config("--max_train_steps", "60", "--schedule.decay_steps", "50"), precision="bf16")
+    assert "schedule.decay_steps: 40 -> 50" in str(refused.value)
+    assert "add --schedule" not in str(refused.value)
 
 
 def test_ranks_and_zero_stage_are_free_and_precision_is_not(run: RunFolder) -> None:

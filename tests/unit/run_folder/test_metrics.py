@@ -39,12 +39,15 @@ def test_lines_after_the_checkpoint_and_a_torn_one_are_cut(tmp_path: Path) -> No
     path = tmp_path / "metrics.jsonl"
     lines = [f'{{"step": {step}, "loss": 0.{step}}}\n' for step in range(1, 6)]
     path.write_text("".join(lines) + '{"step": 6, "lo')
-    cut_metrics(path, last_step=3)
+    assert cut_metrics(path, last_step=3) == 2
     assert path.read_text() == "".join(lines[:3])
     path.write_text("".join(lines[:3]) + '{"st')
-    cut_metrics(path, last_step=3)
+    assert cut_metrics(path, last_step=3) == 0
     assert path.read_text() == "".join(lines[:3])
-    cut_metrics(tmp_path / "nowhere.jsonl", last_step=3)
+    assert cut_metrics(path, last_step=0) == 3
+    aside = tmp_path / "metrics.rolled_back.jsonl"
+    assert aside.read_text() == "".join([*lines[3:], *lines[:3]]), "no line is lost"
+    assert cut_metrics(tmp_path / "nowhere.jsonl", last_step=3) == 0
     assert not (tmp_path / "nowhere.jsonl").exists()
 
 

@@ -1,5 +1,6 @@
 """How a run is asked to stop; signals go to a process of their own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -120,3 +121,18 @@ def test_a_stop_file_is_seen_by_who_looks_and_cleared_once(tmp_path: Path) -> No
     assert not stop.is_asked(look_for_file=True)
     stop.clear_file()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_from_before_the_start_is_no_request_of_this_start(tmp_path: Path) -> None:
+    """It is followed after the first step, as ever; one that comes while models load is followed at once."""
+    (tmp_path / "STOP").touch()
+    stop = StopRequest(tmp_path / "STOP", leave_at_once=lambda number: None)
+    assert stop.is_asked(look_for_file=True)
+    assert not stop.is_asked_since_start(look_for_file=True)
+    os.utime(tmp_path / "STOP", ns=(1, 1))  # touched again
+    assert stop.is_asked_since_start(look_for_file=True)
+    assert not stop.is_asked_since_start(look_for_file=False)
+    stop.clear_file()
+    assert not stop.is_asked_since_start(look_for_file=True)
+    stop.ask()
+    assert stop.is_asked_since_start(look_for_file=False)

@@ -1,7 +1,9 @@
 """A checkpoint may come from anyone: nothing of it is run."""
 
 import collections
+import contextlib
 import os
+import resource
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from ds_dpo.errors import CheckpointError
+from ds_dpo.zero_shards.archive import saved_stem
 from ds_dpo.zero_shards.unpickle import load_shard
 
 
@@ -114,3 +117,67 @@ def test_changed_bits_are_found(tmp_path, name):
 
     with pytest.raises(CheckpointError, match=rf"shard.pt: record '{name}' differs from its checksum"):
         read()
+
+
+def with_pickle(path, content):
+    """A file of torch.save with another pickle in it."""
+    torch.save({"a": torch.arange(3)}, path)
+    with zipfile.ZipFile(path) as source:
+        records = {entry.filename: source.read(entry) for entry in source.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for name, record in records.items():
+            target.writestr(name, content if name.endswith("data.pkl") else record)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r\xff\xff\xff\x0f.",  # LONG_BINPUT: room for 268 million entries
+        b"\x80\x02}p268435455\n.",  # PUT, the same
+        b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b"ab.",  # BYTEARRAY8 of 8 GiB
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"ab.",  # BINBYTES8
+        b"\x80\x02X\xff\xff\xff\x7fab.",  # BINUNICODE
+        b"\x80\x02\x8b\xff\xff\xff\x7fab.",  # LONG4
+        b"\x80\x02}",  # no end
+        b"\x80\x02\xff.",  # no instruction
+        b"(" * 100_000 + b".",
+        b"I" + b"1" * 5000 + b"\n.",
+        b"ctorch\n",
+    ],
+    ids=["memo", "memo-text", "bytearray", "bytes", "text", "number", "endless", "nothing", "marks", "digits", "cut"],
+)
+def test_a_pickle_takes_no_more_memory_than_its_size_explains(tmp_path, content):
+    path = with_pickle(tmp_path / "a.pt", content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"a.pt: damaged, its pickle is not one of torch") as refused:
+        load_shard(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+    assert len(str(refused.value)) < 500
+
+
+def test_a_tensor_has_no_more_elements_than_are_stored(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(10**12)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="1000000000000 elements over 1 stored"):
+        load_shard(tmp_path / "a.pt")
+
+
+def test_every_byte_of_a_directory_may_be_wrong(tmp_path):
+    whole = tmp_path / "whole.pt"
+    torch.save({"a": torch.arange(3)}, whole)
+    content = whole.read_bytes()
+    start = content.index(b"PK\x01\x02")  # zip's directory
+    path = tmp_path / "a.pt"
+    for place in range(start, len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):
+            load_shard(path)
+
+
+def test_a_named_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "a.pt")
+    for read in (load_shard, saved_stem):
+        with pytest.raises(CheckpointError, match="a named pipe, not a regular file"):
+            read(tmp_path / "a.pt")

@@ -104,8 +104,17 @@ def test_a_bad_text_file_is_refused(case, tmp_path):
 # entry, settings, what the bad row's reason says
 BAD_ROWS = {
     "a prompt that is null": (PAIR | {"prompt": None}, "prompt: NoneType instead of text"),
-    "a prompt that is a number": (PAIR | {"prompt": 3}, "prompt: NoneType instead of text"),
-    "a prompt that is half a character": (PAIR | {"prompt": "\ud83d"}, "prompt: NoneType instead of text"),
+    "a prompt that is a number": (PAIR | {"prompt": 3}, "prompt: int instead of text"),
+    "a prompt that is a list": (PAIR | {"prompt": ["a", "b"]}, "prompt: list instead of text"),
+    "a prompt that is half a character": (PAIR | {"prompt": "\ud83d"}, "prompt: text with half of a surrogate pair"),
+    "an image that is an object": (
+        PAIR | {"chosen": {"bytes": None, "path": "0.png"}},
+        "chosen: dict instead of a path",
+    ),
+    "an image that is a number": (PAIR | {"rejected": 1.5}, "rejected: float instead of a path"),
+    "an image as base64": (PAIR | {"rejected": "/9j/" + "A" * 5000}, "it looks like base64; the path of an image"),
+    "an image as an address of data": (PAIR | {"rejected": "data:image/png;base64,iVBO"}, "it looks like base64"),
+    "an image on the web": (PAIR | {"rejected": "https://x.org/0.png"}, "it looks like an address; download the"),
     "no chosen image": ({key: PAIR[key] for key in ("prompt", "rejected")}, "chosen: missing: the row has null"),
     "a file that is not there": (PAIR | {"rejected": "1.png"}, "rejected: path '1.png': there is no file"),
     "a folder": (PAIR | {"rejected": "sub"}, "rejected: path 'sub': there is no file"),
@@ -131,6 +140,7 @@ def test_a_bad_row_is_named_when_it_is_read_and_leaves_the_others(case, tmp_path
         source.read(1)
     assert caught.value.bad_row.uid == f"row 1 of {path}, split train"
     assert reason in caught.value.bad_row.reason
+    assert len(caught.value.bad_row.reason) < 600
 
 
 def test_image_root_allows_what_lies_below_it(tmp_path):
@@ -150,7 +160,7 @@ def test_a_device_below_image_root_is_no_image(tmp_path):
 def test_a_ranking_with_fewer_images_than_ranks_is_a_bad_row(tmp_path):
     written(tmp_path / "0.png", IMAGE)
     path = written(tmp_path / "m.jsonl", lines(RANKED | {"images": ["0.png"]}))
-    with pytest.raises(BadRowError, match="image 1: missing: the row has 1 images"):
+    with pytest.raises(BadRowError, match="has 1 images, and rank has 2 values"):
         opened(path, tmp_path, format="ranked").read(0)
 
 
@@ -188,13 +198,6 @@ def test_a_role_given_twice_or_not_read_is_refused(tmp_path):
 
 
 # ---- files ----
-
-
-def test_parquet_files_of_other_columns_are_refused(tmp_path):
-    pq.write_table(pa.table({"caption": ["a"], "label_0": [1.0]}), tmp_path / "train-0.parquet")
-    pq.write_table(pa.table({"caption": ["a"], "label_0": ["1"]}), tmp_path / "train-1.parquet")
-    with pytest.raises(DataError, match=r"only there label_0 \(string\), only in train-0.parquet label_0 \(double\)"):
-        opened(tmp_path, tmp_path, in_file_order=True)
 
 
 def test_a_row_group_that_is_torn_is_named(tmp_path):
@@ -283,10 +286,12 @@ def test_a_torn_header_a_compressed_tar_and_two_in_one_are_refused(tmp_path):
     written(tmp_path / "torn.tar", whole[:torn] + b"\xff" * 200 + whole[torn + 200 :])
     tar_of(tmp_path / "packed.tar", *SAMPLE, mode="w:gz")
     written(tmp_path / "two.tar", whole + bytes(2**20) + whole)
+    written(tmp_path / "small.tar", whole + whole)
     for name, message in (
         ("torn", "is cut short or torn at byte"),
         ("packed", "cannot be read as an uncompressed tar"),
         ("two", "has another archive after its end"),
+        ("small", "has another archive after its end"),
     ):
         with pytest.raises(DataError, match=message):
             opened(tmp_path / f"{name}.tar", tmp_path, format="webdataset")

@@ -143,13 +143,15 @@ class FakeHub:
     """Stands in for snapshot_download: a repository as a folder, of which patterns are copied to a cache."""
 
     def __init__(self, folder, cache):
-        self.folder, self.cache, self.asked = folder, cache, []
+        self.folder, self.cache, self.asked, self.lists = folder, cache, [], True
 
     def __call__(self, name, *, repo_type, revision, allow_patterns, cache_dir, dry_run):
         assert (name, repo_type) == ("someone/pairs", "dataset")
         self.asked.append((allow_patterns, str(cache_dir), revision))
         found = [path.relative_to(self.folder) for path in sorted(self.folder.rglob("*")) if path.is_file()]
         matching = [path for path in found if any(fnmatch(path.as_posix(), each) for each in allow_patterns)]
+        if dry_run and not self.lists:
+            raise ConnectionError("Dry run cannot be performed")
         if dry_run:
             return [type("File", (), {"filename": str(path)}) for path in matching]
         for path in matching:
@@ -167,13 +169,50 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_hub_dataset_downloads_only_its_split(hub, tmp_path):
     assert len(opened(tmp_path, "someone/pairs", split="validation_unique")) == 1
-    patterns = ["*validation_unique*.parquet", "README.md"]
-    assert hub.asked == [(patterns, str(tmp_path / "cache" / "hub"), None)]
+    name = "data/validation_unique-00000-of-00001.parquet"
+    assert [patterns for patterns, _, _ in hub.asked] == [["*.parquet"], [name, "README.md"]]
+    assert {(cache, revision) for _, cache, revision in hub.asked} == {(str(tmp_path / "cache" / "hub"), None)}
     assert [path.name for path in hub.cache.rglob("*.parquet")] == ["validation_unique-00000-of-00001.parquet"]
 
 
-def test_a_hub_dataset_without_the_split_names_those_there_are(hub, tmp_path):
+def test_the_commit_of_a_hub_dataset_is_known(hub, tmp_path):
+    assert opened(tmp_path, "someone/pairs", split="validation_unique").commit is None
+    hub.cache = tmp_path / "snapshots" / ("1a" * 20)
+    found = opened(tmp_path, "someone/pairs", split="train")
+    assert found.commit == "1a" * 20
+    assert opened(tmp_path, str(hub.cache), split="train").commit is None
+
+
+def test_a_hub_dataset_without_the_split_names_those_there_are_and_downloads_nothing(hub, tmp_path):
     assert "has no split test; it has train, validation_unique" in refusal(tmp_path, "someone/pairs", split="test")
+    (hub.folder / "data" / "train-00000-of-00002.parquet").unlink()
+    assert "1 of 2 files are missing" in refusal(tmp_path, "someone/pairs")
+    assert "matches no file of data.dataset" in refusal(tmp_path, "someone/pairs", files=["part-*.parquet"])
+    assert list(hub.cache.rglob("*.parquet")) == []
+
+
+def test_a_hub_dataset_downloads_what_patterns_name(hub, tmp_path):
+    write(hub.folder / "part-0[a].parquet", rows([1.0]))
+    assert len(opened(tmp_path, "someone/pairs", files=["part-*.parquet"])) == 1
+    assert [path.name for path in hub.cache.rglob("*.parquet")] == ["part-0[a].parquet"]
+
+
+def test_a_hub_out_of_reach_gives_what_it_gave_earlier(hub, tmp_path):
+    assert len(opened(tmp_path, "someone/pairs")) == 3
+    hub.lists = False
+    assert len(opened(tmp_path, "someone/pairs")) == 3
+    assert hub.asked[-1][0] == ["*train*.parquet", "README.md"]
+
+
+def test_pickapic_s_own_names_are_known_before_anything_is_downloaded(hub, tmp_path):
+    for number, digits in enumerate(("b66ac786bf6fb553", "0123456789012345")):
+        write(hub.folder / "data" / f"test_unique-0000{number}-of-00002-{digits}.parquet", rows([1.0]))
+        write(hub.folder / "data" / f"test-0000{number}-of-00003-{digits}.parquet", rows([1.0, 0.0]))
+    assert len(opened(tmp_path, "someone/pairs", split="test_unique")) == 2
+    assert "1 of 3 files are missing, the first is test-00002-of-00003" in refusal(
+        tmp_path, "someone/pairs", split="test"
+    )
+    assert {path.name.split("-")[0] for path in hub.cache.rglob("*.parquet")} == {"test_unique"}
 
 
 def test_a_hub_dataset_whose_files_are_only_numbered_is_found(hub, tmp_path):

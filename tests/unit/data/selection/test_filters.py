@@ -1,12 +1,14 @@
 """Which pairs filters leave, and what they count: by hand, from columns alone."""
 
 import json
+import re
 
 import pytest
 from datasets import Dataset
 from pair_files import config, row
 
 from ds_dpo.data.reading.open_source import open_source
+from ds_dpo.data.source import BadRowError
 from ds_dpo.errors import DataError
 
 # prompt, label_0, model_0, model_1, has_label, confidence; images are no images: no filter may open one
@@ -121,6 +123,30 @@ def test_pairs_of_a_ranking_are_counted_beside_its_rows(tmp_path):
     limited = opened(path, format="ranked", ties="soft", max_pairs_per_prompt=2)
     assert limited.counts == ZEROS | counted | {"dropped_prompt_limit": 4, "pairs": 2, "prompts": 1}
     assert limited.index.entries[["row", "first", "second", "target"]].tolist() == [(0, 0, 1, 0.5), (0, 0, 2, 1.0)]
+
+
+@pytest.mark.parametrize("verdict", ["rank", "score", "preference"])
+def test_a_row_whose_images_have_no_verdict_each_is_a_bad_row(tmp_path, verdict):
+    counts = {"a": (3, 2), "b": (2, 2), "c": (2, 1), "d": (2, 0), "e": (1, 1), "f": (2, 3)}
+    entries = [
+        {"prompt": prompt, "images": [f"{n}.png" for n in range(images)], verdict: list(range(verdicts))}
+        for prompt, (images, verdicts) in counts.items()
+    ]
+    for n in range(3):
+        (tmp_path / f"{n}.png").write_bytes(b"no image")
+    source = opened(ranking(tmp_path, *entries), format="ranked")
+    bad, good = [], []
+    for index in range(len(source)):
+        try:
+            good.append(source.read(index).prompt)
+        except BadRowError as error:
+            bad.append(error.bad_row)
+    assert good == ["b"]
+    # one pair of the two ranks in a, three of those in f, and one in each row that has too few for any
+    rows = [0, 2, 3, 5, 5, 5]
+    assert [int(re.match(r"row (\d)", one.uid)[1]) for one in bad] == rows
+    numbers = [list(counts.values())[row] for row in rows]
+    assert [one.reason for one in bad] == [f"images has {i} images, and {verdict} has {v} values" for i, v in numbers]
 
 
 @pytest.mark.parametrize(

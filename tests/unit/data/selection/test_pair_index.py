@@ -1,7 +1,9 @@
 """The index of pairs on disk, the Arrow copy beside it, and aspect buckets: made once, whole or not at all."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +13,11 @@ from datasets import Dataset
 from pair_files import config, file_of, picture, row
 
 from ds_dpo.data.buckets import bucket_shapes
-from ds_dpo.data.reading import open_source as opening
-from ds_dpo.data.reading.arrow_copy import SIZE_MARGIN, uncompressed_bytes
+from ds_dpo.data.reading import build_index as building
+from ds_dpo.data.reading.arrow_copy import SIZE_MARGIN
 from ds_dpo.data.reading.open_source import open_source
 from ds_dpo.data.reading.rows import ArrowRows
+from ds_dpo.data.reading.shards import read_footers, uncompressed_bytes
 from ds_dpo.data.selection.pair_index import ENTRY
 from ds_dpo.errors import DataError
 
@@ -149,27 +152,35 @@ def test_what_the_copy_takes_is_foreseen(path):
     source = opened(path)
     arrow = sum(file.stat().st_size for file in (path.parent / "cache").rglob("*.arrow"))
     assert len(source) == 300
-    assert arrow < uncompressed_bytes([path]) * SIZE_MARGIN < 1.1 * arrow
+    copied = uncompressed_bytes(read_footers([path], "a set"), ["caption", "jpg_0", "jpg_1", "label_0"])
+    assert arrow < copied * SIZE_MARGIN < 1.1 * arrow
 
 
-def test_a_torn_copy_is_refused_and_named(path):
-    opened(path)
+def test_a_torn_copy_is_made_again(path):
+    before = pairs_of(opened(path))
     (copy,) = (path.parent / "cache").rglob("*.arrow")
     whole = copy.read_bytes()
-    copy.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(
-        DataError, match=r"train\.arrow is not a complete Arrow file .*; delete its folder and start again"
-    ):
+    for tear in (lambda: copy.write_bytes(whole[: len(whole) // 2]), copy.unlink, copy.with_suffix(".json").unlink):
+        tear()
+        assert pairs_of(opened(path)) == before
+        assert copy.read_bytes() == whole
+
+
+def test_a_copy_that_cannot_be_written_is_refused_and_leaves_nothing(path):
+    (path.parent / "cache").write_text("a file where a folder should be")
+    with pytest.raises(DataError, match=r"copy in Arrow cannot be written to .*cache/ds_dpo_rows .*data\.cache_dir"):
         opened(path)
-    Dataset.from_list([row(0)]).to_parquet(path.parent / "b.parquet")
-    opened(path.parent / "b.parquet", cache_dir=str(path.parent / "other"))
-    (shorter,) = (path.parent / "other").rglob("*.arrow")
-    copy.write_bytes(shorter.read_bytes())
-    with pytest.raises(DataError, match="has 1 of 4 rows of split train"):
-        opened(path)
+
+
+def test_what_a_killed_process_left_of_a_copy_is_removed(path):
+    opened(path)
+    (copy,) = (path.parent / "cache").rglob("*.arrow")
     copy.unlink()
-    with pytest.raises(DataError, match="an Arrow file cannot be opened"):
-        opened(path)
+    left = copy.with_name(f".{copy.name}.host.7.partial")
+    left.write_bytes(b"half")
+    opened(path)
+    assert not left.exists()
+    assert copy.exists()
 
 
 def test_rows_of_many_batches_are_found(tmp_path):
@@ -224,7 +235,7 @@ def test_sizes_are_read_once(tmp_path, monkeypatch):
     Dataset.from_list([sized(0, (20, 40), (20, 40))]).to_parquet(tmp_path / "a.parquet")
     fields = {"aspect_buckets": True, "resolution": 64, "bucket_step": 16}
     first = opened(tmp_path / "a.parquet", **fields)
-    monkeypatch.setattr(opening, "read_size", lambda raw: pytest.fail("sizes were read again"))
+    monkeypatch.setattr(building, "read_size", lambda raw: pytest.fail("sizes were read again"))
     assert opened(tmp_path / "a.parquet", **fields).bucket_shapes == first.bucket_shapes
 
 
@@ -232,3 +243,67 @@ def test_without_buckets_there_is_one_of_the_training_size(path):
     source = opened(path, resolution=24)
     assert (list(source.bucket_sizes), list(source.bucket_shapes)) == ([4], [(24, 24)])
     assert source.fingerprint["buckets"] == "one"
+
+
+BUCKETS = {"aspect_buckets": True, "resolution": 32, "bucket_step": 8, "format": "manifest"}
+WIDE, SQUARE = (24, 40), (32, 32)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Two pairs of image files that are not there yet."""
+    (tmp_path / "images").mkdir()
+    entries = [{"prompt": str(n), "chosen": f"images/{n}a.png", "rejected": f"images/{n}b.png"} for n in (0, 1)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    return tmp_path / "m.jsonl"
+
+
+def put(manifest, size, *numbers):
+    for number in numbers:
+        for side in "ab":
+            image = picture(number, height=size[0], width=size[1])
+            (manifest.parent / "images" / f"{number}{side}.png").write_bytes(file_of(image))
+
+
+def buckets_of(manifest, say=lambda line: None):
+    source = opened(manifest, say=say, **BUCKETS)
+    return dict(zip(source.bucket_shapes, source.bucket_sizes, strict=True))
+
+
+def test_buckets_follow_images_that_come_later_are_replaced_or_removed(manifest):
+    assert buckets_of(manifest) == {SQUARE: 2}
+    put(manifest, (20, 40), 0, 1)
+    said = []
+    assert buckets_of(manifest, said.append) == {WIDE: 2}
+    # of a pair without its first image, the second was not looked for
+    assert "image sizes are read again: 2 images changed since, the first is images/0a.png" in said
+    put(manifest, (30, 30), 1)
+    assert buckets_of(manifest) == {WIDE: 1, SQUARE: 1}
+    for path in (manifest.parent / "images").glob("0*.png"):
+        path.unlink()
+    assert buckets_of(manifest) == {SQUARE: 2}
+
+
+def test_sizes_of_images_that_stayed_are_not_read_again(manifest, monkeypatch):
+    put(manifest, (20, 40), 0)
+    (manifest.parent / "images" / "1a.png").write_bytes(b"torn")  # whatever is in it, it stays
+    first = buckets_of(manifest)
+    monkeypatch.setattr(building, "read_size", lambda raw: pytest.fail("sizes were read again"))
+    assert buckets_of(manifest) == first == {WIDE: 1, SQUARE: 1}
+
+
+def test_an_index_is_not_kept_while_a_disk_does_not_answer(manifest, monkeypatch):
+    put(manifest, (20, 40), 0, 1)
+    read_bytes = Path.read_bytes
+
+    def unanswered(path):
+        if path.suffix == ".png":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(path)
+
+    said = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", unanswered)
+        assert buckets_of(manifest, said.append) == {SQUARE: 2}
+    assert any("2 pairs have sizes that cannot be read now, so the next start reads all again" in line for line in said)
+    assert buckets_of(manifest) == {WIDE: 2}

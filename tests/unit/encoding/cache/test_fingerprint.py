@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from small_pair_cache import config
 
-from ds_dpo.encoding.cache.fingerprint import fingerprint_of, remembered_sha256
+from ds_dpo.encoding.cache.fingerprint import fingerprint_of
 from ds_dpo.errors import ConfigError
 
 
@@ -43,6 +42,11 @@ def test_the_fingerprint_follows_what_the_stored_values_follow(option: str, valu
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+def test_a_share_that_is_held_out_is_a_part_and_none_is_not() -> None:
+    without = fingerprint_of(config(), text_dtype="fp32")
+    assert fingerprint_of(config("--held_out.share", "0.1"), text_dtype="fp32") == without | {"held_out.share": "0.1"}
+
+
 def test_the_fingerprint_follows_the_models_content_and_not_its_place(tmp_path: Path) -> None:
     import shutil
 
@@ -60,19 +64,3 @@ def test_the_fingerprint_follows_the_models_content_and_not_its_place(tmp_path: 
     (folder / "text_encoder_2" / "config.json").write_text(json.dumps({**settings, "hidden_act": "relu"}))
     after = fingerprint_of(config("--model.pretrained", str(folder)), text_dtype="bf16")
     assert {name for name in before if before[name] != after[name]} == {"vae", "text_encoder_2", "text_dtype"}
-
-
-def test_a_file_is_hashed_again_only_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    file = tmp_path / "weights"
-    file.write_bytes(b"abc")
-    # SHA-256 of abc: FIPS 180-2, appendix B.1
-    of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert remembered_sha256(file) == of_abc
-    (note,) = (tmp_path / "home/ds_dpo/sha256").iterdir()
-    note.write_text("0" * 64)
-    assert remembered_sha256(file) == "0" * 64
-    os.utime(file, ns=(1, 1))
-    assert remembered_sha256(file) == of_abc
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # cannot be written
-    assert remembered_sha256(file) == of_abc

@@ -60,16 +60,21 @@ def choose(unet: UNet2DConditionModel, asked: str, *, dtype: torch.dtype = torch
     return choose_attention(unet, asked, device="cpu", dtype=dtype)  # type: ignore[arg-type]
 
 
-def test_sdpa_as_asked_tries_nothing(unet: UNet2DConditionModel, install_xformers: Callable[[Attend], None]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "why"), [("sdpa", "as configured"), ("auto", "auto; xformers would call the same kernels")]
+)
+def test_sdpa_tries_nothing(
+    unet: UNet2DConditionModel, install_xformers: Callable[[Attend], None], asked: str, why: str
+) -> None:
     def refuse(*arguments: Tensor) -> Tensor:
         pytest.fail("xformers was called")
 
     install_xformers(refuse)
-    assert choose(unet, "sdpa") == AttentionChoice(name="sdpa", sentence="attention: sdpa (as configured)")
+    assert choose(unet, asked) == AttentionChoice(name="sdpa", sentence=f"attention: sdpa ({why})")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_auto_takes_xformers_that_works(
+def test_xformers_is_taken_if_it_works(
     unet: UNet2DConditionModel, install_xformers: Callable[[Attend], None], dtype: torch.dtype
 ) -> None:
     seen: list[tuple[torch.dtype, int, bool]] = []
@@ -79,17 +84,16 @@ def test_auto_takes_xformers_that_works(
         return working(query, key, value)
 
     install_xformers(recording)
-    choice = choose(unet, "auto", dtype=dtype)
+    choice = choose(unet, "xformers", dtype=dtype)
     assert choice.name == "xformers"
     assert choice.sentence == f"attention: xformers (tried on cpu in {dtype})"
     assert seen == [(dtype, 16, True)]  # the miniature's heads are 16 wide
 
 
 @pytest.mark.usefixtures("no_xformers")
-def test_auto_falls_back_where_xformers_is_absent(unet: UNet2DConditionModel) -> None:
-    choice = choose(unet, "auto")
-    assert choice.name == "sdpa"
-    assert choice.sentence == "attention: sdpa (xformers does not work: it is not installed)"
+def test_absent_xformers_is_said(unet: UNet2DConditionModel) -> None:
+    with pytest.raises(ModelError, match=r"does not work on cpu in torch.float32: it is not installed;"):
+        choose(unet, "xformers")
 
 
 def no_operator(*arguments: Tensor) -> Tensor:
@@ -111,23 +115,23 @@ class NoBackward(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("attend", "reason"),
     [
-        (no_operator, "NotImplementedError: No operator found for `memory_efficient_attention_forward` with inputs)"),
-        (NoBackward.apply, "NotImplementedError: no backward operator)"),
-        (lambda q, k, v: 1.5 * working(q, k, v), "it differs from sdpa by 1.2 of the largest value at head width 16)"),
+        (no_operator, "NotImplementedError: No operator found for `memory_efficient_attention_forward` with inputs;"),
+        (NoBackward.apply, "NotImplementedError: no backward operator;"),
+        (lambda q, k, v: 1.5 * working(q, k, v), "it differs from sdpa by 1.2 of the largest value at head width 16;"),
         (lambda q, k, v: torch.nan * working(q, k, v), "it differs from sdpa by nan of"),
     ],
 )
-def test_auto_falls_back_in_one_line_where_a_call_fails(
+def test_a_call_that_fails_is_said_in_one_line(
     unet: UNet2DConditionModel, install_xformers: Callable[[Attend], None], attend: Attend, reason: str
 ) -> None:
     install_xformers(attend)
-    choice = choose(unet, "auto")
-    assert choice.name == "sdpa"
-    assert f"attention: sdpa (xformers does not work: {reason}" in choice.sentence
-    assert "\n" not in choice.sentence
+    with pytest.raises(ModelError) as caught:
+        choose(unet, "xformers")
+    assert f"does not work on cpu in torch.float32: {reason}" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_broken_import_is_no_failure(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_import_is_said(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def find_spec(self, name: str, *rest: object) -> None:
             if name.startswith("xformers"):
@@ -135,7 +139,8 @@ def test_a_broken_import_is_no_failure(unet: UNet2DConditionModel, monkeypatch: 
 
     monkeypatch.delitem(sys.modules, "xformers", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    assert "OSError: libcudart.so.12" in choose(unet, "auto").sentence
+    with pytest.raises(ModelError, match=r"OSError: libcudart.so.12"):
+        choose(unet, "xformers")
 
 
 def test_xformers_asked_for_and_not_usable_is_an_error(

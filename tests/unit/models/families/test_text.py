@@ -74,3 +74,20 @@ def test_to_moves_the_encoders_and_returns_the_text_encoder(sdxl: ModelConfig) -
     text = load_text(sdxl, dtype=torch.float32)
     assert isinstance(text.to("meta"), TextEncoder)
     assert all(parameter.is_meta for tower in text.towers for parameter in tower.encoder.parameters())
+
+
+def test_prompts_that_are_cut_are_counted_and_said_once(sdxl: ModelConfig) -> None:
+    said: list[str] = []
+    text = load_text(sdxl, dtype=torch.float32, say=said.append)
+    # the miniature reads 16 tokens, and each of these words is one: a start, 14 words and an end
+    words = ("a red circle on a white background " * 3).split()
+    fits, longer = " ".join(words[:14]), " ".join(words[:15])
+    text.encode([fits, ""])
+    assert (len(text.cut_prompts), said) == (0, [])
+    text.encode([longer, fits, longer])
+    text.encode([longer, LONG])
+    assert len(text.cut_prompts) == 2
+    (line,) = said
+    assert line.startswith(
+        "a prompt has 17 tokens, and the text encoder reads 16: its end has no effect ('a red circle"
+    )

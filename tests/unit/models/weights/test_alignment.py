@@ -68,14 +68,18 @@ def test_odd_parameters_and_buffers_move_and_keep_their_values() -> None:
     assert module.first.bias.data_ptr() == stays, "what is aligned is not copied"
 
 
-def test_a_transposed_weight_keeps_its_strides() -> None:
+def test_a_weight_becomes_row_major() -> None:
     """Kernels are chosen by layout too."""
-    module = nn.Linear(4, 6, bias=False)
-    module.weight.data = at_odd_address(torch.arange(24.0).view(4, 6), 24).T
+    module = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Conv2d(4, 6, 1, bias=False))
+    module[0].weight.data = at_odd_address(torch.arange(24.0).view(4, 6), 24).T
+    # as channels_last leaves a 1 x 1 convolution: torch calls it contiguous in both formats
+    module[1].weight.data = torch.arange(24.0).as_strided((6, 4, 1, 1), (4, 1, 4, 4))
+    assert module[1].weight.is_contiguous()
     align_weights(module)
     assert_aligned(module)
-    assert module.weight.stride() == (1, 6)
-    assert torch.equal(module.weight.data, torch.arange(24.0).view(4, 6).T)
+    assert [layer.weight.stride() for layer in module] == [(4, 1), (4, 1, 1, 1)]
+    assert torch.equal(module[0].weight.data, torch.arange(24.0).view(4, 6).T)
+    assert module[1].weight.flatten().tolist() == list(range(24))
 
 
 def test_a_module_without_memory_is_left_as_it_is() -> None:

@@ -60,7 +60,6 @@ def parts_of(*options: str, start: StartOfPolicy = START, precision: Any = "fp32
         ({"precision": "bf16"}, {"precision", "text_dtype"}),
         ({"fingerprint": {"content": "xyz"}}, {"pairs.content"}),
         ({"pairs": NumberedPairs((7, 4))}, {"pairs.number"}),
-        ({"encoding": "moments of a cache in fp16"}, {"encoding"}),
         # what acts on errors that are there already, or on nothing
         ({"options": ["--diffusion.error_weighting", "min_snr", "--diffusion.snr_gamma", "5"]}, set()),
         ({"options": ["--beta", "2000", "--learning_rate", "1e-6", "--pairs_per_step", "8"]}, set()),
@@ -83,6 +82,24 @@ def test_a_stale_cache_is_refused_naming_what_differs(tmp_path: Path, changes: A
         assert f"{name}: the cache has {was.get(name)}, this run {now.get(name)}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"encoding": "moments of a cache in fp16"},
+            "encoding: the cache has images that are encoded when they are read, this run images from data.cache "
+            "(moments in fp16)",
+        ),
+        ({"options": ["--held_out.share", "0.1"]}, "held_out.share: the cache has (nothing), this run 0.1"),
+    ],
+)
+def test_a_difference_is_said_in_words(tmp_path: Path, changes: Any, line: str) -> None:
+    errors = make(tmp_path / "cache", NumberedPairs((11,)), steps=1, fingerprint=parts_of())
+    with pytest.raises(ConfigError) as caught:
+        errors.require_fits(parts_of(*changes.pop("options", []), **changes))
+    assert [each.strip() for each in str(caught.value).splitlines()[1:-1]] == [line]
+
+
 def test_every_field_that_acts_on_errors_is_among_the_parts() -> None:
     from ds_dpo.config.fields import FIELDS
 
@@ -93,7 +110,8 @@ def test_every_field_that_acts_on_errors_is_among_the_parts() -> None:
         and spec.section in ("data", "diffusion")
         and spec.path.split(".")[1] not in fingerprint_module.ACT_ON_COMPARING
     }
-    assert acting <= parts_of().keys()
+    assert acting - parts_of().keys() == {"data.files"}  # left out while unset, as caches of earlier versions lack it
+    assert "data.files" in parts_of("--data.files", "train*.parquet")
 
 
 def test_one_changed_weight_is_another_start(small_unet: Any) -> None:

@@ -1,0 +1,1 @@
+"""The programs: each reads its options, calls the package, and prints."""

@@ -1,0 +1,132 @@
+"""What a run's policy takes on each rank, and what each rank sends in a step: computed, before anything is loaded.
+
+GB are 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ds_dpo.config.asset_paths import PACKAGE, resolve_asset
+from ds_dpo.config.run import RunConfig
+from ds_dpo.engine.settings import ResolvedDeepSpeed
+from ds_dpo.models.weights.unet_shapes import Shape, known_shapes
+
+BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
+# bytes of an element's moments; 8-bit ones have a scale for each 256 elements besides
+MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "lion": 4, "lion_8bit": 1}
+MASTER_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Numbers of elements. total: of the denoiser, without low-rank layers. trained: those that get gradients."""
+
+    total: int
+    trained: int
+
+
+def parameters_of(config: RunConfig) -> Parameters | None:
+    """Count a run's parameters from the configuration of its UNet; None if its shapes are not known here.
+
+    A folder's own configuration counts. For a model of the hub and a single file it is that of the family.
+    """
+    own = Path(resolve_asset(config.model.pretrained)).expanduser() / "unet" / "config.json"
+    shipped = PACKAGE / "assets" / "model_configs" / config.model.family / "unet" / "config.json"
+    try:
+        shapes = known_shapes(json.loads((own if own.is_file() else shipped).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # whoever loads the model says what is wrong with it
+    if shapes is None:
+        return None
+    return Parameters(total=sum(map(math.prod, shapes.values())), trained=_trained(config, shapes))
+
+
+def _trained(config: RunConfig, shapes: Mapping[str, Shape]) -> int:
+    adapter, model = config.adapter, config.model
+    if adapter.type == "none":
+        chosen = [name for name in shapes if not model.train or _matches(name, model.train)]
+        return sum(math.prod(shapes[name]) for name in chosen if not _matches(name, model.freeze))
+    low_rank = 0
+    for name, shape in shapes.items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and any(layer == target or layer.endswith(f".{target}") for target in adapter.targets):
+            rows, columns = shape[0], math.prod(shape[1:])
+            low_rank += adapter.rank * (rows + columns) + (rows if adapter.type == "dora" else 0)
+    return low_rank
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def model_bytes(
+    parameters: Parameters,
+    *,
+    stage: int,
+    ranks: int,
+    weight_bytes: int = 2,
+    gradient_bytes: int = 4,
+    optimizer_bytes: int = MASTER_BYTES + MOMENT_BYTES["adamw"],
+) -> float:
+    """Return the bytes of weights, gradients and optimizer on each rank, nothing offloaded.
+
+    ZeRO divides the optimizer among the ranks, from stage 2 on the gradients too, and at stage 3 the weights. At stage
+    1 in bf16 DeepSpeed keeps each parameter's own 16-bit gradient beside the accumulated ones (bf16_optimizer.py).
+    """
+    weights, trained = parameters.total * weight_bytes, parameters.trained
+    gradients = trained * (gradient_bytes if stage >= 2 else gradient_bytes + weight_bytes)
+    optimizer = trained * optimizer_bytes / ranks
+    return weights / (ranks if stage >= 3 else 1) + gradients / (ranks if stage >= 2 else 1) + optimizer
+
+
+def sent_gradient_bytes(trained: int, resolved: ResolvedDeepSpeed) -> float:
+    """Return the bytes of gradients that each rank sends in a step, by ring algorithms.
+
+    An all-reduce of B bytes over N ranks sends 2 B (N - 1) / N, a reduction or a reduce-scatter half of it. Stage 1
+    reduces once a step. Stages 2 and 3 reduce in each micro-batch, which cannot wait: each rank keeps only its part.
+    """
+    zero, ranks = resolved.settings["zero_optimization"], resolved.world_size
+    element = BYTES_OF[resolved.settings.get("communication_data_type") or resolved.precision]
+    times = 1 if resolved.stage == 1 else resolved.accumulation_steps
+    all_reduces = resolved.stage == 1 or (resolved.stage == 2 and zero.get("use_multi_rank_bucket_allreduce", True))
+    return (2 if all_reduces else 1) * times * trained * element * (ranks - 1) / ranks
+
+
+def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
+    """Return a line on memory and one on the network; none if the UNet is not known."""
+    parameters = parameters_of(config)
+    if parameters is None:
+        return []
+    weight_bytes = BYTES_OF[resolved.precision]
+    held = model_bytes(
+        parameters,
+        stage=resolved.stage,
+        ranks=resolved.world_size,
+        weight_bytes=weight_bytes,
+        gradient_bytes=BYTES_OF[resolved.accumulation_precision],
+        optimizer_bytes=MASTER_BYTES + MOMENT_BYTES[config.optimizer.type],
+    )
+    has_copy = config.objective.reference_need != "none" and config.reference.residency == "replicated"
+    reference = parameters.total * weight_bytes if has_copy else 0
+    offloaded = resolved.offloads_optimizer or resolved.offloads_parameters
+    lines = [
+        f"memory of a rank: {_gb(held + reference)} for weights, gradients and optimizer"
+        + (f", {_gb(reference)} of it for the reference" if has_copy else "")
+        + ("; part of it is in host memory, as offloaded" if offloaded else "")
+        + "; activations, encoders and buffers come on top"
+    ]
+    if resolved.world_size > 1:
+        how = "once a step" if resolved.stage == 1 else f"in each of {resolved.accumulation_steps} micro-batches"
+        sent = sent_gradient_bytes(parameters.trained, resolved)
+        lines.append(f"gradients: {_gb(sent)} a step over the network from each rank (reduced {how})")
+    return lines
+
+
+def _gb(number: float) -> str:
+    return f"{number / 1e9:.3g} GB"

@@ -1,0 +1,92 @@
+"""Whatever can be refused without models is refused before any is loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ds_dpo.config.load import load_config
+from ds_dpo.distributed.environment import read_environment
+from ds_dpo.engine.settings import resolve_deepspeed
+from ds_dpo.errors import DsDpoError
+from ds_dpo.run_folder.folder import RunFolder
+from ds_dpo.run_folder.log import RunLog
+from ds_dpo.supervision.rank import Supervision
+from ds_dpo.training import assembly, building, opening
+
+USUAL = ("--config=miniature", "--deepspeed_config=zero2_fp32_cpu", "--pairs_per_step=4", "--micro_batch_pairs=4")
+
+
+def start(run: Path, *options: str) -> None:
+    config = load_config([*USUAL, f"--output_dir={run}", *options]).config
+    place = read_environment({})
+    resolved = resolve_deepspeed(config, world_size=1)
+    assembly.train(config, resolved, place, Supervision(config, {}), log=RunLog(speaks=True))
+
+
+class ModelsLoadedError(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise ModelsLoadedError
+
+    monkeypatch.setattr(building, "load_models", load)
+    monkeypatch.setattr(opening, "start_communication", lambda **options: None)
+
+
+def is_a_file(run: Path) -> None:
+    run.touch()
+
+
+def has_checkpoints_that_cannot_be_written(run: Path) -> None:
+    run.mkdir()
+    (run / "checkpoints").symlink_to("/proc/none")
+
+
+def holds_another_run(run: Path) -> None:
+    config = load_config([*USUAL, f"--output_dir={run}", "--seed=7"]).config
+    RunFolder(run).write_start(config, resolve_deepspeed(config, world_size=1).settings, world_size=1, data={})
+
+
+def nothing(run: Path) -> None:
+    pass
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
+    "file": (is_a_file, (), "is a file, not a folder"),
+    "checkpoints": (has_checkpoints_that_cannot_be_written, (), "checkpoints is a link that leads nowhere"),
+    "another run": (holds_another_run, (), r"seed: 7 -> 0"),
+    "no held-out set": (
+        nothing,
+        ("--held_out.every_steps=2", "--held_out.dataset=/nowhere/pairs"),
+        "/nowhere/pairs",
+    ),
+    "no such held-out split": (nothing, ("--held_out.every_steps=2", "--held_out.split=none_such"), "none_such"),
+    "too few timesteps": (
+        nothing,
+        (
+            "--held_out.every_steps=2",
+            "--held_out.split=validation_unique",
+            "--diffusion.min_timestep=5",
+            "--diffusion.max_timestep=8",
+        ),
+        "held_out needs at least 10 timesteps",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_it_is_refused_before_models_are_loaded(tmp_path: Path, case: str) -> None:
+    make, options, message = REFUSED[case]
+    make(tmp_path / "run")
+    with pytest.raises(DsDpoError, match=message):
+        start(tmp_path / "run", *options)
+
+
+def test_a_start_that_fits_goes_on_to_its_models_and_has_written_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ModelsLoadedError):
+        start(tmp_path / "run", "--held_out.every_steps=2", "--held_out.split=validation_unique")
+    assert list(tmp_path.iterdir()) == []
