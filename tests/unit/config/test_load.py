@@ -42,7 +42,7 @@ def test_default_is_the_authors_sdxl_recipe() -> None:
     assert config.batch.pairs_per_step == 2048
     assert (config.optimizer.type, config.optimizer.learning_rate) == ("adamw", 1e-5)
     assert (config.schedule.name, config.schedule.warmup_steps) == ("constant_with_warmup", 200)
-    assert config.deepspeed_config == "zero2_bf16"
+    assert config.deepspeed_config == "zero1_bf16"
 
 
 def test_every_preset_is_complete_and_survives_yaml(tmp_path: Path) -> None:

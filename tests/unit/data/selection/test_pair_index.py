@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ from pair_files import config, file_of, picture, row
 
 from ds_dpo.data.buckets import bucket_shapes
 from ds_dpo.data.reading import build_index as building
+from ds_dpo.data.reading import image_files
 from ds_dpo.data.reading.arrow_copy import SIZE_MARGIN
 from ds_dpo.data.reading.open_source import open_source
 from ds_dpo.data.reading.rows import ArrowRows
@@ -294,16 +294,13 @@ def test_sizes_of_images_that_stayed_are_not_read_again(manifest, monkeypatch):
 
 def test_an_index_is_not_kept_while_a_disk_does_not_answer(manifest, monkeypatch):
     put(manifest, (20, 40), 0, 1)
-    read_bytes = Path.read_bytes
 
-    def unanswered(path):
-        if path.suffix == ".png":
-            raise OSError(errno.EIO, "Input/output error")
-        return read_bytes(path)
+    def unanswered(path, **options):
+        raise OSError(errno.EIO, "Input/output error")
 
     said = []
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", unanswered)
+        patched.setattr(image_files, "read_regular", unanswered)
         assert buckets_of(manifest, said.append) == {SQUARE: 2}
     assert any("2 pairs have sizes that cannot be read now, so the next start reads all again" in line for line in said)
     assert buckets_of(manifest) == {WIDE: 2}
