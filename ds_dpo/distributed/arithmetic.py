@@ -26,7 +26,7 @@ def set_arithmetic(*, allow_tf32: bool, deterministic: bool, environ: MutableMap
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports a compiler, for seconds
         torch.use_deterministic_algorithms(deterministic)
     # it helps to find mistakes, by writing to all new memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     tf32 = "fp32 on a GPU is TF32 (allow_tf32)" if allow_tf32 else "fp32 on a GPU without TF32"
     if not deterministic:
         return f"arithmetic: {tf32}; GPU kernels may add in another order each time (--deterministic forbids it)"
