@@ -35,7 +35,7 @@ class ParquetRows:
         self._starts = ends - np.array([group.num_rows for group in self._groups], dtype=np.int64)
         self._num_rows = int(ends[-1]) if len(ends) else 0
         self._content = content
-        self.uncompressed_bytes = uncompressed_bytes(shards, self._schema.names)
+        self._shards = shards
 
     @property
     def schema(self) -> pa.Schema:
@@ -46,6 +46,11 @@ class ParquetRows:
     def content(self) -> str:
         """Identifies the content by the names and sizes of the files."""
         return self._content
+
+    @property
+    def uncompressed_bytes(self) -> int:
+        """Unpacked size of the columns that are read, from the footers. Raises DataError that names a damaged file."""
+        return uncompressed_bytes(self._shards, self._schema.names)
 
     def __len__(self) -> int:
         return self._num_rows

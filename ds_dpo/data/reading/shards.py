@@ -5,8 +5,7 @@ Only columns that a role reads matter, and only files that have rows.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ds_dpo.data.reading.arrow_types import one_type, plain_type
+from ds_dpo.data.reading.parquet_footer import column_bytes
 from ds_dpo.data.selection.formats import KIND_OF_ROLE, Columns
 from ds_dpo.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A parquet file that has rows, with its footer. column_bytes: unpacked size of each column, nested ones whole."""
+    """A parquet file that has rows, with its footer."""
 
     path: Path
     metadata: pq.FileMetaData
     schema: pa.Schema
-    column_bytes: Mapping[str, int]
 
 
 def read_footers(files: Sequence[Path], name: str) -> list[Shard]:
@@ -52,33 +51,33 @@ def common_schema(shards: Sequence[Shard], columns: Columns) -> pa.Schema:
 
 
 def uncompressed_bytes(shards: Sequence[Shard], columns: Sequence[str]) -> int:
-    """Return the unpacked size of some columns, from the footers."""
-    return sum(shard.column_bytes.get(column, 0) for shard in shards for column in set(columns))
+    """Return the unpacked size of some columns, from the footers. Raises DataError that names a damaged file."""
+    return sum(sizes.get(column, 0) for sizes in map(_column_bytes, shards) for column in set(columns))
 
 
 def _footer(path: Path) -> Shard:
     try:
         with pq.ParquetFile(path) as file:
-            return Shard(
-                path=path,
-                metadata=file.metadata,
-                schema=file.schema_arrow.remove_metadata(),
-                column_bytes=_column_bytes(file.metadata),
-            )
+            schema = file.schema_arrow.remove_metadata()
+            _read_names(schema)
+            return Shard(path=path, metadata=file.metadata, schema=schema)
     # a damaged footer may claim text that is not UTF-8, or more memory than there is
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {first_line(error)}") from error
 
 
-def _column_bytes(metadata: pq.FileMetaData) -> dict[str, int]:
-    """Return the unpacked bytes of each column. Raises UnicodeDecodeError for a name that is not UTF-8."""
-    sizes: Counter[str] = Counter()
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for leaf in map(group.column, range(group.num_columns)):
-            # a column's own name may hold a dot, and then it is the whole path of its only leaf
-            for column in {leaf.path_in_schema, leaf.path_in_schema.split(".")[0]}:
-                sizes[column] += leaf.total_uncompressed_size
-    return dict(sizes)
+def _read_names(fields: Iterable[pa.Field]) -> None:
+    """Raise UnicodeDecodeError for a name of a field, or of one in it, that is not UTF-8: it shows when it is read."""
+    for field in fields:
+        assert field.name is not None
+        _read_names(field.type.field(number) for number in range(field.type.num_fields))
+
+
+def _column_bytes(shard: Shard) -> dict[str, int]:
+    try:
+        return column_bytes(shard.path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{shard.path} cannot be read as parquet: {first_line(error)}") from error
 
 
 def _common_type(shards: Sequence[Shard], column: str, kind: str) -> pa.DataType:

@@ -19,6 +19,7 @@ from ds_dpo.data.selection.formats import Columns
 from ds_dpo.errors import DataError
 
 MAX_IMAGE_NUMBER = np.iinfo(np.uint16).max
+MAX_INTEGER = 2**53
 IS_LOWER_BETTER = {"rank": True, "score": False, "preference": False}
 
 
@@ -77,9 +78,15 @@ def find_candidates(table: pa.Table, columns: Columns, *, num_rows: int, grouped
         )
     if is_list(table.column(column).type):
         raise DataError(f"{name}: {column} has a list in each row, and {columns.of_role['images']} one image")
+    groups = table.column(columns.of_role["group"])
+    if pa.types.is_nested(groups.type):
+        raise DataError(
+            f"{name}: {columns.of_role['group']} is {groups.type}, and says which images belong together; a text or a "
+            "number in each row would fit"
+        )
     return _within_groups(
-        as_numbers(table.column(column)),
-        table.column(columns.of_role["group"]),
+        as_numbers(table.column(column), column, name),
+        groups,
         column,
         IS_LOWER_BETTER[columns.layout],
         name,
@@ -114,7 +121,7 @@ def with_unranked(candidates: Candidates, rows: NDArray[np.int64]) -> Candidates
 
 def read_labels(column: pa.ChunkedArray, column_name: str, name: str) -> NDArray[np.float64]:
     """Return labels (R,): 1, 0, or 0.5 for null. Raises DataError for any other label."""
-    labels = as_numbers(column)
+    labels = as_numbers(column, column_name, name)
     labels = np.where(np.isnan(labels), 0.5, labels)
     unknown = np.flatnonzero(~np.isin(labels, (0, 0.5, 1)))
     if len(unknown):
@@ -125,8 +132,22 @@ def read_labels(column: pa.ChunkedArray, column_name: str, name: str) -> NDArray
     return labels
 
 
-def as_numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
-    """Return a column of numbers or bools as float64, NaN for null."""
+def as_numbers(
+    column: pa.ChunkedArray | pa.Array, column_name: str, name: str, *, starts: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Return a column of numbers or bools as float64, NaN for null.
+
+    starts: place of each row's first number, if a row has several. Raises DataError that names the row of an integer
+    beyond 2**53, which float64 would round.
+    """
+    if pa.types.is_integer(column.type):
+        integers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+        # not by abs: the least int64 has none
+        large = np.flatnonzero((integers > MAX_INTEGER) | (integers < -MAX_INTEGER))
+        if len(large):
+            place = int(large[0])
+            row = place if starts is None else int(np.searchsorted(starts, place, side="right")) - 1
+            raise DataError(f"{name}: {column_name} is {integers[place]} in row {row}; a number up to 2**53 would fit")
     return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
 
 
@@ -148,8 +169,8 @@ def _within_rows(column: pa.ChunkedArray, column_name: str, is_lower_better: boo
         row = int(np.flatnonzero(np.asarray(lists.is_null()))[0])
         raise DataError(f"{name}: {column_name} is null in row {row}; a list of numbers would fit")
     lengths = np.asarray(pc.list_value_length(lists)).astype(np.int64)
-    values = as_numbers(pc.list_flatten(lists))
     starts = np.cumsum(lengths) - lengths
+    values = as_numbers(pc.list_flatten(lists), column_name, name, starts=starts)
     if np.isnan(values).any():
         value = int(np.flatnonzero(np.isnan(values))[0])
         row = int(np.searchsorted(starts, value, side="right")) - 1

@@ -40,7 +40,7 @@ class Setting:
 
     def numbers(self, role: str) -> NDArray[np.float64]:
         """Return a role's numbers, (R,), NaN for null."""
-        return as_numbers(self.column(role))
+        return as_numbers(self.column(role), self.columns[role], self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
