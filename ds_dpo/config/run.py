@@ -66,6 +66,16 @@ class RunConfig(Section):
         default=None,
         ge=1,
     )
+    deterministic: bool = free_field(
+        "Take only GPU kernels that repeat a result to the bit, which are slower. An operation without one ends the "
+        "run with its name.",
+        default=False,
+    )
+    allow_tf32: bool = free_field(
+        "Compute fp32 products and convolutions on a GPU in TF32, with 10 bits of mantissa: faster where "
+        "model.vae_dtype is fp32.",
+        default=False,
+    )
     trackers: list[TrackerName] = free_field(
         "Where curves go beside metrics.jsonl, which is always written; wandb and trackio are extras to install.",
         default=["tensorboard"],

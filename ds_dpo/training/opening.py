@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ds_dpo.config.run import RunConfig
+from ds_dpo.distributed.arithmetic import set_arithmetic
 from ds_dpo.distributed.collectives import is_main
 from ds_dpo.distributed.device import PickedDevice, pick_device
 from ds_dpo.distributed.environment import RankEnvironment
@@ -85,8 +86,9 @@ def open_run(
     changes = folder.require_same_run(config, precision=resolved.precision)
     for line in [*fault_points.warnings(), *describe(config, resolved), *changes]:
         log.line(line)
+    arithmetic = set_arithmetic(allow_tf32=config.allow_tf32, deterministic=config.deterministic, environ=os.environ)
     picked = pick_device(place.local_rank, os.environ)  # as before the meeting
-    for line in [f"device: {picked.words}", *picked.remarks(precision=resolved.precision)]:
+    for line in [f"device: {picked.words}", *picked.remarks(precision=resolved.precision), arithmetic]:
         log.line(line)
     timeout = timedelta(minutes=config.supervision.collective_timeout_minutes)
     start_communication(timeout=timeout, device=picked.device)

@@ -16,6 +16,7 @@ from ds_dpo.checkpoints.identity import RunIdentity, identity_of
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.stream.loader import read_position
 from ds_dpo.data.stream.order import PairOrder
+from ds_dpo.distributed.arithmetic import set_arithmetic
 from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
@@ -144,6 +145,7 @@ class _Run:
         config, place = self.config, read_environment({})
         picked = pick_device(place.local_rank, os.environ, needs_gpu=False)
         say(f"device: {picked.words}")
+        say(set_arithmetic(allow_tf32=config.allow_tf32, deterministic=config.deterministic, environ=os.environ))
         device = picked.device
         feed = open_feed(config, precision=self.resolved.precision, say=say)
         errors = open_covering_errors(config, say=say) if config.reference.residency == "cached" else None

@@ -45,10 +45,10 @@ def flatten(weights, world_size):
     return torch.cat([flat, torch.zeros(-len(flat) % (2 * world_size))])
 
 
-def save_run(run, weights, *, base, **settings):
+def save_run(run, weights, *, base, steps=7, **settings):
     """A run folder as train.py leaves it, with one checkpoint, which is returned; base: the pipeline that it names."""
-    folder = save_zero2(run / "checkpoints" / "step_00000007", weights, **settings)
+    folder = save_zero2(run / "checkpoints" / f"step_{steps:08d}", weights, steps=steps, **settings)
     (run / "config.yaml").write_text(yaml.safe_dump({"model": {"pretrained": str(base)}}))
     files = {path.name: hash_file(path) for path in folder.iterdir()}
-    write_manifest(folder, Manifest(step=7, world_size=2, stage=2, precision="bf16", fingerprint="", files=files))
+    write_manifest(folder, Manifest(step=steps, world_size=2, stage=2, precision="bf16", fingerprint="", files=files))
     return folder

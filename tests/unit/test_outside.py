@@ -10,7 +10,7 @@ from ds_dpo.errors import cut, shown
 from ds_dpo.outside import check_regular, open_regular, parse_json, read_regular
 
 
-def test_only_outside_are_opened(tmp_path):
+def test_only_regular_files_are_opened(tmp_path, monkeypatch):
     plain, pipe, link = tmp_path / "plain", tmp_path / "train.parquet", tmp_path / "link"
     plain.write_bytes(b"abc")
     link.symlink_to(plain)
@@ -20,7 +20,7 @@ def test_only_outside_are_opened(tmp_path):
         with open_regular(path) as file:
             assert file.read() == b"abc"
     with socket.socket(socket.AF_UNIX) as end:
-        os.chdir(tmp_path)  # a socket's path has at most 108 characters
+        monkeypatch.chdir(tmp_path)  # a socket's path has at most 108 characters
         end.bind("socket")
         for path, said in ((pipe, "a named pipe, not a regular file"), (Path("/dev/zero"), "a device")):
             for read in (open_regular, check_regular, lambda path: read_regular(path, max_bytes=9)):

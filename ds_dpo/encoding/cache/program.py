@@ -8,8 +8,10 @@ from datetime import timedelta
 
 import torch
 
+from ds_dpo.config.run import RunConfig
 from ds_dpo.data.reading.run_pairs import open_trained_on
 from ds_dpo.data.source import PairSource
+from ds_dpo.distributed.arithmetic import set_arithmetic
 from ds_dpo.distributed.device import pick_device
 from ds_dpo.distributed.environment import RankEnvironment, export_environment, read_environment
 from ds_dpo.distributed.together import node_turns, raised_everywhere
@@ -28,14 +30,18 @@ from ds_dpo.run_folder.log import RunLog
 LONGEST_WAIT = timedelta(days=7)
 
 
-def join_ranks() -> tuple[RankEnvironment, torch.device, RunLog]:
-    """Join the other ranks of this launch; returns this rank's place, its device, and a log that rank 0 prints."""
+def join_ranks(config: RunConfig) -> tuple[RankEnvironment, torch.device, RunLog]:
+    """Join the other ranks of this launch; returns this rank's place, its device, and a log that rank 0 prints.
+
+    config: says how its GPU computes.
+    """
     silence_deepspeed()
     place = read_environment(os.environ)
     export_environment(place)
     log = RunLog(speaks=place.rank == 0)
     picked = pick_device(place.local_rank, os.environ, needs_gpu=False)
     log.line(f"device: {picked.words}")
+    log.line(set_arithmetic(allow_tf32=config.allow_tf32, deterministic=config.deterministic, environ=os.environ))
     start_communication(timeout=LONGEST_WAIT, device=picked.device)
     return place, picked.device, log
 
@@ -45,7 +51,7 @@ def run(request: Request, *, verify: int | None) -> None:
 
     Raises DsDpoError with a message for the user.
     """
-    place, device, log = join_ranks()
+    place, device, log = join_ranks(request.config)
     ranks = _Ranks(request=request, place=place, device=device, log=log)
     ranks.locate_models()
     if verify is None:

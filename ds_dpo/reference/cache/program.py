@@ -70,7 +70,7 @@ def run(options: ReferenceOptions, *, verify: int | None) -> None:
     config = options.config
     if not OBJECTIVES[config.objective.type].uses_reference:
         raise ConfigError(f"objective.type {config.objective.type} has no reference, so there is nothing to compute")
-    place, device, log = join_ranks()
+    place, device, log = join_ranks(config)
     precision = options.precision
     with node_turns(place):  # the node's first rank downloads and counts; the others find the files
         fetch_models(config.model)

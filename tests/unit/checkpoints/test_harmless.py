@@ -1,8 +1,6 @@
 """No file of a checkpoint runs code, whichever way a run comes back to it."""
 
 import contextlib
-import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,35 +8,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_run import Run, contents
+from payloads import WRITERS, Payload
 
 from ds_dpo.engine.noting_engine import NotingCheckpointEngine
 from ds_dpo.errors import CheckpointError
 from ds_dpo.storage.state_files import StateFile
 
-
-class Payload:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.target),)
-
-
-def by_torch(content: object, path: Path) -> None:
-    torch.save({"module": content}, path)
-
-
-def by_old_torch(content: object, path: Path) -> None:
-    torch.save({"module": content}, path, _use_new_zipfile_serialization=False)
-
-
-def by_pickle(content: object, path: Path) -> None:
-    path.write_bytes(pickle.dumps(content))
-
-
-WRITERS = (by_torch, by_old_torch, by_pickle)
 FILES = (
     "mp_rank_00_model_states.pt",
     "zero_pp_rank_0_mp_rank_00_optim_states.pt",

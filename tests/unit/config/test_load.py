@@ -42,7 +42,7 @@ def test_default_is_the_authors_sdxl_recipe() -> None:
     assert config.batch.pairs_per_step == 2048
     assert (config.optimizer.type, config.optimizer.learning_rate) == ("adamw", 1e-5)
     assert (config.schedule.name, config.schedule.warmup_steps) == ("constant_with_warmup", 200)
-    assert config.deepspeed_config == "zero2_bf16"
+    assert (config.deepspeed_config, config.batch.micro_batch_pairs) == ("zero1_bf16", 4)
 
 
 def test_every_preset_is_complete_and_survives_yaml(tmp_path: Path) -> None:
@@ -208,6 +208,8 @@ def test_free_fields_are_exactly_those_that_leave_the_result_alone() -> None:
     } == {
         "output_dir",
         "max_train_steps",
+        "deterministic",
+        "allow_tf32",
         "deepspeed_config",
         "expected_world_size",
         "trackers",

@@ -33,8 +33,8 @@ def assert_same(found: Any, expected: Any) -> None:
 def earlier(tuned: dict[str, Tensor], tmp_path: Path) -> Path:
     """A run folder with checkpoints of steps 7 and 9."""
     checkpoint = save_run(tmp_path / "run", {name: tensor - 1 for name, tensor in tuned.items()}, base="x")
-    later = save_run(tmp_path / "later", tuned, base="x")
-    later.rename(checkpoint.parent / "step_00000009")
+    later = save_run(tmp_path / "later", tuned, base="x", steps=9)
+    later.rename(checkpoint.parent / later.name)
     return tmp_path / "run"
 
 

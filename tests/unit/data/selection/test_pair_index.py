@@ -295,7 +295,7 @@ def test_sizes_of_images_that_stayed_are_not_read_again(manifest, monkeypatch):
 def test_an_index_is_not_kept_while_a_disk_does_not_answer(manifest, monkeypatch):
     put(manifest, (20, 40), 0, 1)
 
-    def unanswered(path, **_):
+    def unanswered(path, **options):
         raise OSError(errno.EIO, "Input/output error")
 
     said = []
