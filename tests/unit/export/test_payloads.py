@@ -1,11 +1,9 @@
 """No file of a checkpoint runs code where its weights are read: exported, as another run's start, or repeated."""
 
-import shutil
-
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from payloads import WRITERS, Payload
-from unet_shapes import TINY_SDXL, tiny_unet
 from zero_checkpoint import save_run
 
 from ds_dpo.config.asset_paths import resolve_asset
@@ -53,17 +51,19 @@ READ = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "model"
-    shutil.copytree(resolve_asset("ds_dpo://assets/miniature/model"), folder, ignore=shutil.ignore_patterns("unet"))
-    tiny_unet(TINY_SDXL, seed=0).save_pretrained(folder / "unet")
-    return folder
+def base():
+    return resolve_asset("ds_dpo://assets/miniature/model")
+
+
+@pytest.fixture(scope="module")
+def unet(base):
+    return UNet2DConditionModel.from_pretrained(str(base), subfolder="unet")
 
 
 @pytest.fixture
-def checkpoint(tmp_path, base):
-    unet = tiny_unet(TINY_SDXL, seed=1)
-    return save_run(tmp_path / "run", unet.state_dict(), base=base, config=unet.config, ema=unet.state_dict())
+def checkpoint(tmp_path, base, unet):
+    weights = unet.state_dict()
+    return save_run(tmp_path / "run", weights, base=base, config=unet.config, ema=weights)
 
 
 def certify(checkpoint):
