@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from ds_dpo.errors import DsDpoError  # noqa: E402
 
 SEED = 17
 MAX_SECONDS, MAX_GROWTH_BYTES, HARD_LIMIT_BYTES = 10, 10**9, 3 * 10**9
+SECONDS_TO_START = 60
+MESSAGE_CHARACTERS = 2000
 HEAD_BYTES = 2000  # half of the changes are in a file's first or last so many bytes, where its structure is
 
 
@@ -69,8 +72,25 @@ def damages(content: bytes, *, seed: str, flips: int, cuts: int) -> Iterator[tup
         yield f"cut to {length} bytes", content[:length]
 
 
-def read_kind(name: str, *, flips: int, cuts: int, seed: int, seconds: float) -> Result:
-    """Prepare a kind's files, damage each in turn, and read them."""
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Let a timer of processor time raise TooSlow in the body."""
+
+    def stop(*_: object) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGPROF, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGPROF, before)
+
+
+@_time_limit()
+def read_kind(
+    name: str, *, flips: int, cuts: int, seed: int, seconds: float, begin: Callable[[str], None] = str
+) -> Result:
+    """Prepare a kind's files, damage each in turn, and read them. begin: gets the words of each case before it."""
     result = Result(name)
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +108,9 @@ def read_kind(name: str, *, flips: int, cuts: int, seed: int, seconds: float) ->
                     result.failures.append(f"{name}: not all cases within {seconds:g} s")
                     return result
                 path.write_bytes(changed)
-                _read_case(prepared, f"{name}, {path.relative_to(folder)}: {words}", result)
+                case = f"{name}, {path.relative_to(folder)}: {words}"
+                begin(case)
+                _read_case(prepared, case, result)
             path.write_bytes(content)
         result.growth_bytes = _peak_bytes() - before
     return result
@@ -102,8 +124,10 @@ def _read_case(prepared: Prepared, case: str, result: Result) -> None:
         result.read += 1
     except DsDpoError as error:
         result.refused += 1
-        if len(str(error)) > 2000:
-            result.failures.append(f"{case}: a message of {len(str(error))} characters")
+        _, *more = str(error).splitlines()
+        # a list of what is wrong has a line for each, indented
+        if len(str(error)) > MESSAGE_CHARACTERS or not all(line.startswith("  ") for line in more):
+            result.failures.append(f"{case}: a message of {len(str(error))} characters in {len(more) + 1} lines")
     except TooSlow:
         result.failures.append(f"{case}: more than {MAX_SECONDS} s")
     except Exception as error:
@@ -125,13 +149,9 @@ def _peak_bytes() -> int:
 
 
 def _in_child(sender: Connection, name: str, options: dict[str, Any]) -> None:
-    def stop(*_: object) -> None:
-        raise TooSlow
-
-    signal.signal(signal.SIGPROF, stop)
     # an allocation beyond this fails in the case that asks for it, instead of taking the machine's memory
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + HARD_LIMIT_BYTES,) * 2)
-    sender.send(read_kind(name, **options))
+    sender.send(read_kind(name, begin=sender.send, **options))
 
 
 def _data_bytes() -> int:
@@ -148,22 +168,7 @@ def fuzz(
     """
     failures: list[str] = []
     for name in names:
-        receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-        options = {"flips": flips, "cuts": cuts, "seed": seed, "seconds": seconds}
-        child = multiprocessing.get_context("spawn").Process(target=_in_child, args=(sender, name, options))
-        child.start()
-        sender.close()
-        result = Result(name)
-        try:
-            if receiver.poll(seconds + 60):
-                result = receiver.recv()
-            else:
-                result.failures.append(f"{name}: no end within {seconds + 60:g} s")
-                child.kill()
-        except EOFError:
-            child.join()
-            result.failures.append(f"{name}: the process ended with status {child.exitcode}")
-        child.join()
+        result = _result_of_child(name, {"flips": flips, "cuts": cuts, "seed": seed, "seconds": seconds})
         say(
             f"{name:24} {result.read:4} read, {result.refused:4} refused, {len(result.failures):3} failed, slowest "
             f"{result.slowest_seconds:.2f} s, {result.growth_bytes / 1e6:.0f} MB more"
@@ -172,6 +177,31 @@ def fuzz(
             say(f"  {failure}")
         failures += result.failures
     return failures
+
+
+def _result_of_child(name: str, options: dict[str, Any]) -> Result:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_in_child, args=(sender, name, options))
+    child.start()
+    sender.close()
+    result, begun = Result(name), f"{name}, before the first case"
+    deadline = time.monotonic() + options["seconds"] + SECONDS_TO_START
+    try:
+        while receiver.poll(max(0, deadline - time.monotonic())):
+            received = receiver.recv()
+            if isinstance(received, Result):
+                result = received
+                break
+            begun = received
+        else:
+            result.failures.append(f"{begun}: no end")
+            child.kill()
+    except EOFError:
+        child.join()
+        result.failures.append(f"{begun}: the process ended with status {child.exitcode}")
+    child.join()
+    return result
 
 
 def main() -> int:

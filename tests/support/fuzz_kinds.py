@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import tarfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fuzz_data_kinds import DATA_KINDS
+from fuzz_files import Prepare, Prepared
+
 from ds_dpo.config.asset_paths import resolve_asset
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """paths: the files to damage. read: reads them as a program does. Raises DsDpoError."""
-
-    paths: Sequence[Path]
-    read: Callable[[], Any]
-
-
-Prepare = Callable[[Path], Prepared]
-
-
-def _silent(*_: Any) -> None:
-    pass
-
 
 # ---- checkpoints ----
 
@@ -108,6 +92,13 @@ def _settings_of(part: str) -> Prepare:
     return prepare
 
 
+def _model_index(folder: Path) -> Prepared:
+    from ds_dpo.export.pipeline import list_copies
+
+    model = _model(folder)
+    return Prepared([model / "model_index.json"], lambda: list_copies(model, replaced="unet", variant=None, vae=None))
+
+
 def _single_file(folder: Path) -> Prepared:
     import torch
     from tiny_families import tiny_model
@@ -127,76 +118,15 @@ def _single_file(folder: Path) -> Prepared:
     return Prepared([path], read)
 
 
-# ---- data ----
-
-
-def _pairs(dataset: Path, **fields: Any) -> Callable[[], None]:
-    from pair_files import config
-
-    from ds_dpo.data.images import decode_rgb
-    from ds_dpo.data.reading.open_source import open_source
-    from ds_dpo.data.source import BadRowError
-    from ds_dpo.errors import DataError
-
-    data = config(dataset, cache_dir=str(dataset.parent / "cache"), **fields)
-
-    def read() -> None:
-        shutil.rmtree(dataset.parent / "cache", ignore_errors=True)
-        source = open_source(data, say=_silent)
-        for index in range(len(source)):
-            try:
-                record = source.read(index)
-                decode_rgb(record.chosen)
-                decode_rgb(record.rejected)
-            except (BadRowError, DataError):
-                continue  # the loader counts it, and takes another
-
-    return read
-
-
-def _parquet(folder: Path) -> Prepared:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from pair_files import row
-
-    dataset = folder / "pairs"
-    (dataset / "data").mkdir(parents=True)
-    path = dataset / "data" / "train-00000-of-00001.parquet"
-    pq.write_table(pa.Table.from_pylist([row(number, label_1=0.0) for number in range(6)]), path, row_group_size=3)
-    return Prepared([path], _pairs(dataset))
-
-
-def _tar(folder: Path) -> Prepared:
-    import io
-
-    from pair_files import file_of, picture
-
-    dataset = folder / "pairs"
-    dataset.mkdir()
-    with tarfile.open(dataset / "train.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for number in range(4):
-            members = {
-                "jpg_0.png": file_of(picture(2 * number)),
-                "jpg_1.png": file_of(picture(2 * number + 1)),
-                "json": json.dumps({"caption": f"prompt {number} grün", "label_0": 1.0, "label_1": 0.0}).encode(),
-            }
-            for ending, content in members.items():
-                entry = tarfile.TarInfo(f"{number:04}.{ending}")
-                entry.size = len(content)
-                entry.pax_headers = {"comment": "grün"}
-                tar.addfile(entry, io.BytesIO(content))
-    return Prepared([dataset / "train.tar"], _pairs(dataset, format="webdataset"))
-
-
 # ---- configuration ----
 
 
 def _run_yaml(folder: Path) -> Prepared:
-    from ds_dpo.config.load import config_from_yaml, config_to_yaml, load_config
+    from ds_dpo.config.load import config_to_yaml, load_config
 
     path = folder / "run.yaml"
     path.write_text(config_to_yaml(load_config(["--config", "miniature"]).config))
-    return Prepared([path], lambda: config_from_yaml(path))
+    return Prepared([path], lambda: load_config(["--config", str(path)]))
 
 
 def _deepspeed_json(folder: Path) -> Prepared:
@@ -212,12 +142,12 @@ KINDS: dict[str, Prepare] = {
     "zero shards": _shards,
     **{f"weights of {part}": _weights_of(part) for part in ("unet", "vae", "text_encoder", "text_encoder_2")},
     "single file": _single_file,
-    "parquet": _parquet,
-    "tar": _tar,
+    **DATA_KINDS,
     **{
         f"settings of {part}": _settings_of(part)
         for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "scheduler")
     },
+    "model_index.json": _model_index,
     "run YAML": _run_yaml,
     "DeepSpeed JSON": _deepspeed_json,
 }
