@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,13 +91,33 @@ def fingerprint(fields: Mapping[str, object]) -> str:
 
 def fingerprints(fields: Mapping[str, object]) -> set[str]:
     """Return the fingerprints that this and earlier versions give to the same run."""
-    first = {name: value for name, value in fields.items() if name in FIRST_FIELDS or value != _default(name)}
-    return {fingerprint(fields), fingerprint(first)}
+    return {
+        fingerprint(known)
+        for written in _as_written_before(fields)
+        for known in (
+            written,
+            {name: value for name, value in written.items() if name in FIRST_FIELDS or value != _default(name)},
+        )
+    }
+
+
+def _as_written_before(fields: Mapping[str, object]) -> Iterator[dict[str, object]]:
+    """Yield the fields, and all ways in which earlier versions kept paths of the home folder: each whole, or with ~."""
+    home = os.path.expanduser("~/")
+    ways = [
+        (value, f"~/{value.removeprefix(home)}") if isinstance(value, str) and value.startswith(home) else (value,)
+        for value in fields.values()
+    ]
+    for values in itertools.product(*ways):
+        yield dict(zip(fields, values, strict=True))
 
 
 def under_present_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields that any version saved, each under the name that it has now."""
-    return {RENAMED.get(name, name): value for name, value in fields.items()}
+    """Return fields that any version saved, each under the name that it has now, and paths without ~."""
+    return {
+        RENAMED.get(name, name): os.path.expanduser(value) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
 
 
 def compare_identity(old: Mapping[str, object], new: Mapping[str, object]) -> list[Change]:

@@ -12,8 +12,8 @@ Resume = int | Literal["never"] | None  # a step, or never; None: the newest val
 NUM_NAMED = 8
 
 
-def require_resumable(checkpoints: Path, resume: Resume) -> None:
-    """Raise ConfigError if the checkpoint that is asked for is not there, or if there are some and none may be."""
+def require_resumable(checkpoints: Path, resume: Resume, *, max_train_steps: int) -> None:
+    """Raise ConfigError for a checkpoint that is not there or leaves no step, or if there are some and none may be."""
     steps = [step_of(folder) or 0 for folder in checkpoint_folders(checkpoints)]
     if resume == "never" and steps:
         raise ConfigError(
@@ -25,4 +25,9 @@ def require_resumable(checkpoints: Path, resume: Resume) -> None:
         raise ConfigError(
             f"--resume {resume}: {checkpoints} has no {step_folder_name(resume)}; it has "
             + (f"steps {listed}" if steps else "no checkpoint at all")
+        )
+    if isinstance(resume, int) and resume >= max_train_steps:
+        raise ConfigError(
+            f"--resume {resume}: max_train_steps {max_train_steps} leaves no step to train after it; give more steps, "
+            "or an earlier checkpoint"
         )

@@ -82,7 +82,7 @@ def open_run(
     config = pin_start(config)
     folder = RunFolder(Path(config.output_dir))
     require_usable(folder.path)
-    require_resumable(folder.checkpoints, resume)
+    require_resumable(folder.checkpoints, resume, max_train_steps=config.max_train_steps)
     changes = folder.require_same_run(config, precision=resolved.precision)
     for line in [*fault_points.warnings(), *describe(config, resolved), *changes]:
         log.line(line)

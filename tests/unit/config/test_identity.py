@@ -4,9 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
-from ds_dpo.config.identity import compare_identity, fingerprint, identity
+from ds_dpo.config.identity import compare_identity, compare_saved_identity, fingerprint, fingerprints, identity
 from ds_dpo.config.load import config_from_yaml, config_to_yaml, load_config
 from ds_dpo.config.run import RunConfig
 
@@ -36,3 +37,21 @@ def test_a_renamed_field_counts_in_checkpoints_under_its_first_name() -> None:
     assert fields["model.unet_init"] == "earlier/unet"
     expected = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     assert fingerprint(identity(load("--model.unet_init", "earlier/unet"), "bf16")) == expected
+
+
+@pytest.mark.parametrize(
+    "written", [("~/pairs", "/home/me/model"), ("/home/me/pairs", "~/model"), ("~/pairs", "~/model")]
+)
+def test_a_path_that_was_once_kept_with_a_tilde_is_the_same_path(
+    written: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    fields = identity(load("--data.dataset", "~/pairs", "--model.pretrained", "~/model"), "bf16")
+    assert (fields["data.dataset"], fields["model.pretrained"]) == ("/home/me/pairs", "/home/me/model")
+    saved = {**fields, "data.dataset": written[0], "model.pretrained": written[1]}
+    assert fingerprint(saved) in fingerprints(fields)
+    assert compare_saved_identity(saved, fields) == []
+    other = {**saved, "data.dataset": "~/others"}
+    assert fingerprint(other) not in fingerprints(fields)
+    (change,) = compare_saved_identity(other, fields)
+    assert (change.name, change.old, change.new) == ("data.dataset", "/home/me/others", "/home/me/pairs")

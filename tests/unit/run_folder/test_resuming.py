@@ -27,6 +27,7 @@ def folder_with(tmp_path: Path, *steps: int) -> Path:
         ((200, 400), 300, "--resume 300: .* has no step_00000300; it has steps 400, 200$"),
         ((200,), 900, "--resume 900: .* has no step_00000900; it has steps 200$"),
         ((), 0, "--resume 0: .* it has no checkpoint at all"),
+        ((200, 1000), 1000, "--resume 1000: max_train_steps 1000 leaves no step to train after it"),
         (tuple(range(1, 12)), 20, "it has steps 11, 10, 9, 8, 7, 6, 5, 4 and older ones"),
     ],
 )
@@ -35,11 +36,11 @@ def test_what_is_asked_for_must_be_there(
 ) -> None:
     checkpoints = folder_with(tmp_path, *steps)
     if said is None:
-        require_resumable(checkpoints, resume)
-        require_resumable(tmp_path / "nowhere", None)
+        require_resumable(checkpoints, resume, max_train_steps=1000)
+        require_resumable(tmp_path / "nowhere", None, max_train_steps=1000)
         return
     with pytest.raises(ConfigError, match=said):
-        require_resumable(checkpoints, resume)
+        require_resumable(checkpoints, resume, max_train_steps=1000)
 
 
 @pytest.mark.parametrize(("text", "value"), [("200", 200), ("0", 0), ("00000200", 200), ("never", "never")])
