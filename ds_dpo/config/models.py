@@ -10,6 +10,9 @@ from ds_dpo.config.base import PathText, Section, free_field, identity_field
 from ds_dpo.config.families import DEFAULT_FAMILY, FamilyName
 from ds_dpo.precision import Precision
 
+# What the check of policy and reference before the first update allows.
+Preflight = Literal["exact", "near"]
+
 
 class ModelConfig(Section):
     """The model that is trained, and its encoders."""
@@ -71,6 +74,12 @@ class ReferenceConfig(Section):
         default=None,
         ge=1,
     )
+    preflight: Preflight = free_field(
+        "What the check before the first update allows. exact: policy and reference must predict exactly the same. "
+        "near: their errors may differ by what rounding causes, a share of 1e-4 in fp32, 0.02 in fp16, 0.1 in bf16; "
+        "the log names the difference and the first module that causes it.",
+        default="exact",
+    )
 
     @model_validator(mode="after")
     def a_cache_and_its_residency_go_together(self) -> ReferenceConfig:
@@ -82,6 +91,15 @@ class ReferenceConfig(Section):
             raise ValueError(
                 f"reference.residency {self.residency} ignores reference.cache {self.cache}; set residency to "
                 "cached, or cache to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def kept_errors_are_near_at_best(self) -> ReferenceConfig:
+        if self.residency == "cached" and self.preflight != "exact":
+            raise ValueError(
+                f"reference.preflight {self.preflight} has no effect with reference.residency cached, whose check "
+                "always allows rounding; leave it out"
             )
         return self
 

@@ -17,7 +17,12 @@ from ds_dpo.models.denoiser.predict import Predict
 
 
 class Reference(Protocol):
-    """What the policy is compared with. Wherever its weights are, it only predicts."""
+    """What the policy is compared with. Wherever its weights are, it only predicts.
+
+    module: the network that computes the prediction, plain or in an engine.
+    """
+
+    module: nn.Module
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the reference's prediction, (N, C, H, W) in the model's dtype, without a gradient."""
@@ -65,17 +70,17 @@ class PolicyWithoutAdapter:
 
     def __init__(self, policy: nn.Module, *, predict: Predict) -> None:
         """policy: the module that gets, or has, an adapter, plain or in an engine."""
-        self._policy, self._predict = policy, predict
+        self.module, self._predict = policy, predict
 
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return what the policy predicts without its adapter and without dropout."""
-        with adapters_disabled(self._policy), evaluation_mode(self._policy):
-            return self._predict(self._policy, noisy_latents, timesteps, conditioning)
+        with adapters_disabled(self.module), evaluation_mode(self.module):
+            return self._predict(self.module, noisy_latents, timesteps, conditioning)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights without those of the adapter, as this rank holds them."""
-        return ((name, tensor) for name, tensor in held_tensors(self._policy) if not is_of_adapter(name))
+        return ((name, tensor) for name, tensor in held_tensors(self.module) if not is_of_adapter(name))
 
 
 @contextmanager

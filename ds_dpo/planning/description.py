@@ -9,6 +9,7 @@ from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed, ranks_text
 from ds_dpo.planning.recipes import far_from_recipes
 from ds_dpo.planning.sizes import describe_sizes
+from ds_dpo.precision import NEAR_ERRORS, Precision
 
 OPTIMIZER_WORDS = {
     "adamw": "AdamW",
@@ -38,7 +39,7 @@ def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         f"optimizer: {OPTIMIZER_WORDS[optimizer.type]}, weight decay {optimizer.weight_decay:g}, {clipping}",
         *config.objective.sentences(),
         *config.terms.sentences(),
-        *_reference(config),
+        *_reference(config, resolved.precision),
         *_noising(config.diffusion),
         *_held_out(config.held_out),
         f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "
@@ -52,13 +53,25 @@ def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
     ]
 
 
-def _reference(config: RunConfig) -> list[str]:
-    """Return a line on what the policy is compared with, and no line if there is no reference."""
+def _reference(config: RunConfig, precision: Precision) -> list[str]:
+    """Return lines on what the policy is compared with and how exactly, and no line if there is no reference."""
     if config.objective.reference_need == "none":
         return []
     every_steps = config.reference.refresh_every_steps
     follows = f"; takes the policy's weights every {every_steps} steps" if every_steps else ""
-    return [f"reference: {config.reference.residency}, {_RESIDENCY_WORDS[config.reference.residency]}{follows}"]
+    return [
+        f"reference: {config.reference.residency}, {_RESIDENCY_WORDS[config.reference.residency]}{follows}",
+        *_preflight(config, precision),
+    ]
+
+
+def _preflight(config: RunConfig, precision: Precision) -> list[str]:
+    """Return a line on what the check before the first update allows, and no line if errors are cached."""
+    if config.reference.residency == "cached":
+        return []
+    near = f"its errors may differ from the policy's by a share of up to {NEAR_ERRORS[precision]:g} in {precision}"
+    allowed = {"exact": "the run starts only if policy and reference predict exactly the same", "near": near}
+    return [f"preflight: {config.reference.preflight}, {allowed[config.reference.preflight]}"]
 
 
 def _noising(diffusion: DiffusionConfig) -> list[str]:

@@ -14,10 +14,10 @@ from ds_dpo.distributed.together import said_once
 from ds_dpo.engine.engine import share_weights
 from ds_dpo.engine.settings import ResolvedDeepSpeed, reference_settings
 from ds_dpo.errors import ReferenceChangedError
+from ds_dpo.models.checksum import weights_checksum
 from ds_dpo.models.denoiser.predict import Predict
 from ds_dpo.models.reference import FrozenCopy, HeldReference, PolicyWithoutAdapter, assert_own_storage
 from ds_dpo.reference.block_offload import BlockOffload
-from ds_dpo.reference.checksum import weights_checksum
 
 
 @dataclass(frozen=True, kw_only=True)

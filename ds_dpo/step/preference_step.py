@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ds_dpo.models.reference import Reference
 from ds_dpo.objectives.losses import Objective
 from ds_dpo.objectives.pair_errors import PairErrors, Quantity
 from ds_dpo.objectives.statistics import Statistic
+from ds_dpo.step.first_difference import Side, first_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +126,38 @@ class PreferenceStep:
         return squared_errors_of_pairs(self._policy, batch, self._schedule, predict=self._predict)
 
     @torch.no_grad()
+    def differences(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Return |policy error - reference error| of each image, and this as a share of the reference's error.
+
+        Both are (N,) fp32, and 0 while policy and reference hold the same weights and use the same kernels.
+        """
+        errors = self.errors(batch)
+        policy_error = torch.cat([errors.policy_chosen_error, errors.policy_rejected_error])
+        difference = torch.cat([errors.chosen_difference, errors.rejected_difference])
+        return difference.abs(), share_of_error(difference, policy_error - difference)
+
     def largest_difference(self, batch: PreferenceBatch) -> float:
         """Return the largest |policy error - reference error| over a batch: 0 while both hold the same weights."""
-        errors = self.errors(batch)
-        return float(torch.cat([errors.chosen_difference, errors.rejected_difference]).abs().max())
+        return float(self.differences(batch)[0].max())
+
+    @torch.no_grad()
+    def first_difference(self, batch: PreferenceBatch) -> str | None:
+        """Say which module of the policy is the first to differ from the reference's, and how; None if none does.
+
+        Every rank calls it, since ranks may share weights.
+        """
+        assert self._reference is not None, "a reference without a module has no modules to compare"
+        inputs = _noisy_inputs(batch, self._schedule, with_rejected=self._objective.uses_rejected)
+        given = (inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+        return first_difference(
+            Side(module=self._policy, predict=partial(self._predict, self._policy, *given)),
+            Side(module=self._reference.module, predict=partial(self._reference.predict, *given)),
+        )
+
+
+def share_of_error(difference: Tensor, error: Tensor) -> Tensor:
+    """Return |difference| as a share of a squared error, of the same shape."""
+    return difference.abs() / error.clamp(min=1e-6)
 
 
 @torch.no_grad()

@@ -8,46 +8,58 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ds_dpo.batch import PreferenceBatch
+from ds_dpo.config.models import Preflight
 from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.distributed.together import said_once
 from ds_dpo.encoding.feed import Encode
 from ds_dpo.errors import PreflightError
-from ds_dpo.precision import Precision
+from ds_dpo.precision import NEAR_ERRORS, Precision
 from ds_dpo.process.say import Say
-from ds_dpo.step.preference_step import PreferenceStep
+from ds_dpo.step.preference_step import PreferenceStep, share_of_error
 
 
-def require_equal_start(step: PreferenceStep, batch: PreferenceBatch) -> None:
-    """Compare policy and reference on each rank's first micro-batch; every rank must call this.
+def require_equal_start(
+    step: PreferenceStep, batch: PreferenceBatch, *, precision: Precision, preflight: Preflight
+) -> str:
+    """Compare policy and reference on each rank's first micro-batch, and return a line on it; every rank calls this.
 
-    Raises PreflightError on all ranks if the largest difference of their errors is not 0: with the same weights, dtype
-    and kernels the paired difference is exactly 0 (noise_schedule.paired_error_difference), and a plain DPO loss ln 2.
+    With the same weights, dtype and kernels the paired difference is exactly 0 (noise_schedule.paired_error_difference)
+    and a plain DPO loss ln 2. Raises PreflightError on all ranks if the errors differ on any: by anything if preflight
+    is exact, by a larger share than rounding causes in this precision if it is near.
     """
-    differences = gather_objects(step.largest_difference(batch))
-    if any(value != 0 for value in differences):  # NaN is not 0 either
-        largest = max(differences, key=lambda value: (math.isnan(value), value))
-        error = PreflightError(
-            f"policy and reference have the same weights, but their errors differ by up to {largest:g} before the "
-            "first update; their attention kernels, dtypes or weights are not the same"
+    difference, share = (_largest(float(values.max())) for values in step.differences(batch))
+    if difference == 0:
+        return "preflight: policy and reference predict exactly the same (largest difference 0)"
+    where = _first_of_ranks(step.first_difference(batch))
+    bound = NEAR_ERRORS[precision]
+    found = f"their errors differ by up to {difference:.6g} before the first update, a share of {share:.2g}; {where}"
+    if share > bound:
+        allowed = f"reference.preflight near allows a share of {bound:g} in {precision}" if preflight == "near" else ""
+    elif preflight == "exact":
+        allowed = f"reference.preflight near would allow it, up to a share of {bound:g} in {precision}"
+    else:
+        return (
+            f"warning: preflight: policy and reference have the same weights, but {found}. reference.preflight near "
+            f"allows a share of {bound:g} in {precision}, so the run goes on; its first loss is not exact"
         )
-        raise said_once(error)
+    said = f"policy and reference have the same weights, but {found}" + (f". {allowed}" if allowed else "")
+    raise said_once(PreflightError(said))
 
 
-# Largest difference that rounding causes between errors of the same weights, as a share of the error: other images in
-# the batch change the last bits. docs/cache.md has measurements; another noise or timestep changes an error by half.
-NEAR_ERRORS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
+def _largest(own: float) -> float:
+    """Return the largest value over all ranks; NaN counts as infinite."""
+    return max(math.inf if math.isnan(value) else value for value in gather_objects(own))
 
 
-def relative_difference(found: Tensor, stored: Tensor) -> Tensor:
-    """Return |found - stored| as a share of the stored error."""
-    return (found - stored).abs() / stored.clamp(min=1e-6)
+def _first_of_ranks(own: str | None) -> str:
+    found = next((of_rank for of_rank in gather_objects(own) if of_rank is not None), None)
+    return found or "a second pass finds no module that differs, so kernels are not deterministic on this device"
 
 
 @torch.no_grad()
-def require_near_start(step: PreferenceStep, batch: PreferenceBatch, *, precision: str) -> float:
+def require_near_start(step: PreferenceStep, batch: PreferenceBatch, *, precision: Precision) -> float:
     """Compare a fresh policy's errors with the cached ones of its start on each rank's first micro-batch.
 
     Returns the largest difference over all ranks as a share of the error; every rank must call this. Raises
@@ -55,9 +67,7 @@ def require_near_start(step: PreferenceStep, batch: PreferenceBatch, *, precisio
     """
     policy = torch.cat(step.policy_errors(batch))
     cached = torch.cat(batch.reference_errors())
-    own = float(relative_difference(policy, cached).max())
-    # NaN counts as infinite
-    largest = max(math.inf if math.isnan(value) else value for value in gather_objects(own))
+    largest = _largest(float(share_of_error(policy - cached, cached).max()))
     if largest <= NEAR_ERRORS[precision]:
         return largest
     error = PreflightError(
@@ -75,6 +85,7 @@ def look_at_start(
     *,
     is_resumed: bool,
     precision: Precision,
+    preflight: Preflight,
     say: Say,
 ) -> Iterator[Any]:
     """Do the check before the first update. Returns all batches, including the one that it used.
@@ -95,6 +106,5 @@ def look_at_start(
             f"policy's by a share of up to {largest:.2g}, within rounding"
         )
         return chain([first], batches)
-    require_equal_start(step, encode(first))
-    say("preflight: policy and reference predict exactly the same (largest difference 0)")
+    say(require_equal_start(step, encode(first), precision=precision, preflight=preflight))
     return chain([first], batches)

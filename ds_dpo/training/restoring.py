@@ -190,6 +190,7 @@ def _micro_batches(built: BuiltRun, step: PreferenceStep, progress: Progress) ->
         iter(stream),
         is_resumed=progress.step > 0,
         precision=opened.resolved.precision,
+        preflight=config.reference.preflight,
         say=log.line,
     )
     return MicroBatches(samples=samples, encode=encode, bad_rows=lambda: stream.bad_rows)

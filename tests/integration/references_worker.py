@@ -37,6 +37,7 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
     from ds_dpo.models.loading import load_denoiser
     from ds_dpo.models.reference import FrozenCopy
     from ds_dpo.reference.residency import RESIDENCIES, ReferenceWatch
+    from ds_dpo.step.first_difference import Side, first_difference
 
     arguments = ["--config", "miniature", "--deepspeed_config", f"zero{stage}_{precision}"]
     config = load_config([*arguments, "--reference.residency", "zero3"]).config
@@ -61,6 +62,11 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
     def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
         return float((one.float() - other.float()).abs().max())
 
+    @torch.no_grad()
+    def sides_differ() -> str | None:
+        policy = Side(module=engine.policy, predict=lambda: predict_by_unet(engine.policy, *inputs))
+        return first_difference(policy, Side(module=shared.module, predict=lambda: shared.predict(*inputs)))
+
     before = shared.predict(*inputs)
     at_rest = list(shared.module.parameters())
     found: dict[str, object] = {
@@ -71,6 +77,12 @@ def compare(rank: int, stage: int, precision: str) -> dict[str, object]:
         "to_plain": largest_difference(before, plain.predict(*inputs)),
         "to_policy": largest_difference(before, predict_by_unet(engine.policy, *inputs)),
     }
+    found["first_difference"] = [sides_differ(), None]
+    if rank == 1:
+        next(shared.module.parameters()).ds_tensor.view(torch.uint8)[1] ^= 1
+    found["first_difference"][1] = sides_differ()
+    if rank == 1:
+        next(shared.module.parameters()).ds_tensor.view(torch.uint8)[1] ^= 1
     # as a step does: the policy's forward pass, the reference's, then the policy's backward pass
     for _ in range(2):
         prediction = predict_by_unet(engine.policy, *inputs)
@@ -104,6 +116,7 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     from ds_dpo.models.loading import load_denoiser
     from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter
     from ds_dpo.reference.residency import ReferenceWatch
+    from ds_dpo.step.first_difference import Side, first_difference
 
     # a rate at which two updates show in a prediction in bf16, on any processor
     options = ["--deepspeed_config", f"zero{stage}_{precision}", "--learning_rate", "1e-2"]
@@ -129,6 +142,13 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     )
     watch = ReferenceWatch(reference, policy=engine.module)
     inputs = inputs_of(rank, dtype)
+
+    @torch.no_grad()
+    def sides_differ() -> str | None:
+        policy = Side(module=engine.policy, predict=lambda: predict_by_unet(engine.policy, *inputs))
+        return first_difference(policy, Side(module=reference.module, predict=lambda: reference.predict(*inputs)))
+
+    first_differences = [sides_differ()]
     to_plain, to_policy = [], []
     for _ in range(3):
         without = reference.predict(*inputs)
@@ -136,8 +156,10 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
         engine.backward_and_step(prediction.float().square().mean())
         to_plain.append(float((without.float() - plain.predict(*inputs).float()).abs().max()))
         to_policy.append(float((without.float() - prediction.detach().float()).abs().max()))
+    first_differences.append(sides_differ())
     watch.require_unchanged()
-    return {"to_plain": to_plain, "to_policy": to_policy, "trains": all(part.training for part in unet.modules())}
+    trains = all(part.training for part in unet.modules())
+    return {"to_plain": to_plain, "to_policy": to_policy, "trains": trains, "first_difference": first_differences}
 
 
 def train_with_refreshes(out: Path, stage: int, precision: str) -> None:

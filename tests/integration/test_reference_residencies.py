@@ -77,6 +77,19 @@ def test_one_flipped_bit_on_one_rank_is_told_by_all(found, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_first_module_that_differs_is_found_in_sharded_models(found, adapters, name):
+    """One bit of rank 1's part of the reference's first convolution is flipped; then an adapter has been trained."""
+    for rank in (0, 1):
+        before, flipped = found[rank][name]["first_difference"]
+        assert before is None
+        assert flipped.startswith("the first module that differs is conv_in (Conv2d): it reads the same values")
+        assert "weights: its weight has other values in the policy than in the reference" in flipped
+        fresh, trained = adapters[rank][name]["first_difference"]
+        assert fresh is None
+        assert trained.endswith("weights: its low-rank layers in the policy change its output")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_policy_without_its_adapter_stays_what_it_started_from_to_the_bit(adapters, name):
     for rank in adapters:
         assert rank[name]["to_plain"] == [0, 0, 0]

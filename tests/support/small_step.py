@@ -32,11 +32,11 @@ class ElementwiseUNet(nn.Module):
 
 class Frozen:
     def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
+        self.module = unet
 
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return predict_by_unet(self.unet, noisy_latents, timesteps, conditioning)
+        return predict_by_unet(self.module, noisy_latents, timesteps, conditioning)
 
 
 def random_pairs(number: int, *, seed: int = 0) -> PreferenceBatch:

@@ -26,14 +26,13 @@ from ds_dpo.models.pipelines.pretrained import fetch_models
 from ds_dpo.models.start import checkpoint_start, pin_start
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.objectives.losses import OBJECTIVES
-from ds_dpo.precision import Precision, torch_dtype
+from ds_dpo.precision import NEAR_ERRORS, Precision, torch_dtype
 from ds_dpo.reference.cache.errors import ReferenceErrors, open_reference_errors
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, fingerprint_of, start_of_policy
 from ds_dpo.reference.cache.record import BAD, Coverage
 from ds_dpo.reference.cache.write import Compute, ReferenceErrorsMaking
 from ds_dpo.run_folder.log import RunLog
-from ds_dpo.step.preference_step import squared_errors_of_pairs
-from ds_dpo.step.preflight import NEAR_ERRORS, relative_difference
+from ds_dpo.step.preference_step import share_of_error, squared_errors_of_pairs
 from ds_dpo.storage.manifest import hash_file
 
 PIXELS_AT_ONCE = 8 * 1024 * 1024  # in a forward pass: 8 images of 1024 x 1024 fill a GPU
@@ -195,7 +194,7 @@ class _Ranks:
             visit, index = divmod(row, errors.record.num_pairs)
             again = torch.cat(errors_of(self.feed.pairs.read(index, visit))).cpu()
             stored = torch.tensor(errors.read(index, visit))
-            largest = max(largest, float(relative_difference(again, stored).max()))
+            largest = max(largest, float(share_of_error(again - stored, stored).max()))
         largest = max(gather_objects(largest))
         if not largest <= NEAR_ERRORS[self.options.precision]:
             error = DataError(

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from ds_dpo.batch import Conditioning
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.optimization import AdapterConfig
+from ds_dpo.models.checksum import weights_checksum
 from ds_dpo.models.denoiser.adapters import add_adapter
 from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.reference import FrozenCopy, PolicyWithoutAdapter, assert_own_storage, held_tensors
-from ds_dpo.reference.checksum import weights_checksum
 
 Inputs = tuple[Tensor, Tensor, Conditioning]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
 from ds_dpo.config.models import ModelConfig
+from ds_dpo.models.checksum import weights_checksum
 from ds_dpo.models.denoiser.predict import predict_by_unet
 from ds_dpo.models.loading import load_denoiser
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.reference.block_offload import NUM_SLOTS, BlockOffload
-from ds_dpo.reference.checksum import weights_checksum
 
 CPU = torch.device("cpu")
 

@@ -55,11 +55,11 @@ class FrozenScaling:
     """A reference that remembers its UNet, too."""
 
     def __init__(self, weight: float) -> None:
-        self.unet = ScalingUNet(weight)
+        self.module = ScalingUNet(weight)
 
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return predict_by_unet(self.unet, noisy_latents, timesteps, conditioning)
+        return predict_by_unet(self.module, noisy_latents, timesteps, conditioning)
 
 
 def numbers(*values: float) -> Tensor:
@@ -139,7 +139,7 @@ def test_the_gradient_is_the_policys_alone() -> None:
     slopes = [5 / (1 + exp(-5 * gap)) for gap in GAPS]
     assert policy.weight.grad is not None
     assert policy.weight.grad.item() == pytest.approx((slopes[0] * 1.44 + slopes[1] * 1.28) / 2, rel=1e-5)
-    assert reference.unet.weight.grad is None
+    assert reference.module.weight.grad is None
 
 
 def test_a_pair_shares_noise_timestep_and_prompt_and_both_models_see_the_same() -> None:
@@ -151,7 +151,7 @@ def test_a_pair_shares_noise_timestep_and_prompt_and_both_models_see_the_same() 
     assert seen["text"].flatten().tolist() == [5, 6, 5, 6]
     assert seen["text_embeds"].flatten().tolist() == [7, 8, 7, 8]
     assert seen["time_ids"].flatten().tolist() == [1, 2, 3, 4]
-    (seen_by_reference,) = reference.unet.calls
+    (seen_by_reference,) = reference.module.calls
     assert all(torch.equal(seen[name], seen_by_reference[name]) for name in seen)
 
 
@@ -214,7 +214,7 @@ def test_the_unet_is_shown_the_input_noise_and_judged_by_the_target_s() -> None:
     # 0.6 x 1 + 0.8 x 2, 0.8 x 1 + 0.6 x 1, and their rejected images
     noisy = [2.2, 1.4, 1.0, -0.2]
     assert policy.calls[0]["noisy"][:, 0, 0, 0].tolist() == pytest.approx(noisy)
-    assert reference.unet.calls[0]["noisy"][:, 0, 0, 0].tolist() == pytest.approx(noisy)
+    assert reference.module.calls[0]["noisy"][:, 0, 0, 0].tolist() == pytest.approx(noisy)
     assert errors.policy_chosen_error.tolist() == pytest.approx([(2.2 - 1) ** 2, (1.4 - 2) ** 2])
     assert errors.policy_rejected_error.tolist() == pytest.approx([0, 2.2**2], abs=1e-6)
 

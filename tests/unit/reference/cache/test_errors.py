@@ -105,6 +105,10 @@ def test_damage_is_found_when_it_is_opened(tmp_path: Path) -> None:
         (["--reference.cache", "x"], "residency replicated ignores reference.cache x"),
         (["--reference.residency", "cached", "--reference.cache", "x", "--objective.type", "sft"], "has no reference"),
         (
+            ["--reference.residency", "cached", "--reference.cache", "x", "--reference.preflight", "near"],
+            "reference.preflight near has no effect with reference.residency cached",
+        ),
+        (
             ["--reference.residency", "cached", "--reference.cache", "x", "--terms.anchor_weight", "1"],
             "terms.anchor_weight 1 needs the reference's predictions",
         ),

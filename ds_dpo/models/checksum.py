@@ -22,11 +22,11 @@ def weights_checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda named: named[0]):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_content_sum(tensor.detach())}\n".encode())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {content_sum(tensor.detach())}\n".encode())
     return digest.hexdigest()
 
 
-def _content_sum(tensor: Tensor) -> int:
+def content_sum(tensor: Tensor) -> int:
     """Return the sum over a tensor's 64-bit words of (word) x (an odd number that depends on its place), modulo 2^64.
 
     Because the factor is odd, a change of one word always changes the sum.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_dpo.reference.checksum import weights_checksum
+from ds_dpo.models.checksum import weights_checksum
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8]
 SIZES = [1, 5, 1024 * 8, 100_001]  # a part of a word; whole rows of words; rows and a rest
