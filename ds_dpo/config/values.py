@@ -14,13 +14,14 @@ UNSETTING = ("none", "null")
 def settled(spec: FieldSpec, written: Any) -> Any:
     """Return the value of a field: None, a truth value, a number, text, or a list of these.
 
-    written: a Plain, quoted text, or a list of them. A field of text gets a Plain's text. Raises ConfigError for an
-    empty text, and for none where the field must have a value. Whether a value fits is checked later, by RunConfig.
+    written: a Plain, quoted text, or a list of them. A field of text gets a Plain's text, and none empties a list.
+    Raises ConfigError for an empty text, and for none where the field must have a value. Whether a value fits is
+    checked later, by RunConfig.
     """
     if not isinstance(written, list):
         return _settled_alone(spec, written)
     if spec.is_list and len(written) == 1 and _is_none(written[0]):
-        raise ConfigError(f"{spec.path} = {written[0]}: a list cannot be none; an empty list unsets it")
+        return []
     return [_of_kind(spec, part) for part in written]
 
 
@@ -36,7 +37,7 @@ def _settled_alone(spec: FieldSpec, written: Any) -> Any:
     if "none" in spec.choices:
         return "none"
     if spec.is_list:
-        raise ConfigError(f"{spec.path} = none: a list cannot be none; an empty list unsets it")
+        return []
     default = "" if spec.default is None else f"; leave it out for {str(spec.default).lower()}"
     raise ConfigError(f"{spec.path} = none: the option must have a value{default}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ds_dpo.errors import ConfigError
 from ds_dpo.supervision.lease import RENEW_SECONDS, end_lease, leases, read_notice, remove_lease
 from ds_dpo.supervision.lease_watch import LOOK_SECONDS
+from ds_dpo.supervision.stop import stop_command
 
 # a live launcher renews its lease in this time, and an NFS client sees it
 PATIENCE_SECONDS = 2.5 * RENEW_SECONDS
@@ -30,7 +31,7 @@ def end_earlier_launches(run_folder: Path, *, wait: Callable[[float], None] = ti
         if later is not None and later.count != notice.count:
             raise ConfigError(
                 f"output_dir {run_folder} is in use by the launcher on {later.launcher.replace(' ', ', process ')}; "
-                f"`touch {run_folder / 'STOP'}` makes it save and exit"
+                f"`{stop_command(run_folder)}` makes it save and exit"
             )
         if later is not None:
             end_lease(path)

@@ -26,6 +26,7 @@ from ds_dpo.errors import ConfigError
 from ds_dpo.process.launchers import Process, is_alive, launchers_of, process_of
 from ds_dpo.process.say import Say
 from ds_dpo.storage.replace import replace_file
+from ds_dpo.supervision.stop import stop_command
 
 LOCK_NAME = "run.lock"
 LOCK_VARIABLE = "DS_DPO_LOCK"  # in the ranks' environment: the lock that their launcher holds for rank 0
@@ -131,7 +132,7 @@ class RunLock:
         if holder is not None:
             raise ConfigError(
                 f"output_dir {self._folder} is in use by another start, on {holder.host}, process {holder.pid}, since "
-                f"{holder.since}; `touch {self._folder / 'STOP'}` makes it save and exit"
+                f"{holder.since}; `{stop_command(self._folder)}` makes it save and exit"
             )
         self._thread = threading.Thread(target=self._renew_until_over, name="run-lock", daemon=True)
         self._thread.start()

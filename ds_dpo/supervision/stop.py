@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -95,6 +96,11 @@ class StopRequest:
     def clear_file(self) -> None:
         """Remove the STOP file after the stop; otherwise the next start would stop at its first step."""
         self._stop_file.unlink(missing_ok=True)
+
+
+def stop_command(run_folder: Path) -> str:
+    """Return the command that asks the run in a folder to stop, quoted for a shell."""
+    return shlex.join(["touch", str(run_folder / "STOP")])
 
 
 def _changed_at(path: Path) -> int | None:

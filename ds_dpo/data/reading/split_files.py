@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -67,8 +68,8 @@ def find_split(data: DataConfig) -> SplitFiles:
     if not downloadable:
         raise DataError(
             f"data.dataset {data.dataset}: format {data.format} is read from local files, because its images are "
-            f"separate files; download it (hf download {data.dataset} --repo-type dataset --local-dir FOLDER), unpack "
-            "its images, and give the manifest's path"
+            f"separate files; download it (hf download {shlex.quote(data.dataset)} --repo-type dataset --local-dir "
+            "FOLDER), unpack its images, and give the manifest's path"
         )
     return _in_folder(_download(data, downloadable[0]).absolute(), data)
 

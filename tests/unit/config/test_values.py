@@ -49,12 +49,19 @@ def test_none_unsets_every_optional_field(tmp_path: Path, way: str, word: str) -
         ("output_dir", "output_dir = none: the option must have a value"),
         ("model.gradient_checkpointing", "must have a value; leave it out for true"),
         ("data.flip", "data.flip = none: the option must have a value; leave it out for off"),
-        ("model.train", "model.train = none: a list cannot be none; an empty list unsets it"),
     ],
 )
 def test_none_is_refused_where_a_value_is_needed(tmp_path: Path, way: str, path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(tmp_path, way, (path, "none"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+def test_none_empties_a_list(tmp_path: Path, way: str, word: str) -> None:
+    paths = ("trackers", "model.train", "data.files", "data.columns", "data.models", "validation.prompts")
+    config = load(tmp_path, way, *((path, word) for path in (*paths, "cadence.sample_every_steps")))
+    assert [list(value_of(config, path)) for path in paths] == [[]] * len(paths)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -64,7 +64,7 @@ def test_srun_alone_is_enough() -> None:
 
 @pytest.mark.parametrize(
     ("tasks", "node", "expected"),
-    [("4", 0, 4), ("8,4", 0, 8), ("8,4", 1, 4), ("8(x2),4", 1, 8), ("8(x2),4", 2, 4), ("1(x128)", 127, 1)],
+    [("8,4", 0, 8), ("8,4", 1, 4), ("8(x2),4", 1, 8), ("8(x2),4", 2, 4), ("2(x8)", 7, 2), ("8(x300000000)", 7, 8)],
 )
 def test_nodes_may_hold_unequal_numbers_of_tasks(tasks: str, node: int, expected: int) -> None:
     environ = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)}
@@ -81,6 +81,9 @@ def test_a_short_list_of_hosts_is_read_by_scontrol(tmp_path: Path, monkeypatch: 
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert read_environment(environ).master_addr == "gpu07"
+    scontrol.write_text("#!/bin/sh\n")
+    with pytest.raises(ConfigError, match=r"scontrol names no host of SLURM_STEP_NODELIST=.*; set MASTER_ADDR"):
+        read_environment(environ)
 
 
 def test_without_a_launcher_it_is_the_only_rank() -> None:
@@ -96,6 +99,17 @@ def test_without_a_launcher_it_is_the_only_rank() -> None:
         ({"WORLD_SIZE": "2"}, "not RANK, LOCAL_RANK; start with"),
         ({**TORCHRUN, "RANK": "first"}, "RANK='first', which must be a whole number"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8x2"}, r"SLURM_STEP_TASKS_PER_NODE='8x2'.*must be like 8\(x2\),4"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "8(x9999999999)"}, r"must be like 8\(x2\),4"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "-8"}, r"must be like 8\(x2\),4"),
+        ({**TORCHRUN, "RANK": "9" * 5000}, "RANK='9999.*, which must be a whole number"),
+        ({**TORCHRUN, "RANK": "16"}, "rank 16 of 16, .*: ranks count from 0 to below their number; start with"),
+        ({**TORCHRUN, "WORLD_SIZE": "0"}, "the number of ranks must be 1 or more"),
+        ({**TORCHRUN, "LOCAL_RANK": "8"}, "ranks of a node count from 0 to below their number"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "17"}, "a node has 1 rank or more, and not more than there are"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, "a node has 1 rank or more, and not more than there are"),
+        ({**TORCHRUN, "MASTER_PORT": "99999"}, "a port is a number from 1 to 65535"),
+        ({**TORCHRUN, "MASTER_ADDR": " "}, "the first node must have a name"),
+        ({**SRUN, "SLURM_STEP_NODELIST": "-a[1-2]"}, r"'-a\[1-2\]' is no list of hosts; set MASTER_ADDR"),
     ],
 )
 def test_half_an_environment_is_refused(environ: dict[str, str], said: str) -> None:
