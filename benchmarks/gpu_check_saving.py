@@ -17,7 +17,7 @@ from ds_dpo.checkpoints.store import CheckpointStore
 from ds_dpo.checkpoints.writer import CheckpointWriter, Contents
 from ds_dpo.distributed.arithmetic import set_arithmetic
 from ds_dpo.engine.engine import Engine
-from ds_dpo.reference.checksum import weights_checksum
+from ds_dpo.models.checksum import weights_checksum
 
 IDENTITY = RunIdentity(world_size=1, stage=1, precision="as built", fingerprint="gpu_check")
 # a third of SDXL's widths, 0.23 G parameters: 3.3 GB a checkpoint, because a disk writes 36 GB for too long
