@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ds_dpo.commands.parser import program_parser, user_path
+from ds_dpo.commands.parser import model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.precision import TORCH_NAMES
 
 
@@ -42,7 +42,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="fp16",
         help="Precision to round the fp32 weights to (default: fp16).",
     )
-    parser.add_argument("--base", metavar="MODEL", help="Folder or hub id of the base model (default: the run's).")
+    parser.add_argument(
+        "--base",
+        type=model_name_or_none,
+        metavar="MODEL",
+        help="Folder or hub id of the base model (default: the run's).",
+    )
     parser.add_argument(
         "--ema", action="store_true", help="Export the moving average of the weights; the run needs ema.decay."
     )
@@ -51,10 +56,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     folder = parser.add_argument_group("denoiser, pipeline")
     folder.add_argument(
-        "--variant", metavar="NAME", help="Name the files for from_pretrained(variant=NAME), such as fp16."
+        "--variant",
+        type=word_or_none,
+        metavar="NAME",
+        help="Name the files for from_pretrained(variant=NAME), such as fp16.",
     )
     folder.add_argument("--max_shard_gb", type=float, metavar="GB", help="Largest size of a file (default: 10).")
-    folder.add_argument("--vae", metavar="MODEL", help="Folder or hub id of a VAE to put into the pipeline.")
+    folder.add_argument(
+        "--vae", type=model_name_or_none, metavar="MODEL", help="Folder or hub id of a VAE to put into the pipeline."
+    )
     single = parser.add_argument_group("single-file")
     single.add_argument("--base_file", type=user_path, metavar="FILE", help="Checkpoint file to put the denoiser into.")
     lora = parser.add_argument_group("lora")

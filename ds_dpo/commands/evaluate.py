@@ -13,15 +13,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ds_dpo.commands.parser import program_parser, user_path
+from ds_dpo.commands.parser import model_name, model_name_or_none, program_parser, user_path
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = program_parser("evaluate", __doc__)
     model = "diffusers pipeline, or folder with only unet/"
-    parser.add_argument("--base", required=True, metavar="MODEL", help="Pipeline that training started from.")
-    parser.add_argument("--tuned", required=True, metavar="MODEL", help=f"Model to evaluate: {model}.")
-    parser.add_argument("--sft", metavar="MODEL", help=f"Control, fine-tuned on preferred images alone: {model}.")
+    parser.add_argument(
+        "--base", type=model_name, required=True, metavar="MODEL", help="Pipeline that training started from."
+    )
+    parser.add_argument("--tuned", type=model_name, required=True, metavar="MODEL", help=f"Model to evaluate: {model}.")
+    parser.add_argument(
+        "--sft",
+        type=model_name_or_none,
+        metavar="MODEL",
+        help=f"Control, fine-tuned on preferred images alone: {model}.",
+    )
     parser.add_argument(
         "--out", required=True, type=user_path, metavar="DIR", help="Folder for summary.json and grid.png."
     )

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.commands.parser import program_parser, user_path
+from ds_dpo.commands.parser import model_name, model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.precision import TORCH_NAMES
 
 
@@ -50,13 +50,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--model",
         dest="models",
         action=AddModel,
+        type=model_name,
         required=True,
         metavar="MODEL",
         help="Model that draws; repeat the option for more columns.",
     )
-    add("--lora", dest="models", action=AddLora, metavar="FILE[:SCALE]", help="LoRA added to the --model before it.")
+    add(
+        "--lora",
+        dest="models",
+        action=AddLora,
+        type=model_name,
+        metavar="FILE[:SCALE]",
+        help="LoRA added to the --model before it.",
+    )
     add(
         "--base",
+        type=model_name_or_none,
         metavar="MODEL",
         help="Pipeline for UNets and single files (default: the first --model that is a pipeline).",
     )
@@ -126,8 +135,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="model",
         help="Sampler (default: the model's).",
     )
-    add("--vae", metavar="MODEL", help="VAE to use instead of the models' own, such as madebyollin/sdxl-vae-fp16-fix.")
-    add("--variant", help="Variant of the weights on the hub, such as fp16.")
+    add(
+        "--vae",
+        type=model_name_or_none,
+        metavar="MODEL",
+        help="VAE to use instead of the models' own, such as madebyollin/sdxl-vae-fp16-fix.",
+    )
+    add("--variant", type=word_or_none, help="Variant of the weights on the hub, such as fp16.")
     return parser.parse_args(argv)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ds_dpo.config.base import in_home
+from ds_dpo.config.base import UNSETTING, in_home
 from ds_dpo.config.command_text import command_text, with_start
 from ds_dpo.config.version import version_text
 
@@ -30,3 +30,25 @@ def user_path(text: str) -> Path:
         return Path(in_home(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def model_name(text: str) -> str:
+    """Return a model as a user names it, by path or hub id, with ~ and ~user replaced, for argparse."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the model's name is empty")
+    try:
+        return in_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def model_name_or_none(text: str) -> str | None:
+    """Return a model as model_name does, None for the word none, as in a configuration."""
+    return None if text.lower() in UNSETTING else model_name(text)
+
+
+def word_or_none(text: str) -> str | None:
+    """Return a text, None for the word none, as in a configuration; for argparse."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the text is empty; leave the option out, or give none")
+    return None if text.lower() in UNSETTING else text

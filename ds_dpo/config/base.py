@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+UNSETTING = ("none", "null")  # words for an option that is off
+
 
 def identity_field(description: str, **constraints: Any) -> Any:
     """Return a field whose change makes it another run."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ds_dpo.config.base import UNSETTING
 from ds_dpo.config.fields import FIELDS, SECTIONS
 from ds_dpo.config.names import ALIASES, FLAT_NAMES
 from ds_dpo.config.run import RunConfig
-from ds_dpo.config.values import UNSETTING
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 LEFT_OUT = ("title", "identity")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ds_dpo.config.base import UNSETTING
 from ds_dpo.config.fields import FieldSpec
 from ds_dpo.config.plain_scalar import Plain
 from ds_dpo.errors import ConfigError
-
-UNSETTING = ("none", "null")
 
 
 def settled(spec: FieldSpec, written: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ds_dpo.config.base import in_home
 from ds_dpo.config.command_text import command_text
 from ds_dpo.errors import ConfigError
 
@@ -36,7 +37,7 @@ SWITCHES = (
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchCommand:
-    """launcher_arguments: the options of `deepspeed` itself, as given. program_arguments: those of the program."""
+    """launcher_arguments: the options of `deepspeed` itself. program_arguments: those of the program."""
 
     launcher_arguments: tuple[str, ...]
     program: str
@@ -67,8 +68,11 @@ def parse_launch(argv: Sequence[str]) -> LaunchCommand:
             "--no_ssh starts the ranks of this host only and needs the host's number, such as --node_rank 0"
         )
     own = len(argv) - len(namespace.program_arguments) - 1
+    whole = str(namespace.hostfile)
+    # `deepspeed` opens a path with ~ as it is; of two options it takes the last
+    hostfile = () if namespace.hostfile is None or whole in " ".join(argv[:own]) else ("--hostfile", whole)
     return LaunchCommand(
-        launcher_arguments=tuple(argv[:own]),
+        launcher_arguments=(*argv[:own], *hostfile),
         program=namespace.program,
         program_arguments=tuple(namespace.program_arguments),
         hostfile=namespace.hostfile,
@@ -92,7 +96,7 @@ def _count(option: str, value: int) -> int | None:
 
 def _parser() -> _Parser:
     parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-H", "--hostfile", type=Path)
+    parser.add_argument("-H", "--hostfile", type=_path)
     parser.add_argument("-i", "--include", default="")
     parser.add_argument("-e", "--exclude", default="")
     parser.add_argument("--num_nodes", type=int, default=-1)
@@ -108,6 +112,14 @@ def _parser() -> _Parser:
     parser.add_argument("program", nargs="?")
     parser.add_argument("program_arguments", nargs=argparse.REMAINDER)
     return parser
+
+
+def _path(text: str) -> Path:
+    """Return a path with ~ replaced, because a shell leaves --hostfile=~/hosts as it is."""
+    try:
+        return Path(in_home(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class _Parser(argparse.ArgumentParser):
