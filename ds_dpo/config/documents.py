@@ -15,7 +15,8 @@ from ds_dpo.errors import ConfigError, cut, shown
 from ds_dpo.outside import parse_json, read_regular
 
 Document = TypeVar("Document", dict[Any, Any], list[Any])
-MAX_BYTES = {"JSON": 64 * 2**20, "YAML": 4 * 2**20}
+# each is read within 10 s and 1 GB, whatever it holds; HJSON is JSON with comments, which is read in Python as YAML is
+MAX_BYTES = {"JSON": 16 * 2**20, "HJSON": 2**18, "YAML": 2**19}
 TOO_DEEP = "nested too deeply"
 KINDS: dict[type, str] = {dict: "names and values", list: "a list"}
 
@@ -61,6 +62,8 @@ def parse_yaml(text: str) -> Any:
 
 
 def _loaded(text: str, loader: type[yaml.SafeLoader]) -> Any:
+    if len(text) > MAX_BYTES["YAML"]:  # in a file of another kind, such as a dataset's README.md
+        raise ValueError(f"longer than {MAX_BYTES['YAML']} characters")
     try:
         return yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
@@ -95,7 +98,7 @@ def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], langu
     except ValueError as error:
         if str(error) == TOO_DEEP:
             raise _UnusableError(f"is {TOO_DEEP}") from error
-        raise _UnusableError(f"is not valid {language}: {cut(str(error), characters=400)}") from error
+        raise _UnusableError(f"is not valid {language.removeprefix('H')}: {cut(str(error), characters=400)}") from error
     if _holds_nul(content):
         raise _UnusableError("holds a text with the character NUL, which no name, path or prompt may have")
     if not isinstance(content, kind):

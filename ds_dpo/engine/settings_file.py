@@ -42,7 +42,7 @@ def deepspeed_config_path(name: str) -> Path:
 
 def read_deepspeed_file(path: Path) -> DeepSpeedFile:
     """Read and check a file: JSON with comments, as DeepSpeed reads it. Raises ConfigError."""
-    document = read_document(path, dict, _parse, language="JSON")
+    document = read_document(path, dict, _parse, language="HJSON")
     for key, value in _flat(document):
         _check_key(key, path)
         if value == "auto" and key not in AUTO_KEYS:

@@ -17,12 +17,14 @@ from safetensors import SafetensorError
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.command_text import command_text
 from ds_dpo.config.families import LIMITS
-from ds_dpo.errors import ModelError
+from ds_dpo.errors import ModelError, cut
+from ds_dpo.evaluation.drawing.pipeline_parts import INDEX_NAME, text_parts
 from ds_dpo.models.families.family import DenoiserKind
 from ds_dpo.models.families.table import FAMILIES, KINDS, kind_of
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.files import DIFFUSERS_STEM, TEXT_STEM, read_json
 from ds_dpo.models.weights.hub import fetch_folder
+from ds_dpo.models.weights.parts import require_plain_numbers
 from ds_dpo.process.quiet import quiet_output
 
 # those that draw an image from nothing, by their names in diffusers
@@ -31,12 +33,12 @@ PIPELINES: dict[str, Any] = {
     for family in FAMILIES.values()
     if LIMITS[family.name].undrawable is None
 }
-INDEX_NAME, EXPORT_RECORD_NAME = "model_index.json", "export.json"
+EXPORT_RECORD_NAME = "export.json"
 LORA_NAME = "pytorch_lora_weights.safetensors"
 HUB_SETTINGS = ("*/*.json", "*/*.txt")  # files of schedulers, tokenizers and models
 HUB_WEIGHTS = (".safetensors", "-*-of-*.safetensors")
-# the safety checker acts when a pipeline decodes images, which is never done here
-UNUSED_PARTS = {StableDiffusionPipeline.__name__: {"safety_checker": None, "requires_safety_checker": False}}
+# else diffusers asks for a safety checker, which acts when a pipeline decodes images: never here
+WITHOUT_CHECKER = {StableDiffusionPipeline.__name__: {"safety_checker": None, "requires_safety_checker": False}}
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,15 @@ def pipeline_around(
     name: name of the model in errors.
     """
     family = _family(rest)
+    parts_variant = variant_of(rest / "text_encoder", TEXT_STEM, asked=variant)
     with readable(name), quiet_output():
         pipeline = PIPELINES[family].from_pretrained(
             rest,
             **{kind_of({"_class_name": type(denoiser).__name__}).folder: denoiser.eval()},
             **({} if vae is None else {"vae": vae}),
-            **UNUSED_PARTS.get(family, {}),
-            variant=variant_of(rest / "text_encoder", TEXT_STEM, asked=variant),
+            **text_parts(rest, family, dtype=denoiser.dtype, variant=parts_variant),
+            **WITHOUT_CHECKER.get(family, {}),
+            variant=parts_variant,
             dtype=denoiser.dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -158,6 +162,7 @@ def _load_denoiser(model: ModelFolder, *, dtype: torch.dtype, variant: str | Non
     if kind is None:
         raise ModelError(f"{model.folder}: no {_folders()}/config.json in it")
     folder = model.folder / kind.folder
+    require_plain_numbers(read_json(folder / "config.json"), folder)
     with readable(model.name), quiet_output():
         denoiser, loading = kind.model_class().from_pretrained(
             model.folder,
@@ -190,4 +195,4 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{name}: diffusers cannot load it: {error}") from error
+        raise ModelError(f"{name}: diffusers cannot load it: {cut(str(error), characters=600)}") from error

@@ -19,7 +19,8 @@ from diffusers import (
 from safetensors import SafetensorError, safe_open
 
 from ds_dpo.errors import ModelError
-from ds_dpo.evaluation.drawing.model_folder import UNUSED_PARTS, pipeline_around, readable
+from ds_dpo.evaluation.drawing.model_folder import WITHOUT_CHECKER, pipeline_around, readable
+from ds_dpo.evaluation.drawing.pipeline_parts import text_parts_of_file
 from ds_dpo.models.families.family import DenoiserKind
 from ds_dpo.models.pipelines.single_file import kind_in
 from ds_dpo.process.quiet import quiet_output
@@ -103,12 +104,16 @@ def load_single_file(
         denoiser = _load_denoiser(source, source.rest, dtype=dtype)
         return pipeline_around(denoiser, source.rest, name=source.name, variant=variant, vae=vae, sampler=sampler)
     family = StableDiffusionXLPipeline if source.is_sdxl else StableDiffusionPipeline
+    text = {}
+    if source.rest is not None:  # else the configuration is diffusers' own
+        text = text_parts_of_file(source.path, source.rest, family.__name__, dtype=dtype)
     with _explained(source), quiet_output():
         pipeline = family.from_single_file(
             str(source.path),
             **_configuration(source, None),
             **({} if vae is None else {"vae": vae}),
-            **UNUSED_PARTS.get(family.__name__, {}),
+            **text,
+            **WITHOUT_CHECKER.get(family.__name__, {}),
             dtype=dtype,
         )
     for part in pipeline.components.values():

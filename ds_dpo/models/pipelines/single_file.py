@@ -64,13 +64,14 @@ class SingleFile:
             places=prefixed(places, VAE_PREFIX),
         )
 
-    def text_encoder(self, name: str) -> FilePart:
+    def text_encoder(self, name: str, *, config: Mapping[str, Any] | None = None) -> FilePart:
+        """Return a text encoder. config: its configuration if it is known, else the shapes decide."""
         text = self.family.text_encoders[name]
         return FilePart(
             path=self.path,
             title=name,
             model_class=text.model_class(),
-            config=self._derived(text.derive, name, prefix=text.prefix),
+            config=self._derived(text.derive, name, prefix=text.prefix) if config is None else config,
             places=prefixed(text.places, text.prefix),
         )
 

@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from ds_dpo.errors import ModelError, cut
+from ds_dpo.errors import ModelError, cut, shown
 from ds_dpo.models.weights.alignment import align_weights
 from ds_dpo.models.weights.files import FileWeights, WeightFiles, check_headers, read_header, read_json
 from ds_dpo.models.weights.ldm_parts import Places, Stored
@@ -78,6 +78,7 @@ class FolderPart:
         own = {"torch_dtype": dtype} if is_diffusers else {"dtype": dtype, "attn_implementation": ATTENTION_OF_TEXT}
         files = self.files
         check_headers(files)
+        require_plain_numbers(self.config, self.folder)
         try:
             with quiet_output():
                 loaded, info = self.model_class.from_pretrained(
@@ -120,6 +121,15 @@ class FolderPart:
 
     def num_parameters(self) -> int:
         return self.files.num_parameters()
+
+
+def require_plain_numbers(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise ModelError for quantized weights, whose kernels both libraries fetch from the hub to run them."""
+    if config.get("quantization_config") is not None:
+        raise ModelError(
+            f"{folder / 'config.json'}: quantization_config is {shown(config['quantization_config'])}; give weights in "
+            "fp32, bf16 or fp16"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +218,19 @@ def skeleton(model_class: Any, config: Mapping[str, Any]) -> nn.Module:
             if hasattr(model_class, "from_config"):  # diffusers
                 module = model_class.from_config(dict(config))
             else:
-                module = model_class(model_class.config_class(**{**config, "attn_implementation": ATTENTION_OF_TEXT}))
+                module = model_class(model_class.config_class(**_with_own_attention(config)))
     except Exception as error:  # foreign settings can fail in any line of the two libraries
         raise ModelError(
             f"its configuration does not make a {model_class.__name__}: {cut(str(error), characters=600)}"
         ) from error
     assert isinstance(module, nn.Module)
     return module
+
+
+def _with_own_attention(config: Mapping[str, Any]) -> dict[str, Any]:
+    # transformers also takes the attribute's own names from a configuration, and the last one wins
+    others = {name: value for name, value in config.items() if "attn_implementation" not in name}
+    return {**others, "attn_implementation": ATTENTION_OF_TEXT}
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype, source: str) -> None:

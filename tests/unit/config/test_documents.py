@@ -2,10 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from ds_dpo.config.documents import read_json, read_yaml
+from ds_dpo.config.bounded_yaml import BoundedLoader
+from ds_dpo.config.documents import parse_yaml, read_json, read_yaml
+from ds_dpo.engine.settings_file import read_deepspeed_file
 from ds_dpo.errors import ConfigError
 
 
@@ -112,7 +116,7 @@ def bomb(levels: int, *, opening: str, item: str, closing: str) -> str:
 )
 def test_aliases_that_would_expand_are_refused_before_they_do(path: Path, text: str) -> None:
     path.write_text(text)
-    with pytest.raises(ConfigError, match="holds more than 200000 values, with its aliases written out") as refused:
+    with pytest.raises(ConfigError, match="holds more than 40000 values, with its aliases written out") as refused:
         read_yaml(path, dict)
     assert len(str(refused.value)) < 400
 
@@ -128,6 +132,27 @@ def test_files_are_regular_and_of_a_stated_size(path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read: is a named pipe, not a regular file"):
             read(path, dict)
     path.unlink()
-    path.write_bytes(b"#" * (4 * 2**20 + 1))
-    with pytest.raises(ConfigError, match="cannot be read: is larger than 4 MiB"):
+    path.write_bytes(b"#" * (2**19 + 1))
+    with pytest.raises(ConfigError, match=r"cannot be read: is larger than 0\.5 MiB"):
         read_yaml(path, dict)
+    path.write_bytes(b" " * (16 * 2**20 + 1))
+    with pytest.raises(ConfigError, match=r"cannot be read: is larger than 16 MiB"):
+        read_json(path, dict)
+    with pytest.raises(ConfigError, match=r"cannot be read: is larger than 0\.25 MiB"):
+        read_deepspeed_file(path)
+    with pytest.raises(ValueError, match="longer than 524288 characters"):
+        parse_yaml("#" * (2**19 + 1))
+
+
+@pytest.mark.parametrize("text", ["- 1\n" * 41_000, "[" + "1," * 41_000 + "1]", "- !!str a\n" * 41_000])
+def test_values_are_counted_before_their_list_is_complete(text: str) -> None:
+    composed = []
+
+    class Counting(BoundedLoader):
+        def compose_scalar_node(self, anchor: Any) -> Any:
+            composed.append(anchor)
+            return super().compose_scalar_node(anchor)
+
+    with pytest.raises(yaml.YAMLError, match="holds more than 40000 values"):
+        yaml.load(text, Loader=Counting)
+    assert len(composed) == 40_000 - 1  # the list is a value too
