@@ -34,7 +34,7 @@ class BoundedLoader(yaml.SafeLoader):
         self._require_few(self._sizes[id(node)], event)
         return node
 
-    def _require_few(self, num_values: int, event: yaml.Event) -> None:
+    def _require_few(self, num_values: int, event: Any) -> None:
         if num_values > MAX_VALUES:
             problem = f"it holds more than {MAX_VALUES} values, with its aliases written out"
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)

@@ -15,7 +15,6 @@ from diffusers.utils import is_peft_available
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ConfigError, ModelError
 from ds_dpo.evaluation.drawing.model_folder import (
-    INDEX_NAME,
     LORA_NAME,
     ModelFolder,
     denoiser_in,
@@ -25,6 +24,7 @@ from ds_dpo.evaluation.drawing.model_folder import (
     readable,
     variant_of,
 )
+from ds_dpo.evaluation.drawing.pipeline_parts import INDEX_NAME
 from ds_dpo.evaluation.drawing.single_file_model import (
     SUFFIX,
     SingleFile,
