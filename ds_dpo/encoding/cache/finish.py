@@ -154,7 +154,7 @@ def _reasons(pairs: pa.Table, *, rows: NDArray[np.void], image_errors: Sequence[
     If both images are bad, that is the chosen image's.
     """
     reasons = {place: error for place, error in enumerate(pairs["error"].to_pylist()) if error is not None}
-    is_bad_image = np.array([error is not None for error in image_errors])
+    is_bad_image = np.array([error is not None for error in image_errors], dtype=bool)  # there may be none
     for side in SIDES:
         has_image = np.flatnonzero(rows[side] >= 0)
         for place in has_image[is_bad_image[rows[side][has_image]]].tolist():
