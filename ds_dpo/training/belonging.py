@@ -1,18 +1,41 @@
-"""What a run belongs to besides its configuration: the content of its models, compared at each start."""
+"""What a start has to agree with besides the configuration: the run's checkpoints, and the content of its models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import raised_everywhere, said_once
-from ds_dpo.errors import ModelError
+from ds_dpo.errors import CheckpointError, ModelError
 from ds_dpo.models.contents import ModelContents, read_contents
 from ds_dpo.run_folder.folder import RunFolder
+from ds_dpo.run_folder.resuming import Resume
+from ds_dpo.storage.manifest import checkpoint_folders, read_manifest, step_of
 
 NUM_DIGITS = 12  # of a hash, in messages
+
+
+def require_own_checkpoint(checkpoints: Path, identity: RunIdentity, *, resume: Resume) -> None:
+    """Raise CheckpointError if none of the checkpoints that a start may go on from belongs to its run.
+
+    Only manifests are read, before models are. Whatever else is wrong with a checkpoint is found when it is loaded.
+    """
+    reasons: list[str] = []
+    for folder in checkpoint_folders(checkpoints):
+        if isinstance(resume, int) and step_of(folder) != resume:
+            continue
+        try:
+            identity.require_own(folder, read_manifest(folder))
+        except CheckpointError as error:
+            reasons.append(str(error))
+        else:
+            return
+    if reasons:
+        raise CheckpointError(f"no checkpoint in {checkpoints} can be used: " + "; ".join(reasons))
 
 
 def require_same_models(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ds_dpo.checkpoints.identity import identity_of
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.arithmetic import set_arithmetic
 from ds_dpo.distributed.collectives import is_main
@@ -28,6 +29,7 @@ from ds_dpo.run_folder.log import RunLog
 from ds_dpo.run_folder.resuming import Resume, require_resumable
 from ds_dpo.run_folder.trackers import GuardedTracker, open_trackers
 from ds_dpo.run_folder.usable import require_usable
+from ds_dpo.training.belonging import require_own_checkpoint
 from ds_dpo.training.start import Start
 from ds_dpo.watch.held_out.setup import open_held_out_feed
 
@@ -84,6 +86,8 @@ def open_run(
     require_usable(folder.path)
     require_resumable(folder.checkpoints, resume, max_train_steps=config.max_train_steps)
     changes = folder.require_same_run(config, precision=resolved.precision)
+    own = identity_of(config, resolved, accepted=folder.accepted_changes(config))
+    require_own_checkpoint(folder.checkpoints, own, resume=resume)
     for line in [*fault_points.warnings(), *describe(config, resolved), *changes]:
         log.line(line)
     arithmetic = set_arithmetic(allow_tf32=config.allow_tf32, deterministic=config.deterministic, environ=os.environ)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from ds_dpo.checkpoints.identity import identity_of
 from ds_dpo.config.load import load_config
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.engine.settings import resolve_deepspeed
 from ds_dpo.errors import DsDpoError
 from ds_dpo.run_folder.folder import RunFolder
 from ds_dpo.run_folder.log import RunLog
+from ds_dpo.storage.manifest import Manifest, write_manifest
 from ds_dpo.supervision.rank import Supervision
 from ds_dpo.training import assembly, building, opening
 
@@ -18,10 +20,11 @@ USUAL = ("--config=miniature", "--deepspeed_config=zero2_fp32_cpu", "--pairs_per
 
 
 def start(run: Path, *options: str) -> None:
-    config = load_config([*USUAL, f"--output_dir={run}", *options]).config
+    loaded = load_config([*USUAL, f"--output_dir={run}", *options])
     place = read_environment({})
-    resolved = resolve_deepspeed(config, world_size=1)
-    assembly.train(config, resolved, place, Supervision(config, {}), log=RunLog(speaks=True))
+    resolved = resolve_deepspeed(loaded.config, world_size=1)
+    supervision, log = Supervision(loaded.config, {}), RunLog(speaks=True)
+    assembly.train(loaded.config, resolved, place, supervision, log=log, resume=loaded.resume)
 
 
 class ModelsLoadedError(Exception):
@@ -51,6 +54,29 @@ def holds_another_run(run: Path) -> None:
     RunFolder(run).write_start(config, resolve_deepspeed(config, world_size=1).settings, world_size=1, data={})
 
 
+def has_a_checkpoint_of(run: Path, *options: str) -> None:
+    config = load_config([*USUAL, f"--output_dir={run}", *options]).config
+    identity = identity_of(config, resolve_deepspeed(config, world_size=1))
+    folder = run / "checkpoints" / "step_00000004"
+    folder.mkdir(parents=True)
+    write_manifest(
+        folder,
+        Manifest(
+            step=4,
+            world_size=1,
+            stage=2,
+            precision=identity.precision,
+            fingerprint=identity.fingerprint,
+            files={},
+            run=identity.as_saved(),
+        ),
+    )
+
+
+def has_a_copied_checkpoint(run: Path) -> None:
+    has_a_checkpoint_of(run, "--seed=7")
+
+
 def nothing(run: Path) -> None:
     pass
 
@@ -59,6 +85,16 @@ REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
     "file": (is_a_file, (), "is a file, not a folder"),
     "checkpoints": (has_checkpoints_that_cannot_be_written, (), "checkpoints is a link that leads nowhere"),
     "another run": (holds_another_run, (), r"seed: 7 -> 0"),
+    "copied checkpoint": (
+        has_a_copied_checkpoint,
+        (),
+        "no checkpoint in .* can be used: .*step_00000004 belongs to another run, which differs in seed: 7 -> 0",
+    ),
+    "copied checkpoint by its step": (
+        has_a_copied_checkpoint,
+        ("--resume=4", "--objective.beta=7"),
+        "differs in seed: 7 -> 0; objective.beta: 500.0 -> 7.0",
+    ),
     "no held-out set": (
         nothing,
         ("--held_out.every_steps=2", "--held_out.dataset=/nowhere/pairs"),
@@ -90,3 +126,10 @@ def test_a_start_that_fits_goes_on_to_its_models_and_has_written_nothing(tmp_pat
     with pytest.raises(ModelsLoadedError):
         start(tmp_path / "run", "--held_out.every_steps=2", "--held_out.split=validation_unique")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_checkpoint_of_the_run_is_enough_to_go_on_to_the_models(tmp_path: Path) -> None:
+    has_a_checkpoint_of(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000009").mkdir()  # without a manifest
+    with pytest.raises(ModelsLoadedError):
+        start(tmp_path / "run")
