@@ -32,7 +32,11 @@ def sampling_remarks(scheduler: Mapping[str, Any] | None, family: Family | None,
     base's text encoders and VAE too; ComfyUI ignores the flags of a denoiser alone under its usual names.
     """
     if scheduler is None:
-        return []
+        return [
+            "the base's scheduler is not at hand, so nothing says what the model predicts; if it does not predict the "
+            "noise, add ModelSamplingDiscrete (v_prediction, and zsnr if it was trained with zero terminal SNR) behind "
+            "the node of ComfyUI that loads the file"
+        ]
     predicts = scheduler.get("prediction_type") or "epsilon"
     is_zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
     if (predicts, is_zero_snr) == _as_comfy_takes(predicts, is_zero_snr, family, is_whole=is_whole):

@@ -23,6 +23,11 @@ from ds_dpo.storage.manifest import MANIFEST_NAME
 
 DENOISER, SCHEDULER = "denoiser", "scheduler"
 HASHING_THREADS = 4
+# what a tokenizer of CLIP is read from; other files may come and go beside them
+TOKENIZER_FILES = {
+    *("vocab.json", "merges.txt", "merges.txt.gz", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,8 @@ def read_contents(model: ModelConfig, *, with_encoders: bool) -> ModelContents:
         files["vae"] = _files(open_vae(model))
         for name in FAMILIES[model.family].text_encoders:
             files[name] = _files(pipeline.text_encoder(name))
-            files[tokenizer_of(name)] = pipeline.tokenizer_files(tokenizer_of(name))
+            found = pipeline.tokenizer_files(tokenizer_of(name))
+            files[tokenizer_of(name)] = [path for path in found if path.name in TOKENIZER_FILES]
     fields = dict.fromkeys(files, "model.pretrained")
     if model.denoiser_init is not None:
         fields[DENOISER] = "model.denoiser_init"

@@ -17,12 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, cut
+from ds_dpo.outside import parse_json, read_regular
 from ds_dpo.storage.line_file import warn
 from ds_dpo.storage.replace import replace_file
 
 IDS = "trackers.json"  # in the run folder: the id of its run at each tracker
 PROJECT = "ds_dpo"
+MAX_IDS_BYTES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +144,15 @@ def _run_id(folder: Path, name: str) -> str:
     """Return the id of the folder's run at a service, kept from an earlier start or made now."""
     path = folder / IDS
     try:
-        ids = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        ids = parse_json(read_regular(path, max_bytes=MAX_IDS_BYTES)) if path.exists() else {}
         if not isinstance(ids.get(name), str):
             ids[name] = secrets.token_hex(4)
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(ids) + "\n", sync=True)
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be used ({error}); remove it to begin new runs at the trackers") from error
+        raise ConfigError(
+            f"{path}: cannot be used ({cut(str(error))}); remove it to begin new runs at the trackers"
+        ) from error
     run_id: str = ids[name]
     return run_id
 

@@ -141,6 +141,15 @@ def test_every_family_is_sampled_as_it_was_trained_or_names_the_node(family, pre
     assert any(NODE in line for line in said) == (seen != (predicts, zero_snr))
 
 
+def test_a_base_that_is_gone_is_said_where_the_run_does_not_say_what_it_predicts(run, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["pretrained"] = "/gone/sdxl"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    said = export(run, tmp_path / "out.safetensors", format="single-file")
+    assert "the base's scheduler is not at hand, so nothing says what the model predicts" in said
+    assert f"{NODE} (v_prediction" in said
+
+
 def test_a_base_whose_training_is_not_known_keeps_its_flags(run, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["model"]["pretrained"] = "/gone/sdxl"

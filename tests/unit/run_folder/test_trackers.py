@@ -135,6 +135,17 @@ def test_one_that_does_not_start_is_refused(tmp_path: Path, name: str, service: 
         open_trackers([name], tmp_path, SETTINGS)
 
 
+@pytest.mark.parametrize("content", ["[" * 5000, "{", '["a"]', "null", "x" * 20_000])
+def test_a_file_of_ids_that_cannot_be_used_is_named(tmp_path: Path, name: str, service: Service, content: str) -> None:
+    (tmp_path / "trackers.json").write_text(content)
+    with pytest.raises(
+        ConfigError, match=r"trackers.json: cannot be used \(.*\); remove it to begin new runs"
+    ) as refused:
+        open_trackers([name], tmp_path, SETTINGS)
+    assert len(str(refused.value)) < 500
+    assert (tmp_path / "trackers.json").read_text() == content
+
+
 @pytest.mark.parametrize("call", ["log", "finish"])
 def test_one_that_fails_later_says_so_once_and_ends_nothing(
     tmp_path: Path, name: str, service: Service, call: str, capsys: pytest.CaptureFixture[str]

@@ -80,6 +80,9 @@ def test_a_changed_file_is_named(model: Path, tmp_path: Path, component: str) ->
 def test_what_a_start_does_not_use_is_not_looked_at(model: Path, tmp_path: Path) -> None:
     folder, config = RunFolder(tmp_path / "run"), configured(model)
     started(folder, config)
+    for name in (".DS_Store", "README.md"):
+        (model / "tokenizer" / name).write_text("not read by a tokenizer")
+    check(folder, config)
     shutil.rmtree(model / "text_encoder")
     check(folder, config, with_encoders=False)
 
