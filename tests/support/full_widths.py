@@ -20,27 +20,36 @@ from ds_dpo.models.loading import load_denoiser
 _DRAWN = 1 << 16
 
 
-def wide_config(family: str, *, levels: int) -> dict[str, Any]:
-    """Return a published UNet's configuration with one layer per block, and only its first levels at their widths."""
+def wide_config(family: str) -> dict[str, Any]:
+    """Return a published UNet's configuration with one layer per block, and one level of each width.
+
+    Its last level is the published one's, which in SD 1.5 and 2.1 has no attention; there the middle block has it at
+    the same width.
+    """
     config = json.loads((_published(family) / "unet" / "config.json").read_text())
-    heads = config["attention_head_dim"]
+    widths, heads = config["block_out_channels"], config["attention_head_dim"]
+    kept = [*range(len(set(widths)) - 1), len(widths) - 1]
+
+    def levels(of_each: list[Any]) -> list[Any]:
+        return [of_each[level] for level in kept]
+
     return config | {
-        "block_out_channels": config["block_out_channels"][:levels],
-        "down_block_types": config["down_block_types"][:levels],
-        "up_block_types": config["up_block_types"][-levels:],
-        "attention_head_dim": heads[:levels] if isinstance(heads, list) else heads,
+        "block_out_channels": levels(widths),
+        "down_block_types": levels(config["down_block_types"]),
+        "up_block_types": levels(config["up_block_types"][::-1])[::-1],
+        "attention_head_dim": levels(heads) if isinstance(heads, list) else heads,
         "layers_per_block": 1,
         "transformer_layers_per_block": 1,
     }
 
 
-def load_wide(family: str, folder: Path, *, levels: int, dtype: torch.dtype) -> ModelMixin:
+def load_wide(family: str, folder: Path, *, dtype: torch.dtype) -> ModelMixin:
     """Return such a UNet with seeded weights, as a run loads its policy. folder: does not exist yet."""
     # contents alone, as the shipped files may be read-only
     shutil.copytree(_published(family), folder, copy_function=shutil.copyfile)
     for inside in (folder / "unet", folder / "unet" / "config.json"):
         inside.chmod(0o755)
-    config = wide_config(family, levels=levels)
+    config = wide_config(family)
     (folder / "unet" / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
         empty = UNet2DConditionModel.from_config(config)
