@@ -124,7 +124,7 @@ def _read_case(prepared: Prepared, case: str, result: Result) -> None:
         result.read += 1
     except DsDpoError as error:
         result.refused += 1
-        _, *more = str(error).splitlines()
+        _, *more = str(error).split("\n")
         # a list of what is wrong has a line for each, indented
         if len(str(error)) > MESSAGE_CHARACTERS or not all(line.startswith("  ") for line in more):
             result.failures.append(f"{case}: a message of {len(str(error))} characters in {len(more) + 1} lines")

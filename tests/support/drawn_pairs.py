@@ -62,6 +62,7 @@ class DrawnSet:
     dataset: what to open, once it is written.
     """
 
+    seed: int
     draw: random.Random
     folder: Path
     layout: Layout
@@ -77,7 +78,7 @@ class DrawnSet:
 
     def seeded(self, name: str) -> float:
         """Return a number in [0, 1) that is the same for all files of the set."""
-        return random.Random(f"{name} {self.folder.name}").random()
+        return random.Random(f"{name} {self.seed}").random()
 
     def pairs(self) -> list[Pair | None]:
         """Return the pairs by hand, in file order; None for one whose row is bad."""
@@ -167,4 +168,4 @@ def draw_set(seed: int, folder: Path, layout: Layout) -> DrawnSet:
         fields["min_confidence"] = 0.25
     if draw.random() < 0.15:
         fields |= {"aspect_buckets": True, "bucket_step": 8}
-    return DrawnSet(draw=draw, folder=folder, layout=layout, rows=rows, fields=fields)
+    return DrawnSet(seed=seed, draw=draw, folder=folder, layout=layout, rows=rows, fields=fields)

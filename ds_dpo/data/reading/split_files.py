@@ -14,6 +14,8 @@ from huggingface_hub import snapshot_download
 
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.data import DataConfig, refuse_slice
+from ds_dpo.data.reading.arrow_check import require_sound
+from ds_dpo.data.reading.arrow_copy import cache_folder
 from ds_dpo.data.reading.file_names import (
     SUFFIXES,
     files_of_patterns,
@@ -97,6 +99,7 @@ def _saved(folder: Path, data: DataConfig) -> SplitFiles:
         raise DataError(
             f"data.dataset {data.dataset} is a save_to_disk folder, which data.format {data.format} cannot read"
         )
+    require_sound(folder, cache_folder(data))
     try:
         saved = load_from_disk(str(folder))
     # also AttributeError and others: `datasets` takes what is in its JSON files for granted

@@ -81,7 +81,7 @@ def test_a_set_gives_the_drawn_pairs_or_one_refusal(kind, base, tmp_path):
         except Exception as error:
             raise AssertionError(f"seed {seed}, {drawn.name}, {json.dumps(drawn.fields)}: {error}") from error
     assert outcomes["refused"] >= 2
-    assert outcomes["read"] >= len(SEEDS[kind]) / 2
+    assert outcomes["read"] >= len(SEEDS[kind]) / 3
 
 
 def test_there_are_enough_sets():
