@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -9,6 +11,8 @@ from ds_dpo.batch import CachedSamples, PairSamples
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import DataError
+from ds_dpo.models import vae as models_vae
+from ds_dpo.models.families import text as families_text
 from ds_dpo.models.families.sdxl import refiner_extras, sdxl_extras
 from ds_dpo.models.families.stable_diffusion import no_extras
 from ds_dpo.models.families.text import TextEncoder, encode_sd15, encode_sdxl
@@ -172,3 +176,28 @@ def test_a_kept_mean_is_a_latent_without_a_draw_and_sd15_is_told_no_sizes(sample
     assert torch.equal(batch.latents[3:], torch.full((3, 4, 8, 8), 2.0))
     assert batch.pooled is None
     assert batch.extras == {}
+
+
+def test_encoding_waits_for_the_device_once(
+    vae: AutoencoderKL, text: TextEncoder, samples: PairSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads whether latents are finite. All that it sends goes without a wait; constants were sent before."""
+    encode = OnlineEncoder(vae=vae, text=text, extras=sdxl_extras, device="cpu")
+    encode(samples)
+    calls: list[str] = []
+    send, cpu, to = families_text._sent, Tensor.cpu, PairSamples.to
+
+    def moved(pairs: PairSamples, device: str, *, non_blocking: bool = False) -> PairSamples:
+        calls.append("pairs without a wait" if non_blocking else "pairs")
+        return to(pairs, device, non_blocking=non_blocking)
+
+    def noting(name: str, original: Any) -> Any:
+        return lambda *given, **options: (calls.append(name), original(*given, **options))[1]
+
+    monkeypatch.setattr(PairSamples, "to", moved)
+    monkeypatch.setattr(families_text, "_sent", noting("prompts", send))
+    monkeypatch.setattr(Tensor, "cpu", noting("read", cpu))
+    constants_sent = models_vae._channels.cache_info().misses
+    encode(samples)
+    assert models_vae._channels.cache_info().misses == constants_sent > 0
+    assert calls == ["pairs without a wait", "read", "prompts", "prompts"]
