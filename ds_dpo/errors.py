@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import reprlib
 import sys
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from typing import NoReturn
 EXIT_STATUS_OF_ERROR = 2
 SHOWN_CHARACTERS = 200
 MESSAGE_CHARACTERS = 8000  # a message may list files or parameters, each value in it is shorter
+LONG_WORD = re.compile(r"\S{1001,}")  # longer than what a user types; a path may have 4096 characters
+COLLECTIVES = "ds_dpo.distributed.collectives"
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 3, SHOWN_CHARACTERS, 40, SHOWN_CHARACTERS
 
@@ -24,6 +28,11 @@ class DsDpoError(Exception):
     same_on_all_ranks = False
     is_said_elsewhere = False
     exit_status = EXIT_STATUS_OF_ERROR
+
+    def __str__(self) -> str:
+        """Return the message within bounds, whatever a file from outside has put into it."""
+        message = LONG_WORD.sub(lambda word: cut(word[0]), super().__str__())
+        return cut(message, characters=MESSAGE_CHARACTERS) if len(message) > MESSAGE_CHARACTERS else message
 
 
 class ConfigError(DsDpoError):
@@ -101,14 +110,12 @@ def run_program(main: Callable[[], None], *, leaves_at_once: bool = False, fails
     """
     try:
         main()
+        _leave_process_groups()
     except DsDpoError as error:
         rank = os.environ.get("RANK", "0")
         if not error.is_said_elsewhere and (rank == "0" or not error.same_on_all_ranks):
             where = f" (rank {rank})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 and rank != "0" else ""
-            message = str(error)
-            if len(message) > MESSAGE_CHARACTERS:
-                message = cut(message, characters=MESSAGE_CHARACTERS)
-            print(f"error{where}: {message}", file=sys.stderr, flush=True)
+            print(f"error{where}: {error}", file=sys.stderr, flush=True)
         if fails_at_once and isinstance(error, LaunchError):
             _leave_at_once(error.exit_status)
         sys.stdout.flush()
@@ -130,8 +137,20 @@ def run_program(main: Callable[[], None], *, leaves_at_once: bool = False, fails
         _leave_at_once(0)
 
 
+def _leave_process_groups() -> None:
+    """Leave them at the end of a program: NCCL warns otherwise, and a second start in one process needs them."""
+    collectives = sys.modules.get(COLLECTIVES)  # without it there are none, and its import takes seconds
+    if collectives is not None:
+        collectives.leave()
+
+
 def _advice_on(error: BaseException | None) -> str | None:
-    """Return a message if xformers cannot be imported: diffusers imports it whenever it is installed."""
+    """Return a message for a name that no file can have, and if xformers cannot be imported.
+
+    diffusers imports xformers whenever it is installed.
+    """
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{cut(str(error.filename))} is too long for the name of a file or folder"
     while error is not None:
         frame = error.__traceback__
         while frame is not None and isinstance(error, ImportError):

@@ -7,6 +7,7 @@ python ds_dpo/train.py --dry_run --world_size 16
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         supervision.note = log.note
         resolved = resolve_deepspeed(loaded.config, world_size=place.world_size)
         log.line(f"starting run {loaded.config.output_dir} on {ranks_text(place.world_size)}: importing PyTorch")
+        _shout_of_faults(place, log)
         for line in loaded.remarks:
             log.line(line)
         with _lock(loaded.config, supervision, log) as lock:
@@ -55,6 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             from ds_dpo.distributed.collectives import barrier
 
             barrier()  # the launcher must know the end before the first rank exits
+
+
+def _shout_of_faults(place: RankEnvironment, log: RunLog) -> None:
+    """Say on each rank that has it that DS_DPO_FAULT is set: it may be left on one host alone."""
+    from ds_dpo.process import fault_points  # which refuses a variable that it cannot read
+
+    for line in fault_points.warnings():
+        log.line(line)
+        if place.rank != 0:
+            print(f"rank {place.rank} on {platform.node()}: {line}", file=sys.stderr, flush=True)
 
 
 def _lock(config: RunConfig, supervision: Supervision, log: RunLog) -> RunLock:
@@ -125,14 +137,5 @@ def print_resolved(loaded: LoadedConfig) -> None:
         require_local_splits(loaded.config)
 
 
-def program() -> None:
-    """Train, and leave the process groups at the end of the process: NCCL would warn, and a second start needs them."""
-    main()
-    if "torch.distributed" in sys.modules:
-        from ds_dpo.distributed.collectives import leave
-
-        leave()
-
-
 if __name__ == "__main__":
-    run_program(program, fails_at_once=True)
+    run_program(main, fails_at_once=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ds_dpo.errors import CheckpointError
-from ds_dpo.storage.manifest import Manifest
+from ds_dpo.errors import CheckpointError, cut
+from ds_dpo.outside import parse_json, read_regular
+from ds_dpo.storage.manifest import MAX_BYTES, Manifest
 from ds_dpo.zero_shards.unpickle import load_file
 
 PICKLES = ".pt"
@@ -41,9 +41,9 @@ def require_listed(folder: Path, manifest: Manifest) -> None:
 
 def _look_at_json(path: Path) -> None:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+        parse_json(read_regular(path, max_bytes=MAX_BYTES).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({cut(str(error))})") from error
 
 
 def _look_at_safetensors(path: Path) -> None:
@@ -51,7 +51,7 @@ def _look_at_safetensors(path: Path) -> None:
         with safe_open(path, framework="pt"):
             pass
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({cut(str(error))})") from error
 
 
 LOOKS: dict[str, Callable[[Path], object]] = {

@@ -15,7 +15,7 @@ from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_main, rank, world_size
 from ds_dpo.distributed.together import said_once
 from ds_dpo.engine.engine import Engine
-from ds_dpo.errors import CheckpointError
+from ds_dpo.errors import CheckpointError, shown
 from ds_dpo.process.fault_points import reach
 from ds_dpo.process.say import Say
 from ds_dpo.storage import manifest
@@ -105,6 +105,8 @@ class CheckpointStore:
                 reach("load.verified")
                 folder = self.folder / name
                 client_state = self._read(folder)
+                errors = [error for error in gather_objects(_step_problem(folder, client_state)) if error is not None]
+            if not errors:
                 reach("load.read")
                 return LoadedCheckpoint(folder=folder, client_state=client_state)
             reasons.append(str(errors[0]))
@@ -112,13 +114,9 @@ class CheckpointStore:
         latest = self.folder / LATEST
         if reasons:
             raise said_once(CheckpointError(f"no checkpoint in {self.folder} can be used: " + "; ".join(reasons)))
-        if step is None and broadcast_object(latest.exists()):
-            named = latest.read_text(encoding="utf-8").strip()
-            error = CheckpointError(
-                f"{latest} names {named!r}, but {self.folder} holds no checkpoint; restore it, or start a new run "
-                "with another output_dir"
-            )
-            raise said_once(error)
+        problem = broadcast_object(_nothing_behind(latest) if step is None and is_main() else None)
+        if problem is not None:
+            raise said_once(CheckpointError(problem))
         return None
 
     def _verify(self, folder: Path) -> CheckpointError | None:
@@ -149,6 +147,32 @@ class CheckpointStore:
             f"{time.perf_counter() - start:.1f} s"
         )
         return client_state
+
+
+def _step_problem(folder: Path, client_state: dict[str, Any]) -> CheckpointError | None:
+    """Return what is wrong if the state that a checkpoint holds is not of the step that its manifest states.
+
+    The manifest lists the checksum of the state, so both were altered, or the step alone was.
+    """
+    stated = manifest.read_manifest(folder).step
+    held = client_state.get("step", stated)
+    if stated == held:
+        return None
+    return CheckpointError(
+        f"{folder}: its {manifest.MANIFEST_NAME} says that it is step {stated}, but the state in it is of step "
+        f"{shown(held)}; one of them was altered"
+    )
+
+
+def _nothing_behind(latest: Path) -> str | None:
+    """Return what to do about a `latest` in a folder without checkpoints; None if there is none, as in a new run."""
+    if not os.path.lexists(latest):
+        return None
+    try:
+        found = f"{latest} names {shown(manifest.tag_in(latest))}"
+    except CheckpointError as error:
+        found = str(error)
+    return f"{found}, but {latest.parent} holds no checkpoint; restore it, or start a new run with another output_dir"
 
 
 def _verifying_rank(name: str, *, world_size: int) -> int:

@@ -8,6 +8,7 @@ accepted and logged). A description is the text of `--help`: whole sentences tha
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -25,9 +26,22 @@ def free_field(description: str, **constraints: Any) -> Any:
     return Field(description=description, json_schema_extra={"identity": False}, **constraints)
 
 
+NAME_BYTES, PATH_BYTES = 255, 4095  # the most that Linux takes
+
+
+def home() -> Path | None:
+    """Return this user's home folder; None if neither HOME nor the list of users has one."""
+    whole = os.path.expanduser("~")
+    return Path(whole) if os.path.isabs(whole) else None
+
+
 def in_home(path: str) -> str:
-    """Return a path with its leading ~ or ~user replaced by that home folder. Raises ValueError without such a user."""
+    """Return a path with its leading ~ or ~user replaced by that home folder.
+
+    Raises ValueError without such a user, and for a path that no file can have.
+    """
     whole = os.path.expanduser(path)
+    _require_nameable(whole)
     if whole.startswith("~"):
         user = whole[1:].partition("/")[0]
         raise ValueError(
@@ -35,6 +49,17 @@ def in_home(path: str) -> str:
             f"./{whole}"
         )
     return whole
+
+
+def _require_nameable(path: str) -> None:
+    encoded = path.encode("utf-8", errors="replace")
+    if len(encoded) > PATH_BYTES:
+        raise ValueError(f"the path has {len(encoded)} bytes; {PATH_BYTES} are the most that a path may have")
+    longest = max(map(len, encoded.split(b"/")))
+    if longest > NAME_BYTES:
+        raise ValueError(
+            f"a name in the path has {longest} bytes; {NAME_BYTES} are the most that a file or folder may have"
+        )
 
 
 # The type of each field that may hold a path of this machine, also beside hub ids.

@@ -141,7 +141,7 @@ def _user_path(name: str) -> Path:
     try:
         return Path(in_home(name))
     except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from None
+        raise ConfigError(f"{cut(name)}: {error}") from None
 
 
 def _flatten(document: Mapping[str, Any], *, source: Path) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _problem(error: Any, values: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{path} must be given. {FIELDS[path].description}" if path in FIELDS else f"{path} must be given"
     if error["type"] == "extra_forbidden":
-        return f"{path} = {error['input']}: objective.type {values.get('objective.type')} has no such field"
+        return f"{path} = {shown(error['input'])}: objective.type {values.get('objective.type')} has no such field"
     if error["type"].startswith("union_tag"):
         choices = ", ".join(FIELDS["objective.type"].choices)
         return f"objective.type = {values.get('objective.type')}: one of {choices} would fit"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, shown
 
 ACCELERATOR_VARIABLE = "DS_ACCELERATOR"  # DeepSpeed reads it too
 ADVICE = (
@@ -58,7 +58,7 @@ def pick_device(local_rank: int, environ: Mapping[str, str], *, needs_gpu: bool 
     if asked == "cpu":
         return PickedDevice(device=torch.device("cpu"), num_gpus=0, words=f"cpu ({ACCELERATOR_VARIABLE}=cpu)")
     if asked not in (None, "cuda"):
-        device = torch.device(asked, local_rank)
+        device = _other_accelerator(asked, local_rank)
         return PickedDevice(device=device, num_gpus=0, words=f"{device} ({ACCELERATOR_VARIABLE}={asked})")
     num_gpus, problem = _working_gpus()
     if num_gpus:
@@ -68,6 +68,21 @@ def pick_device(local_rank: int, environ: Mapping[str, str], *, needs_gpu: bool 
     raise _on_this_rank(
         f"no GPU works here ({problem}): {ADVICE}; to compute on the CPU, set {ACCELERATOR_VARIABLE}=cpu"
     )
+
+
+def _other_accelerator(asked: str, local_rank: int) -> torch.device:
+    """Return the device of another kind of accelerator; raises ConfigError, on this rank alone, if torch has none."""
+    try:
+        device = torch.device(asked, local_rank)
+    except (RuntimeError, ValueError):
+        device = None
+    kind = None if device is None else getattr(torch, device.type, None)
+    if device is None or kind is None or not kind.is_available():
+        raise _on_this_rank(
+            f"{ACCELERATOR_VARIABLE}={shown(asked)} is no accelerator that torch {torch.__version__} finds here; cpu "
+            "or cuda would fit, in lower case, and without the variable a GPU is taken"
+        )
+    return device
 
 
 def gpu_index(local_rank: int, num_gpus: int, environ: Mapping[str, str]) -> int:

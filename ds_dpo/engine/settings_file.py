@@ -19,7 +19,7 @@ from ds_dpo.engine.settings_schema import (
     DeepSpeedFile,
     ZeroOptimization,
 )
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, cut, shown
 from ds_dpo.precision import Precision
 
 # beside the package, both in a checkout and after installation
@@ -46,7 +46,9 @@ def read_deepspeed_file(path: Path) -> DeepSpeedFile:
     for key, value in _flat(document):
         _check_key(key, path)
         if value == "auto" and key not in AUTO_KEYS:
-            raise ConfigError(f'{path}: {key} must have a value; "auto" is allowed only for {", ".join(AUTO_KEYS)}')
+            raise ConfigError(
+                f'{path}: {cut(key)} must have a value; "auto" is allowed only for {", ".join(AUTO_KEYS)}'
+            )
     stated = {key: value for key, value in document.items() if value != "auto"}
     try:
         return DeepSpeedFile.model_validate(stated)
@@ -63,7 +65,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{name} is given twice")
+            raise ValueError(f"{cut(name)} is given twice")
     return dict(pairs)
 
 
@@ -71,7 +73,7 @@ def _problem(error: Any) -> str:
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":
         return f"{key} must be given"
-    return f"{key} = {error['input']}: {str(error['msg']).removeprefix('Value error, ')}"
+    return f"{key} = {shown(error['input'])}: {str(error['msg']).removeprefix('Value error, ')}"
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -99,7 +101,7 @@ def _check_key(key: str, path: Path) -> None:
     if key not in KNOWN_KEYS:
         beside = [known for known in KNOWN_KEYS if known.rpartition(".")[0] == key.rpartition(".")[0]]
         near = did_you_mean(key, beside) or did_you_mean(key, KNOWN_KEYS) or f"; known here: {', '.join(beside)}"
-        raise ConfigError(f"{path}: {key} is not known{near}")
+        raise ConfigError(f"{path}: {cut(key)} is not known{near}")
 
 
 def precision_of_file(file: DeepSpeedFile) -> Precision:

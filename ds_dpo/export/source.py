@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.documents import read_yaml
 from ds_dpo.config.families import DEFAULT_FAMILY
-from ds_dpo.errors import CheckpointError, ModelError
+from ds_dpo.errors import CheckpointError, ModelError, shown
 from ds_dpo.models.families.family import DenoiserKind
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.weights.files import read_json
@@ -19,10 +20,12 @@ from ds_dpo.storage.manifest import (
     DENOISER_CONFIG_NAME,
     FIRST_DENOISER_CONFIG_NAME,
     MANIFEST_NAME,
+    NAME_BYTES,
     checkpoint_folders,
     newest_valid_checkpoint,
     step_folder_name,
     step_of,
+    tag_in,
     verify_manifest,
 )
 from ds_dpo.zero_shards.files import is_tag_folder
@@ -72,15 +75,16 @@ def _of_run(checkpoints: Path, *, step: int | None, say: Say) -> Source:
 
 def _of_save_dir(save_dir: Path, *, step: int | None) -> Source:
     latest = save_dir / "latest"
-    if not latest.is_file():
+    if not os.path.lexists(latest):
         raise CheckpointError(
             f"{save_dir}: not a run or checkpoint: it has no checkpoints/step_N, no *_model_states.pt and no 'latest'"
         )
-    tag = latest.read_text(encoding="utf-8").strip() if step is None else f"global_step{step}"
+    tag = tag_in(latest) if step is None else f"global_step{step}"
     # the tag comes from a file, so it may only name a folder in here
-    if not tag or Path(tag).name != tag or not is_tag_folder(save_dir / tag):
+    is_name = Path(tag).name == tag != "" and len(tag.encode()) <= NAME_BYTES
+    if not is_name or not is_tag_folder(save_dir / tag):
         found = sorted(folder.name for folder in save_dir.iterdir() if folder.is_dir() and is_tag_folder(folder))
-        raise CheckpointError(f"{save_dir}: has no checkpoint {tag!r}, only {found}")
+        raise CheckpointError(f"{save_dir}: has no checkpoint {shown(tag)}, only {found}")
     return _verified(save_dir / tag)
 
 

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from ds_dpo.config.base import in_home
 from ds_dpo.config.command_text import command_text
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, shown
+from ds_dpo.launch.hostfile import HOST, NOT_A_HOST
 
 DEFAULT_MASTER_PORT = 29500  # DeepSpeed's
 TAKING_A_VALUE = (
@@ -80,12 +81,18 @@ def parse_launch(argv: Sequence[str]) -> LaunchCommand:
         exclude=namespace.exclude,
         num_nodes=_count("--num_nodes", namespace.num_nodes),
         num_accelerators=_count("--num_gpus", namespace.num_accelerators),
-        master_addr=namespace.master_addr,
+        master_addr=_host("--master_addr", namespace.master_addr),
         master_port=namespace.master_port,
         ssh_port=namespace.ssh_port,
         no_ssh=namespace.no_ssh,
         force_multi=namespace.force_multi,
     )
+
+
+def _host(option: str, name: str | None) -> str | None:
+    if name is not None and HOST.fullmatch(name) is None:
+        raise ConfigError(f"{option} {shown(name)} {NOT_A_HOST}")
+    return name
 
 
 def _count(option: str, value: int) -> int | None:

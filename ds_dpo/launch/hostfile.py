@@ -18,6 +18,7 @@ MAX_BYTES = 16 * 2**20
 MAX_SLOTS_DIGITS = 6
 # of a name or address, with a user if need be; `deepspeed` puts it on the command lines of ssh, pdsh and a shell
 HOST = re.compile(r"(?:\w[\w.-]*@)?[\w\[][\w.:%\[\]-]*", re.ASCII)
+NOT_A_HOST = "is not the name or address of a host; it may have letters, digits and . _ - : but not begin with -"
 LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+?)\s*(?:\s#.*)?")
 
 
@@ -53,10 +54,7 @@ def _read_line(path: Path, number: int, text: str, *, known: Sequence[Host]) -> 
     if match is None:
         raise ConfigError(f"{path}, line {number}: {shown(text)} is not of the form `gpu-node-0 slots=8`")
     if HOST.fullmatch(match["name"]) is None:
-        raise ConfigError(
-            f"{path}, line {number}: {shown(match['name'])} is not the name or address of a host; it may have letters, "
-            "digits and . _ - : but not begin with -"
-        )
+        raise ConfigError(f"{path}, line {number}: {shown(match['name'])} {NOT_A_HOST}")
     is_number = match["slots"].isdecimal() and len(match["slots"]) <= MAX_SLOTS_DIGITS
     if not is_number or int(match["slots"]) < 1:
         raise ConfigError(f"{path}, line {number}: slots={cut(match['slots'])} must be a number of at least 1")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_dpo.config.asset_paths import PACKAGE
+from ds_dpo.config.base import home
 from ds_dpo.config.load import load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError
@@ -19,6 +20,7 @@ from ds_dpo.launch.reach import ask_hosts
 from ds_dpo.launch.report import Request, listen_error
 from ds_dpo.launch.shared_folder import token_in
 from ds_dpo.launch.travel import read_usual_file, travelling_environment, write_environment_file
+from ds_dpo.process import fault_points
 from ds_dpo.process.departure import say
 from ds_dpo.supervision.lease import LEASE_VARIABLE, Lease
 from ds_dpo.supervision.run_lock import LOCK_VARIABLE, STALE_SECONDS, RunLock
@@ -143,10 +145,11 @@ def _prepared(
         "PDSH_SSH_ARGS_APPEND": f"{environ.get('PDSH_SSH_ARGS_APPEND', '')} {SSH_OPTIONS}".strip(),
     }
     entries, kept = travelling_environment(environ)
-    entries = {**entries, **read_usual_file((Path.home(), Path.cwd()))}
+    entries = {**entries, **read_usual_file(tuple(folder for folder in (home(), Path.cwd()) if folder is not None))}
     file = output_dir.absolute() / ENVIRONMENT_FILE
     write_environment_file(file, entries)
     remarks = [f"{', '.join(kept)} are not passed to other hosts: they look like secrets"] if kept else []
+    remarks += fault_points.warnings()
     expected = [] if world_size is None else ["--expected_world_size", str(world_size)]
     return Prepared(
         command=[

@@ -5,6 +5,7 @@ DeepSpeed puts each line of it on ssh's command line, which every user of either
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,15 +22,24 @@ PREFIXES = (
 STAYS = ("CUDA_VISIBLE_DEVICES",)  # the launcher sets it on each host
 # in the name of a variable, or of a parameter of an address
 SECRET = re.compile(
-    r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|BEARER|COOKIE|SIGNATURE|PRIVATE|LOGIN"
-    r"|(?:^|[_-])(?:PW|PWD|PAT|JWT|SIG|SAS|OTP|PIN|CRED|CREDS)(?:[_-]|$)",
+    r"TOKEN|KEY|SECRET|PASS|PSK|CREDENTIAL|AUTH|BEARER|COOKIE|SESSION|SIGNATURE|PRIVATE|LOGIN"
+    r"|(?:^|[_-])(?:SIG|SAS|SID|PAT|JWT|OTP|PIN|CRED|CREDS|ACCESS)\d*(?:[_-]|$)|PW\d*(?:[_-]|$)|PWD",
     re.IGNORECASE,
 )
 USER_IN_URL = re.compile(r"//[^/?#\s]*@")
-USER_IN_PROXY = re.compile(r"^[^/?#\s]+@")  # a proxy may be stated without http://
+USER_IN_PROXY = re.compile(r"(?:^|,)\s*[^/?#\s,]+@")  # a proxy may be stated without http://
+USER = re.compile(r"(?:^|_)USER(?:NAME)?(?:_|$)", re.IGNORECASE)  # of a variable whose value may be user:password
 PARAMETER_OF_URL = re.compile(r"[?&;#]([^=&;#\s]+)=")
+SHORT_PARAMETERS = ("k", "code")
+# a part of an address after a word for a secret, or of the form of one: a run of letters and digits, or a UUID
+SECRET_IN_URL = re.compile(
+    r"://[^/\s]+/(?:\S*/)?(?:(?:t|k|token|key|secret|auth|pass|pat|sig)/[^/?#\s]+"
+    r"|[^/?#\s]*?(?:(?=[a-z]*\d)(?=\d*[a-z])[a-z\d]{16,}|[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}))",
+    re.IGNORECASE,
+)
 SECRET_ITSELF = re.compile(
-    r"\b(?:hf|ghp|gho|ghs|glpat|sk|pk|xox[a-z])[_-][A-Za-z0-9_-]{16,}|\bAKIA[A-Z0-9]{16}\b|\beyJ[\w-]+\.eyJ[\w-]+\."
+    r"\b(?:hf|gh[a-z]|github_pat|glpat|npm|dckr_pat|pypi|sk|pk|rk|xox[a-z])[_-][A-Za-z0-9_-]{16,}"
+    r"|\bA[KS]IA[A-Z0-9]{16}\b|\bAIza[\w-]{30,}|\bya29\.[\w-]{16,}|\beyJ[\w-]+\.eyJ[\w-]+\."
     r"|\b(?:Bearer|Basic)\s+\S{8,}|-----BEGIN ",
 )
 MAX_BYTES = 2**20
@@ -52,12 +62,17 @@ def _is_wanted(name: str) -> bool:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    is_proxy = name.upper().endswith("_PROXY") and name.upper() != "NO_PROXY"
+    is_proxy = name.upper().endswith("_PROXY")
     return bool(
         SECRET.search(name)
+        or (USER.search(name) and ":" in value)
         or USER_IN_URL.search(value)
+        or SECRET_IN_URL.search(value)
         or (is_proxy and USER_IN_PROXY.search(value))
-        or any(SECRET.search(parameter) for parameter in PARAMETER_OF_URL.findall(value))
+        or any(
+            SECRET.search(parameter) or parameter.lower() in SHORT_PARAMETERS
+            for parameter in PARAMETER_OF_URL.findall(value)
+        )
         or SECRET_ITSELF.search(value)
     )
 
@@ -67,7 +82,7 @@ def read_usual_file(folders: tuple[Path, ...]) -> dict[str, str]:
 
     Raises ConfigError for a line that is not NAME=VALUE, and for an entry that looks like a secret.
     """
-    path = next((folder / USUAL_FILE for folder in folders if (folder / USUAL_FILE).is_file()), None)
+    path = next((folder / USUAL_FILE for folder in folders if os.path.isfile(folder / USUAL_FILE)), None)
     if path is None:
         return {}
     entries = {}

@@ -102,7 +102,7 @@ _faults: list[Fault] = read_faults(os.environ.get(VARIABLE, ""))
 
 
 def warnings() -> list[str]:
-    """Return a line for the user if DS_DPO_FAULT is set, which only a test should have; nothing otherwise."""
+    """Return a line for the user if DS_DPO_FAULT is set here, which only a test should have; nothing otherwise."""
     if not _faults:
         return []
     asked = ", ".join(f"{fault.action} at {fault.name}" for fault in _faults)

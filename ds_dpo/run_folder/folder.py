@@ -16,7 +16,7 @@ from ds_dpo.config.documents import read_json
 from ds_dpo.config.identity import compare_identity, identity, way_to_a_longer_run
 from ds_dpo.config.load import config_from_yaml, config_to_yaml
 from ds_dpo.config.run import RunConfig
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, shown
 from ds_dpo.precision import Precision
 from ds_dpo.run_folder.data_set import DataSet
 from ds_dpo.storage.manifest import checkpoint_folders
@@ -78,7 +78,7 @@ class RunFolder:
         for name in ("bf16", "fp16", "zero_optimization"):
             if not isinstance(settings.get(name, {}), dict):
                 raise ConfigError(
-                    f"{self.deepspeed}: {name} must contain names and values, not {settings[name]!r}; {RESTORE}"
+                    f"{self.deepspeed}: {name} must contain names and values, not {shown(settings[name])}; {RESTORE}"
                 )
         return settings
 
@@ -90,7 +90,7 @@ class RunFolder:
         for start in starts:
             if not isinstance(start, dict):
                 raise ConfigError(
-                    f"{self.environment}: a start must contain names and values, not {start!r}; {MOVE_AWAY}"
+                    f"{self.environment}: a start must contain names and values, not {shown(start)}; {MOVE_AWAY}"
                 )
         return starts
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ds_dpo.errors import CheckpointError
+from ds_dpo.errors import CheckpointError, cut, shown
+from ds_dpo.outside import open_regular, parse_json, read_regular
 from ds_dpo.storage.replace import remove_partials, replace_file
 
 MANIFEST_NAME = "manifest.json"
@@ -19,6 +20,9 @@ MANIFEST_FORMAT = 1
 DENOISER_CONFIG_NAME = "denoiser_config.json"
 FIRST_DENOISER_CONFIG_NAME = "unet_config.json"  # in checkpoints of earlier versions
 STEP_FOLDER = re.compile(r"step_(\d+)")
+MAX_BYTES = 64 * 2**20  # 150 bytes a file, and two files a rank
+LATEST_BYTES = 4096
+NAME_BYTES, MOST_STAGE, MOST_RANKS = 255, 3, 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,16 @@ def step_folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def tag_in(latest: Path) -> str:
+    """Return the name of the folder that a file `latest` states. Raises CheckpointError if it cannot be read."""
+    try:
+        return read_regular(latest, max_bytes=LATEST_BYTES).decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{latest}: cannot be read (it is not UTF-8 text)") from error
+    except OSError as error:
+        raise CheckpointError(f"{latest}: cannot be read ({error.strerror})") from error
+
+
 def step_of(folder: Path) -> int | None:
     """Return the step in a checkpoint folder's name, or None for any other name."""
     match = STEP_FOLDER.fullmatch(folder.name)
@@ -69,7 +83,7 @@ def step_of(folder: Path) -> int | None:
 def hash_file(path: Path) -> FileEntry:
     """Return size and SHA-256 of a file, read in pieces. Raises CheckpointError if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256")
             return FileEntry(size=file.tell(), sha256=digest.hexdigest())
     except OSError as error:
@@ -94,37 +108,39 @@ def read_manifest(folder: Path) -> Manifest:
     """Read folder/manifest.json, without looking at the files. Raises CheckpointError that says what is wrong."""
     path = folder / MANIFEST_NAME
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(read_regular(path, max_bytes=MAX_BYTES).decode("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no {MANIFEST_NAME}, so the checkpoint was never completed") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    except RecursionError as error:
-        raise CheckpointError(f"{path}: not readable as JSON (nested too deeply)") from error
+        reason = error.strerror if isinstance(error, OSError) else cut(str(error))
+        raise CheckpointError(f"{path}: not readable as JSON ({reason})") from error
     with _malformed(path):
         manifest = _parse(fields)
     if step_of(folder) not in (None, manifest.step):
         raise CheckpointError(
-            f"{path}: says that it is step {manifest.step}, but its folder is {folder.name}; one of them was altered"
+            f"{path}: says that it is step {shown(manifest.step)}, but its folder is {folder.name}; one of them was "
+            "altered"
         )
     return manifest
 
 
 def _parse(fields: dict[str, Any]) -> Manifest:
     if fields["format"] != MANIFEST_FORMAT:
-        raise ValueError(f"format {fields['format']!r}, this version reads {MANIFEST_FORMAT}")
+        raise ValueError(f"format {shown(fields['format'])}, this version reads {MANIFEST_FORMAT}")
     files = {
         str(name): FileEntry(_number(entry, "size", at_least=0), str(entry["sha256"]))
         for name, entry in fields["files"].items()
     }
     # a manifest is an untrusted file too: it must not lead the reader out of its folder
-    outside = [name for name in files if leads_outside(name)]
+    outside = [name for name in files if leads_outside(name) or len(name.encode("utf-8", "replace")) > NAME_BYTES]
     if outside:
-        raise ValueError(f"file {outside[0]!r} is outside of the checkpoint")
+        raise ValueError(f"file {shown(outside[0])} is outside of the checkpoint, or no name of a file")
+    if not files:
+        raise ValueError("it lists no file")
     return Manifest(
         step=_number(fields, "step", at_least=0),
-        world_size=_number(fields, "world_size", at_least=1),
-        stage=_number(fields, "stage", at_least=0),
+        world_size=_number(fields, "world_size", at_least=1, at_most=MOST_RANKS),
+        stage=_number(fields, "stage", at_least=0, at_most=MOST_STAGE),
         precision=str(fields["precision"]),
         fingerprint=str(fields["fingerprint"]),
         layout=None if fields.get("layout") is None else str(fields["layout"]),
@@ -133,10 +149,10 @@ def _parse(fields: dict[str, Any]) -> Manifest:
     )
 
 
-def _number(fields: dict[str, Any], name: str, *, at_least: int) -> int:
+def _number(fields: dict[str, Any], name: str, *, at_least: int, at_most: int = 2**63) -> int:
     value = fields[name]
-    if type(value) is not int or value < at_least:
-        raise ValueError(f"{name} is {str(value)[:80]!r}, not a whole number of at least {at_least}")
+    if type(value) is not int or not at_least <= value <= at_most:
+        raise ValueError(f"{name} is {shown(value)}, not a whole number from {at_least} to {at_most}")
     return value
 
 
@@ -151,7 +167,7 @@ def _malformed(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: not a manifest of this project ({error})") from error
+        raise CheckpointError(f"{path}: not a manifest of this project ({cut(str(error), characters=400)})") from error
 
 
 def verify_manifest(folder: Path, *, names: Iterable[str] | None = None, checksums: bool = True) -> Manifest:

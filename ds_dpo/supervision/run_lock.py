@@ -8,6 +8,7 @@ if both are on one machine, and else watches the count: clocks of two hosts are 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from ds_dpo.errors import ConfigError
+from ds_dpo.outside import open_regular
 from ds_dpo.process.launchers import Process, is_alive, launchers_of, process_of
 from ds_dpo.process.say import Say
 from ds_dpo.storage.replace import replace_file
@@ -128,7 +130,8 @@ class RunLock:
                 self._wait(LOOK_SECONDS)
         except OSError as error:
             self._remove_made()
-            raise ConfigError(f"output_dir {self._folder} cannot be written ({error.strerror})") from error
+            what = f"{self._path.name} {error.strerror}" if error.errno == errno.EINVAL else error.strerror
+            raise ConfigError(f"output_dir {self._folder} cannot be written ({what})") from error
         if holder is not None:
             raise ConfigError(
                 f"output_dir {self._folder} is in use by another start, on {holder.host}, process {holder.pid}, since "
@@ -226,7 +229,7 @@ class RunLock:
         """Write the next count. Returns the other holder if another process has taken the lock."""
         self._count += 1
         try:
-            descriptor = os.open(self._path, os.O_RDWR)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)  # a pipe in its place would block
         except FileNotFoundError:
             with contextlib.suppress(OSError):
                 self._create(self._path)  # somebody has removed it
@@ -272,11 +275,16 @@ def _machine() -> str:
 
 
 def _look(path: Path) -> Seen | None:
-    """Read a lock, None without one. It is opened each time, since an NFS client asks its server when it opens."""
+    """Read a lock, None without one. It is opened each time, since an NFS client asks its server when it opens.
+
+    Raises OSError for what is no lock: a pipe, a device, a link to nothing.
+    """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _parse(file.read(MOST_BYTES))
     except FileNotFoundError:
+        if path.is_symlink():  # it can neither be read nor created
+            raise OSError(errno.EINVAL, "is a link to nothing", str(path)) from None
         return None
 
 

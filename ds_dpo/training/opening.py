@@ -21,7 +21,6 @@ from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.start import pin_start
 from ds_dpo.planning.description import describe
-from ds_dpo.process import fault_points
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.feed import open_covering_errors
 from ds_dpo.run_folder.folder import RunFolder, flatten
@@ -88,7 +87,7 @@ def open_run(
     changes = folder.require_same_run(config, precision=resolved.precision)
     own = identity_of(config, resolved, accepted=folder.accepted_changes(config))
     require_own_checkpoint(folder.checkpoints, own, resume=resume)
-    for line in [*fault_points.warnings(), *describe(config, resolved), *changes]:
+    for line in [*describe(config, resolved), *changes]:
         log.line(line)
     arithmetic = set_arithmetic(allow_tf32=config.allow_tf32, deterministic=config.deterministic, environ=os.environ)
     picked = pick_device(place.local_rank, os.environ)  # as before the meeting

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from repository import ROOT
 
-from ds_dpo.errors import CheckpointError, ConfigError, DataError, DsDpoError, run_program
+from ds_dpo.errors import COLLECTIVES, CheckpointError, ConfigError, DataError, DsDpoError, run_program
 
 
 def fail_with(error: BaseException) -> object:
@@ -144,3 +145,34 @@ def test_an_xformers_that_cannot_be_imported_is_advice_and_no_traceback(tmp_path
         "imports it if it is there; uninstall xformers, or uninstall flash_attn if xformers asks for another version "
         "of it\n"
     )
+
+
+def test_a_value_from_outside_never_fills_a_message() -> None:
+    value = "x" * 10**6
+    message = str(DataError(f"column 'a' holds {value}; text would fit"))
+    assert message.startswith("column 'a' holds xxx")
+    assert message.endswith("xxx; text would fit")
+    assert len(message) < 300
+    assert len(str(ConfigError("one word after another " * 10**5))) < 8100
+    assert str(ConfigError("/a" * 500)) == "/a" * 500, "a path is shown whole"
+
+
+def test_a_name_that_no_file_can_have_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "from ds_dpo.errors import run_program; from pathlib import Path; run_program(lambda: Path('x' * 300).stat())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: xxx")
+    assert ended.stderr.endswith("is too long for the name of a file or folder\n")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("entry", [{}, {"fails_at_once": True}])
+def test_every_program_leaves_the_process_groups_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, entry: dict[str, bool]
+) -> None:
+    left: list[str] = []
+    monkeypatch.setitem(sys.modules, COLLECTIVES, SimpleNamespace(leave=lambda: left.append("left")))
+    run_program(lambda: left.append("main"), **entry)
+    assert left == ["main", "left"]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from pathlib import Path
 
+from ds_dpo.config.base import home
 from ds_dpo.errors import CheckpointError, ModelError
+from ds_dpo.outside import read_regular
 from ds_dpo.storage.manifest import hash_file
 from ds_dpo.storage.replace import replace_file
+
+HASH = re.compile("[0-9a-f]{64}")
 
 
 def remembered_sha256(path: Path) -> str:
@@ -18,13 +23,16 @@ def remembered_sha256(path: Path) -> str:
     Hashes are kept in $XDG_CACHE_HOME/ds_dpo, by default ~/.cache/ds_dpo, because reading a text encoder takes seconds.
     Raises ModelError if the file cannot be read.
     """
-    real = path.resolve()
-    state = real.stat()
+    try:
+        real = path.resolve()
+        state = real.stat()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
     # the second time also changes if a file of the same size and date takes its place
     facts = (real, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
     key = hashlib.sha256("\0".join(map(str, facts)).encode()).hexdigest()[:40]
-    note = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds_dpo" / "sha256" / key
-    if note.is_file() and len(found := note.read_text(encoding="ascii").strip()) == 64:
+    note = _notes() / key
+    if (found := _remembered(note)) is not None:
         return found
     try:
         digest = hash_file(real).sha256
@@ -34,8 +42,23 @@ def remembered_sha256(path: Path) -> str:
     return digest
 
 
+def _notes() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or (home() or Path(os.devnull)) / ".cache"
+    return Path(cache).absolute() / "ds_dpo" / "sha256"
+
+
+# In containers and on some clusters there is no home folder, or it cannot be read or written: then files are hashed
+# again each time, which takes seconds.
+
+
+def _remembered(note: Path) -> str | None:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        found = read_regular(note, max_bytes=1024).decode("ascii").strip()
+        return found if HASH.fullmatch(found) else None
+    return None
+
+
 def _remember(note: Path, digest: str) -> None:
-    # on some clusters the home folder cannot be written: then files are hashed again each time, which takes seconds
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         replace_file(note, digest + "\n", sync=False)

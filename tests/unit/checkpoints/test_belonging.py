@@ -1,6 +1,7 @@
 """A checkpoint belongs to its run: another's is passed over by name, and refused if there is no other."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -126,13 +127,18 @@ def test_contents_are_compared_as_far_as_both_name_them(run: Run) -> None:
     ("claimed", "said"),
     [
         ({"step": 9}, "says that it is step 9, but its folder is step_00000001"),
-        ({"world_size": 0}, "world_size is '0', not a whole number of at least 1"),
-        ({"world_size": -3}, "world_size is '-3'"),
-        ({"world_size": 1.5}, r"world_size is '1\.5'"),
-        ({"world_size": True}, "world_size is 'True'"),
-        ({"step": float("inf")}, "step is 'inf'"),
+        ({"world_size": 0}, "world_size is 0, not a whole number from 1 to 1000000"),
+        ({"world_size": -3}, "world_size is -3"),
+        ({"world_size": 10**9}, "world_size is 1000000000, not"),
+        ({"world_size": 1.5}, r"world_size is 1\.5"),
+        ({"world_size": True}, "world_size is True"),
+        ({"step": float("inf")}, "step is inf"),
         ({"step": "1"}, "step is '1', not a whole number"),
-        ({"stage": None}, "stage is 'None'"),
+        ({"stage": None}, "stage is None"),
+        ({"stage": 7}, "stage is 7, not a whole number from 0 to 3"),
+        ({"files": {}}, "it lists no file"),
+        ({"files": {"x" * 300: {"size": 1, "sha256": ""}}}, "xxx' is outside of the checkpoint, or no name of a file"),
+        ({"format": "9" * 10**6}, "format '999"),
         ({"run": [1]}, "not a manifest of this project"),
         ({"run": {"config": 3}}, "not a manifest of this project"),
     ],
@@ -143,6 +149,7 @@ def test_a_manifest_that_cannot_be_true_is_refused(run: Run, claimed: dict[str, 
     with pytest.raises(CheckpointError, match=said) as refused:
         run.store().load_newest()
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_folder_of_another_step_is_passed_over(run: Run) -> None:
@@ -151,3 +158,40 @@ def test_a_folder_of_another_step_is_passed_over(run: Run) -> None:
     copied: Path = shutil.copytree(run.folder / "step_00000001", run.folder / "step_00000009")
     assert run.loaded() == {"step": 2}
     assert f"skipped: {copied}/manifest.json: says that it is step 1" in run.said[0]
+
+
+def test_a_state_of_another_step_is_passed_over(run: Run) -> None:
+    """Folder and manifest may be renamed alike; the state itself says of which step it is."""
+    run.save(1, 2)
+    copied: Path = shutil.copytree(run.folder / "step_00000001", run.folder / "step_00000009")
+    run.claim(9, step=9)
+    assert run.loaded() == {"step": 2}
+    said = "its manifest.json says that it is step 9, but the state in it is of step 1; one of them was altered"
+    assert run.said == [f"skipped: {copied}: {said}"]
+    with pytest.raises(CheckpointError, match="but the state in it is of step 1"):
+        run.store().load_step(9)
+
+
+UNREADABLE = {
+    "pipe": (os.mkfifo, "is a named pipe, not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a device, not a regular file"),
+    "folder": (Path.mkdir, "Is a directory"),
+    "not text": (lambda path: path.write_bytes(b"\xff"), "UTF-8|utf-8"),
+    "too large": (lambda path: path.write_bytes(b" " * (2**26 + 1)), "is larger than"),
+    "dangling": (lambda path: path.symlink_to("nowhere"), "never completed|No such file"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+@pytest.mark.parametrize("name", ["step_00000001/manifest.json", "latest"])
+def test_what_is_no_text_file_is_named_and_not_waited_for(run: Run, case: str, name: str) -> None:
+    make, said = UNREADABLE[case]
+    run.save(1)
+    if name == "latest":
+        shutil.rmtree(run.folder / "step_00000001")
+    (run.folder / name).unlink()
+    make(run.folder / name)
+    with pytest.raises(CheckpointError, match=said) as refused:
+        run.store().load_newest()
+    assert str(run.folder) in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -109,3 +109,11 @@ def test_bf16_is_warned_of_on_gpus_that_emulate_it(gpus: SimpleNamespace) -> Non
         assert bool(remarks) == warns, (capability, precision)
     cpu = PickedDevice(device=torch.device("cpu"), num_gpus=0, words="cpu")
     assert cpu.remarks(precision="bf16") == []
+
+
+@pytest.mark.parametrize("asked", ["CPU", "gpu", "none", "cpu ", "meta", "xpu", "x" * 1000])
+def test_another_word_for_the_accelerator_is_named_with_what_would_fit(asked: str) -> None:
+    with pytest.raises(ConfigError, match=r"DS_ACCELERATOR='.* cpu or cuda would fit") as refused:
+        pick_device(0, {"DS_ACCELERATOR": asked})
+    assert len(str(refused.value)) < 500
+    assert not refused.value.same_on_all_ranks

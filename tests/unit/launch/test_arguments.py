@@ -46,3 +46,10 @@ def test_every_option_of_this_deepspeed_is_known():
 def test_arguments_that_do_not_fit(argv, said):
     with pytest.raises(ConfigError, match=said):
         parse_launch(argv)
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=id", "-l", "a b", "$(id)", ""])
+def test_an_address_that_a_command_would_take_for_an_option_is_refused(name):
+    with pytest.raises(ConfigError, match=r"--master_addr '.*' is not the name or address of a host"):
+        parse_launch([f"--master_addr={name}", "train"])
+    assert parse_launch(["--master_addr=fe80::1", "train"]).master_addr == "fe80::1"

@@ -216,3 +216,18 @@ def test_patience_outlasts_a_holder_that_leaves(tmp_path: Path) -> None:
     first.take()
     with RunLock(tmp_path, wait=Waits(first.release)) as second:
         second.take(patience_seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "run.lock is a named pipe, not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "run.lock is a device, not a regular file"),
+        (lambda path: path.symlink_to("nowhere"), "run.lock is a link to nothing"),
+        (Path.mkdir, "Is a directory"),
+    ],
+)
+def test_what_is_no_lock_is_refused_at_once(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+    make(tmp_path / LOCK_NAME)
+    with pytest.raises(ConfigError, match=said):
+        RunLock(tmp_path, wait=never).take()
