@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -17,7 +18,7 @@ KINDS = {
 }
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading bytes, without waiting. Raises OSError, also for what is not a regular file."""
     # a named pipe that nobody writes to would block an open without O_NONBLOCK
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
