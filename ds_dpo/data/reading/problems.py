@@ -7,12 +7,15 @@ the reasons by place.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ds_dpo.data.reading.arrow_values import Unreadable
 from ds_dpo.data.reading.rows import RowReader
 
+# Python's stand-in for a byte that is no UTF-8; JSON can spell it too, and means as little by it
+BYTE_OF_NO_TEXT = re.compile("[\udc80-\udcff]")
 PROBLEMS = "\0problems"  # no program names a column so
 
 
@@ -24,7 +27,10 @@ def text_or_problem(value: Any, *, wanted: str = "text") -> str | Unreadable | N
         return Unreadable(reason=f"{type(value).__name__} instead of {wanted}")
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON can spell it
+    except UnicodeEncodeError as error:
+        if BYTE_OF_NO_TEXT.match(value[error.start]):
+            return Unreadable(reason=f"text that is not UTF-8: byte {ord(value[error.start]) - 0xDC00:#04x}")
+        # JSON can spell it
         return Unreadable(reason="text with half of a surrogate pair, which is not a character")
     return value
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import pyarrow as pa
 
 from ds_dpo.config.data import DataConfig
 from ds_dpo.data.reading.arrow_values import Unreadable
-from ds_dpo.data.reading.problems import PROBLEMS, text_or_problem, without_problems
+from ds_dpo.data.reading.problems import BYTE_OF_NO_TEXT, PROBLEMS, text_or_problem, without_problems
 from ds_dpo.data.reading.stored_table import ROWS_OF_A_BATCH, Hasher, MakeBatches
 from ds_dpo.data.selection.formats import KIND_OF_ROLE, Columns, find_columns
 from ds_dpo.errors import DataError, cut
+from ds_dpo.outside import open_regular
 
 TYPES: Mapping[str, pa.DataType] = {
     "text": pa.string(),
@@ -65,9 +67,9 @@ def _hash(path: Path) -> str:
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    """Yield the rows of one file."""
+    """Yield the rows of one file. A byte that is no UTF-8 becomes a character that makes its value unreadable."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_regular(path) as binary, TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
             if path.suffix == ".csv":
                 yield from _csv_entries(path, file)
             elif _starts_with_list(file):
@@ -76,8 +78,6 @@ def _entries(path: Path) -> Iterator[Entry]:
                 yield from _line_entries(path, file)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def _starts_with_list(file: Any) -> bool:
@@ -90,7 +90,7 @@ def _list_entries(path: Path, file: Any) -> Iterator[Entry]:
     try:
         entries = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not a JSON list: {error}") from error
+        raise DataError(f"{path} is not a JSON list: {cut(str(error))}") from error
     for number, entry in enumerate(entries):
         yield _object(entry, f"{path}, entry {number}")
 
@@ -102,8 +102,13 @@ def _line_entries(path: Path, file: Any) -> Iterator[Entry]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+            raise DataError(f"{path}, line {number} is not {_kind_of(line, 'JSON')}: {error}") from error
         yield _object(entry, f"{path}, line {number}")
+
+
+def _kind_of(text: str, otherwise: str) -> str:
+    """Return what a text that cannot be parsed should have been."""
+    return "UTF-8 text" if BYTE_OF_NO_TEXT.search(text) else otherwise
 
 
 def _object(entry: Any, place: str) -> Entry:
@@ -116,6 +121,8 @@ def _csv_entries(path: Path, file: Any) -> Iterator[Entry]:
     reader = csv.reader(file, strict=True)
     try:
         header = next(reader, [])
+        if BYTE_OF_NO_TEXT.search("".join(header)):
+            raise DataError(f"{path}, line 1 is not UTF-8 text, so its columns have no names")
         if len(set(header)) != len(header):
             raise DataError(f"{path} has a column twice: {cut(', '.join(header))}")
         for values in reader:
@@ -126,6 +133,11 @@ def _csv_entries(path: Path, file: Any) -> Iterator[Entry]:
                 raise DataError(f"{place} has {len(values)} values, but the header has {len(header)} columns")
             yield place, dict(zip(header, (value or None for value in values), strict=True))
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise DataError(
+                f"{path}, line {reader.line_num} has a value of more than {csv.field_size_limit()} characters, such as "
+                "an image in base64; a text, or the path of an image file, would fit"
+            ) from error
         raise DataError(f"{path}, line {reader.line_num} is not CSV: {error}") from error
 
 

@@ -45,7 +45,17 @@ BAD_TEXT_FILES = {
     "a list cut short": ("m.json", json.dumps([PAIR])[:-9], "manifest", "m.json is not a JSON list"),
     "entries that are no objects": ("m.json", "[[1, 2]]", "manifest", "entry 0 is list; an object of columns"),
     "lines that are no objects": ("m.jsonl", lines(PAIR, 7), "manifest", "line 2 is int; an object of columns"),
-    "another encoding": ("m.jsonl", lines(PAIR).encode() + b"\n\xff\xfe", "manifest", "m.jsonl is not UTF-8 text"),
+    "another encoding": ("m.jsonl", lines(PAIR).encode() + b"\n\xff\xfe", "manifest", "line 2 is not UTF-8 text"),
+    "a header of another encoding": (
+        "m.csv",
+        "prompt,chosen,rejected".encode("utf-16"),
+        "manifest",
+        "line 1 is not UTF-8",
+    ),
+    "base64 in CSV": (
+        *("m.csv", "prompt,chosen,rejected\np,a.png,b.png\np," + "iVBORw0K" * 20_000 + ",b.png\n", "manifest"),
+        "line 3 has a value of more than 131072 characters, such as an image in base64; a text, or the path of",
+    ),
     "a bomb of brackets": ("m.jsonl", "\n" + '{"a":' + "[" * 200_000, "manifest", "line 2 is not JSON"),
     "a number of too many digits": ("m.jsonl", '{"a": ' + "9" * 5000 + "}", "manifest", "line 1 is not JSON"),
     "a column missing": (
@@ -141,6 +151,23 @@ def test_a_bad_row_is_named_when_it_is_read_and_leaves_the_others(case, tmp_path
     assert caught.value.bad_row.uid == f"row 1 of {path}, split train"
     assert reason in caught.value.bad_row.reason
     assert len(caught.value.bad_row.reason) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.jsonl", lines(PAIR, PAIR | {"prompt": "caf?"}, PAIR)),
+        ("m.json", json.dumps([PAIR, PAIR | {"prompt": "caf?"}, PAIR])),
+        ("m.csv", "prompt,chosen,rejected\np,0.png,0.png\ncaf?,0.png,0.png\np,0.png,0.png\n"),
+    ],
+)
+def test_a_value_that_is_not_utf8_makes_a_bad_row_and_leaves_the_others(tmp_path, name, content):
+    written(tmp_path / "0.png", IMAGE)
+    path = written(tmp_path / name, content.encode().replace(b"?", b"\xe9"))  # Latin-1
+    source = opened(path, tmp_path, format="manifest")
+    assert [source.read(row).prompt for row in (0, 2)] == ["p", "p"]
+    with pytest.raises(BadRowError, match="prompt: text that is not UTF-8: byte 0xe9"):
+        source.read(1)
 
 
 def test_image_root_allows_what_lies_below_it(tmp_path):
