@@ -51,7 +51,7 @@ PARTS = {
     2: Part(name="drawing from a cache", module="gpu_check_cache", limit_seconds=40),
     3: Part(name="exactness and speed", module="gpu_check_step", limit_seconds=130),
     4: Part(name="reference on the host", module="gpu_check_offload", limit_seconds=50),
-    5: Part(name="checkpoints", module="gpu_check_saving", limit_seconds=60),
+    5: Part(name="checkpoints", module="gpu_check_saving", limit_seconds=80),
     6: Part(name="optimizers", module="gpu_check_optimizers", limit_seconds=50),
     7: Part(name="hangs and devices", module="gpu_check_supervision", limit_seconds=80),
     8: Part(name="encoders and settings", module="gpu_check_vae", limit_seconds=40),
