@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from small_pair_cache import NUM_IMAGES, NUM_PROMPTS, SomePairs, config, make
 
+from ds_dpo.data.source import BadRowError, PairRecord
 from ds_dpo.encoding.cache import write as write_module
 from ds_dpo.encoding.cache.pairs import PairCache
 from ds_dpo.encoding.cache.shard_file import read_columns
@@ -109,3 +110,16 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_encoded(
     cache = make(tmp_path / "cache", config())
     written = sum(cache.record.files[name].size for name in (*cache.record.image_shards, *cache.record.prompt_shards))
     assert written > 80_000
+
+
+class UnreadablePairs(SomePairs):
+    """11 pairs of which none can be read."""
+
+    def read(self, index: int) -> PairRecord:
+        raise BadRowError(f"row {index}", "caption: NoneType instead of text")
+
+
+def test_a_set_of_bad_rows_alone_has_a_cache_that_says_so(tmp_path: Path) -> None:
+    cache = make(tmp_path / "cache", config(), source=UnreadablePairs())
+    assert (cache.record.num_pairs, cache.record.num_bad_pairs, cache.record.num_images) == (11, 11, 0)
+    assert str(cache.bad_pair(3)) == "row 3: caption: NoneType instead of text"
