@@ -35,6 +35,13 @@ def check_regular(path: Path) -> None:
     _require_regular(path.stat().st_mode, path)
 
 
+def check_all_regular(folder: Path) -> None:
+    """Raise OSError for a pipe, socket or device in a folder whose files a library opens by names of its own."""
+    for path in folder.iterdir():
+        if path.exists() and not path.is_dir():  # a link to nothing is as good as none
+            check_regular(path)
+
+
 def read_regular(path: Path, *, max_bytes: int) -> bytes:
     """Return the bytes of a file. Raises OSError as open_regular does, and for a file with more bytes."""
     with open_regular(path) as file:

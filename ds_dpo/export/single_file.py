@@ -21,6 +21,7 @@ from ds_dpo.models.families.family import DenoiserKind
 from ds_dpo.models.families.table import family_of, kind_of
 from ds_dpo.models.weights import file_flags
 from ds_dpo.models.weights.files import read_json, shipped_configs
+from ds_dpo.outside import check_regular
 
 EMA_PREFIX = "model_ema."
 HEADS_NAME = "attention_head_dim"  # a misnomer of diffusers: the number of heads, for all blocks or for each
@@ -60,6 +61,7 @@ def read_base_file(path: Path) -> BaseFile:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(path)
         with safe_open(path, framework="pt"), path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))

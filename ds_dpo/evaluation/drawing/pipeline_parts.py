@@ -21,6 +21,7 @@ from ds_dpo.models.loading import tokenizer_of
 from ds_dpo.models.pipelines.pretrained import FolderPipeline
 from ds_dpo.models.pipelines.single_file import SingleFile
 from ds_dpo.models.weights.files import read_json
+from ds_dpo.outside import check_all_regular
 
 INDEX_NAME = "model_index.json"
 READ_BY_DIFFUSERS = {"scheduler": SchedulerMixin, "vae": ModelMixin, "unet": ModelMixin, "transformer": ModelMixin}
@@ -56,6 +57,11 @@ def _family(pipeline_class: str) -> Family:
 
 def _with_encoders(pipeline: FolderPipeline, encoders: Mapping[str, Any], *, dtype: torch.dtype) -> dict[str, Any]:
     index = read_json(pipeline.folder / INDEX_NAME)
+    try:
+        for folder in (pipeline.folder, *(path for path in pipeline.folder.iterdir() if path.is_dir())):
+            check_all_regular(folder)
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from error
     for name, base in READ_BY_DIFFUSERS.items():
         if name in index and not _is_class_of_diffusers(index[name], base):
             problem = f"{name} is {shown(index[name])}; a {base.__name__} of diffusers would fit"

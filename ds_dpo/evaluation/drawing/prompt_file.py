@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_dpo.errors import ConfigError
-from ds_dpo.outside import parse_json
+from ds_dpo.errors import ConfigError, cut, shown
+from ds_dpo.outside import parse_json, read_regular
 
 FIELDS = ("prompt", "seed")
+MAX_BYTES = 64 * 2**20
 JSON_LINES = (".jsonl", ".ndjson")
 
 
@@ -46,9 +47,9 @@ def read_prompts(path: Path) -> list[tuple[str, int | None]]:
     Empty lines are ignored. Raises ConfigError that names file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, max_bytes=MAX_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path}: cannot be read ({error}); give a UTF-8 text file") from error
+        raise ConfigError(f"--prompts {path}: cannot be read ({cut(str(error))}); give a UTF-8 text file") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not lines:
         raise ConfigError(f"--prompts {path}: has no prompt")
@@ -70,8 +71,8 @@ def _from_json_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[t
             )
         unknown = sorted(entry.keys() - set(FIELDS))
         if unknown:
-            raise ConfigError(f"{where}: {unknown[0]!r} is not known; give only {' and '.join(FIELDS)}")
+            raise ConfigError(f"{where}: {shown(unknown[0])} is not known; give only {' and '.join(FIELDS)}")
         seed = entry.get("seed")
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-            raise ConfigError(f"{where}: seed {seed!r} must be a whole number")
+            raise ConfigError(f"{where}: seed {shown(seed)} must be a whole number")
         yield entry["prompt"], seed

@@ -22,6 +22,7 @@ from ds_dpo.models.weights.files import DIFFUSERS_STEM, TEXT_STEM, find_weights,
 from ds_dpo.models.weights.ldm_parts import Places, same_names, vae_places
 from ds_dpo.models.weights.parts import FilePart, FolderPart, Part
 from ds_dpo.models.weights.soundness import wrapper_hint
+from ds_dpo.outside import check_all_regular
 from ds_dpo.process.quiet import quiet_output
 
 
@@ -71,6 +72,7 @@ class FolderPipeline:
     def tokenizer(self, name: str) -> CLIPTokenizer:
         folder = self._tokenizer_folder(name)
         try:
+            check_all_regular(folder)
             with quiet_output():
                 return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # foreign settings can fail in any line of the library

@@ -182,3 +182,28 @@ def test_a_home_folder_of_a_user_is_meant_too(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("base: miniature\nseed: 4\n")
     os.environ["HOME"] = str(tmp_path)
     assert load_config(["--config", "~/run.yaml"]).config.seed == 4
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "field", ["output_dir", "deepspeed_config", "data.dataset", "held_out.dataset", "model.pretrained", "model.vae"]
+)
+def test_a_name_that_no_file_can_have_is_refused_by_its_field(tmp_path: Path, way: str, field: str) -> None:
+    for word, said in [
+        ("a/" + "x" * 300, "a name in the path has 300 bytes; 255 are the most"),
+        ("é" * 128, "a name in the path has 256 bytes"),
+        ("x/" * 2048, "the path has 4096 bytes; 4095 are the most"),
+    ]:
+        with pytest.raises(ConfigError, match=rf"{re.escape(field)} = .*{said}") as refused:
+            load(tmp_path, way, (field, word))
+        assert len(str(refused.value)) < 500
+    load(tmp_path, way, (field, "x" * 255))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".yaml", "a/" * 3000])
+def test_a_configuration_with_such_a_name_is_refused_too(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run.yaml").write_text(f"base: {name}\n")
+    for asked in (name, str(tmp_path / "run.yaml")):
+        with pytest.raises(ConfigError, match=r"bytes; \d+ are the most that a") as refused:
+            load_config(["--config", asked])
+        assert len(str(refused.value)) < 500

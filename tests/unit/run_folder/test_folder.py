@@ -168,6 +168,9 @@ def test_a_damaged_file_of_the_folder_is_one_line_that_says_what_to_do(run: RunF
         ("deepspeed.json", "[]", "must contain names and values, not a list"),
         ("environment.json", "{}", "must contain a list, not names and values"),
         ("environment.json", "[1]", "a start must contain names and values, not 1"),
+        ("environment.json", f'["{"x" * 10**6}"]', "a start must contain names and values, not 'xxx"),
+        ("deepspeed.json", f'{{"bf16": "{"x" * 10**6}"}}', "bf16 must contain names and values, not 'xxx"),
+        ("config.yaml", f"objective: {{type: dpo, mu: {'x' * 10**5}}}\n", "mu = "),
     ],
 )
 def test_a_file_of_another_shape_is_named(run: RunFolder, name: str, content: str, what: str) -> None:
@@ -177,6 +180,7 @@ def test_a_file_of_another_shape_is_named(run: RunFolder, name: str, content: st
         run.require_same_run(config(), precision="bf16")
     assert str(refused.value).startswith(str(run.path / name))
     assert what in str(refused.value)
+    assert len(str(refused.value)) < 2000
 
 
 def test_a_missing_deepspeed_json_is_named(run: RunFolder) -> None:

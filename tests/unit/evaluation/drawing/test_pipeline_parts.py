@@ -1,6 +1,7 @@
 """What a foreign pipeline's settings name is neither imported nor fetched when its images are drawn."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -67,6 +68,14 @@ def test_parts_that_draw_nothing_are_not_read(folder):
     (folder / "image_encoder").mkdir()
     (folder / "image_encoder" / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **KERNEL}))
     assert load_pipeline(find_model(str(folder), base=None)).image_encoder is None
+
+
+@pytest.mark.parametrize("file", ["scheduler/scheduler_config.json", "tokenizer/vocab.json", "vae/config.json"])
+def test_a_named_pipe_is_not_opened(folder, file):
+    (folder / file).unlink(missing_ok=True)
+    os.mkfifo(folder / file)
+    with pytest.raises(ModelError, match=r"is a named pipe, not a regular file"):
+        load_pipeline(find_model(str(folder), base=None))
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
