@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from repository import ROOT
 from torch.distributed import DistError
 
 from ds_dpo.config.load import load_config
@@ -21,6 +22,7 @@ from ds_dpo.launch.meeting import (
     USUAL_SECONDS,
     Attendee,
     _attend,
+    _open_store,
     _Table,
     judge,
     meeting,
@@ -249,3 +251,13 @@ def test_only_plain_launches_over_hosts_are_impatient():
 @pytest.mark.parametrize(("ranks", "text"), [([3], "3"), ([1, 8, 9, 10], "1, 8-10"), ([0, 2, 4, 5], "0, 2, 4-5")])
 def test_ranks_are_written_as_spans(ranks, text):
     assert spans(ranks) == text
+
+
+def test_the_meeting_port_is_open_to_the_network_as_the_page_says(port):
+    """torch's store listens on all addresses, whichever one ranks are given."""
+    store = _open_store(a_place(port=port), seconds=SECONDS, is_agents=False, is_asked=lambda: False)
+    with socket.create_connection(("127.0.0.2", port), timeout=SECONDS):
+        pass
+    del store
+    page = " ".join((ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").split())
+    assert "listens on all addresses of the first host, without a password or encryption" in page

@@ -9,9 +9,12 @@ import sys
 import pytest
 from repository import PACKAGE
 
+from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.errors import ConfigError
 from ds_dpo.process import fault_points
 from ds_dpo.process.fault_points import FAULT_POINTS, reach, read_faults
+from ds_dpo.run_folder.log import RunLog
+from ds_dpo.train import _shout_of_faults
 
 
 @pytest.fixture
@@ -90,3 +93,16 @@ def test_a_variable_that_was_left_set_is_shouted(monkeypatch):
     (line,) = fault_points.warnings()
     assert line.startswith("WARNING: DS_DPO_FAULT IS SET")
     assert "kill at save.write" in line
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_each_rank_that_has_the_variable_says_so(monkeypatch, capfd, rank):
+    """It may be left on one host alone, and rank 0's log is then silent."""
+    monkeypatch.setattr(fault_points, "_faults", read_faults("save.write=kill"))
+    place = RankEnvironment(
+        rank=rank, world_size=4, local_rank=0, local_world_size=1, master_addr="127.0.0.1", master_port=1
+    )
+    _shout_of_faults(place, RunLog(speaks=rank == 0))
+    said = capfd.readouterr()
+    assert (said.out + said.err).count("WARNING: DS_DPO_FAULT IS SET") == 1
+    assert rank == 0 or said.err.startswith("rank 3 on ")

@@ -50,20 +50,19 @@ def test_no_home_folder_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest
     else:
         monkeypatch.setenv("HOME", str(tmp_path / home))
     if home == "unreadable":
-        monkeypatch.setattr(os, "open", refuse_below(tmp_path / home))
+        for name in ("open", "stat"):
+            monkeypatch.setattr(os, name, refuse_below(tmp_path / home, getattr(os, name)))
     file = tmp_path / "weights"
     file.write_bytes(b"abc")
     # SHA-256 of abc: FIPS 180-2, appendix B.1
     assert remembered_sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def refuse_below(folder: Path) -> Callable[..., int]:
-    opened = os.open
-
-    def refusing(path: Any, *rest: Any, **named: Any) -> int:
+def refuse_below(folder: Path, call: Callable[..., Any]) -> Callable[..., Any]:
+    def refusing(path: Any, *rest: Any, **named: Any) -> Any:
         if str(path).startswith(str(folder)):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return opened(path, *rest, **named)
+        return call(path, *rest, **named)
 
     return refusing
 
