@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from ds_dpo.evaluation.drawing.sampling import build_pipeline
@@ -67,15 +67,20 @@ def write_whole_file(pipeline: StableDiffusionXLPipeline, path: Path) -> None:
     """Write UNet, text encoders and VAE into one file."""
     unet = pipeline.unet.state_dict()
     names = ldm_names(unet, pipeline.unet.config)
-    first = {name.removeprefix("text_model."): value for name, value in pipeline.text_encoder.state_dict().items()}
-    blocks = len(pipeline.vae.config.block_out_channels)
-    tensors = {
-        **{names[name]: value for name, value in unet.items()},
-        **{f"conditioner.embedders.0.transformer.text_model.{name}": value for name, value in first.items()},
-        **{f"conditioner.embedders.1.model.{n}": v for n, v in _open_clip(pipeline.text_encoder_2.state_dict())},
-        **{f"first_stage_model.{_vae_name(n, blocks)}": v for n, v in pipeline.vae.state_dict().items()},
-    }
+    others = encoders_in_file(pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae)
+    tensors = {**{names[name]: value for name, value in unet.items()}, **others}
     save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+def encoders_in_file(first: nn.Module, second: nn.Module, vae: AutoencoderKL) -> dict[str, Tensor]:
+    """Return the tensors of two text encoders and a VAE by their names in one file of SDXL."""
+    first_weights = {name.removeprefix("text_model."): value for name, value in first.state_dict().items()}
+    blocks = len(vae.config.block_out_channels)
+    return {
+        **{f"conditioner.embedders.0.transformer.text_model.{name}": value for name, value in first_weights.items()},
+        **{f"conditioner.embedders.1.model.{name}": value for name, value in _open_clip(second.state_dict())},
+        **{f"first_stage_model.{_vae_name(name, blocks)}": value for name, value in vae.state_dict().items()},
+    }
 
 
 def _open_clip(weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
