@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-# A configuration has hundreds of values, a list of prompts some thousands. Python reads 5,000 a second on a busy core.
-MAX_VALUES = 40_000
+# A configuration has hundreds of values, a list of prompts some thousands. Python reads 2,500 a second on a busy core.
+MAX_VALUES = 20_000
 
 
 class BoundedLoader(yaml.SafeLoader):

@@ -16,7 +16,7 @@ from ds_dpo.outside import parse_json, read_regular
 
 Document = TypeVar("Document", dict[Any, Any], list[Any])
 # each is read within 10 s and 1 GB, whatever it holds; HJSON is JSON with comments, which is read in Python as YAML is
-MAX_BYTES = {"JSON": 16 * 2**20, "HJSON": 2**18, "YAML": 2**19}
+MAX_BYTES = {"JSON": 4 * 2**20, "HJSON": 2**18, "YAML": 2**19}
 TOO_DEEP = "nested too deeply"
 KINDS: dict[type, str] = {dict: "names and values", list: "a list"}
 
@@ -99,7 +99,8 @@ def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], langu
         if str(error) == TOO_DEEP:
             raise _UnusableError(f"is {TOO_DEEP}") from error
         raise _UnusableError(f"is not valid {language.removeprefix('H')}: {cut(str(error), characters=400)}") from error
-    if _holds_nul(content):
+    may_hold_nul = "\0" in text or "\\" in text  # only an escape or the character itself becomes one
+    if may_hold_nul and _holds_nul(content):
         raise _UnusableError("holds a text with the character NUL, which no name, path or prompt may have")
     if not isinstance(content, kind):
         raise _UnusableError(f"must contain {KINDS[kind]}, not {_described(content)}")

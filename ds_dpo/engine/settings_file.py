@@ -62,10 +62,11 @@ def _parse(text: str) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
+    known: set[str] = set()
+    for name, _ in pairs:
+        if name in known:
             raise ValueError(f"{cut(name)} is given twice")
+        known.add(name)
     return dict(pairs)
 
 
