@@ -20,7 +20,7 @@ MANIFEST_FORMAT = 1
 DENOISER_CONFIG_NAME = "denoiser_config.json"
 FIRST_DENOISER_CONFIG_NAME = "unet_config.json"  # in checkpoints of earlier versions
 STEP_FOLDER = re.compile(r"step_(\d+)")
-MAX_BYTES = 64 * 2**20  # 150 bytes a file, and two files a rank
+MAX_BYTES = 8 * 2**20  # 150 bytes a file, and two files a rank
 LATEST_BYTES = 4096
 NAME_BYTES, MOST_STAGE, MOST_RANKS = 255, 3, 10**6
 
