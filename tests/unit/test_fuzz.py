@@ -42,7 +42,7 @@ def test_what_is_not_an_error_of_ours_fails(fuzz, monkeypatch, tmp_path):
     outcomes = {
         "ours": (DataError("x is 1; 2 would fit"), []),
         "theirs": (KeyError("x"), ["KeyError in test_fuzz.py"]),
-        "long": (DataError("x" * 2001), ["a message of 2001 characters in 1 lines"]),
+        "long": (DataError("x " * 1001), ["a message of 2002 characters in 1 lines"]),
         "two lines": (DataError("x\ny"), ["a message of 3 characters in 2 lines"]),
         "a list": (DataError("these are wrong:\n  x\n  y"), []),
         "slow": (fuzz.TooSlow(), ["more than 10 s"]),
