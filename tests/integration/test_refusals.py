@@ -56,7 +56,7 @@ def test_default_configuration_under_the_launcher(tmp_path):
 def test_dry_run_needs_neither_launcher_nor_hub_nor_gpu(tmp_path):
     done = train(tmp_path, "--dry_run", "--world_size", "16")
     assert done.returncode == 0, done.stderr
-    for said in ("pairs_per_step: 2048", "2048 = 16 ranks x 1 at once x 128 accumulated", '"stage": 2', "beta 5000"):
+    for said in ("pairs_per_step: 2048", "2048 = 16 ranks x 4 at once x 32 accumulated", '"stage": 1', "beta 5000"):
         assert said in done.stdout
     assert list(tmp_path.iterdir()) == []
 
