@@ -12,7 +12,7 @@ from ds_dpo.engine.settings import resolve_deepspeed
 from ds_dpo.errors import DsDpoError
 from ds_dpo.run_folder.folder import RunFolder
 from ds_dpo.run_folder.log import RunLog
-from ds_dpo.storage.manifest import Manifest, write_manifest
+from ds_dpo.storage.manifest import FileEntry, Manifest, write_manifest
 from ds_dpo.supervision.rank import Supervision
 from ds_dpo.training import assembly, building, opening
 
@@ -67,7 +67,7 @@ def has_a_checkpoint_of(run: Path, *options: str) -> None:
             stage=2,
             precision=identity.precision,
             fingerprint=identity.fingerprint,
-            files={},
+            files={"a.pt": FileEntry(size=0, sha256="")},
             run=identity.as_saved(),
         ),
     )
