@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds_dpo.errors import CheckpointError, cut
+from ds_dpo.errors import CheckpointError, cut, shown
 from ds_dpo.zero_shards.archive import PICKLE, Archive
 from ds_dpo.zero_shards.pickle_budget import check_budget
 
@@ -114,6 +114,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
     # a ZeRO stage is an enumeration of integers
     "deepspeed.runtime.zero.config.ZeroStageEnum": int,
 }
+# the members of deepspeed/runtime/zero/config.py, ZeroStageEnum
+ZERO_STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3, "max_stage": 3}
 STORAGES: dict[str, torch.dtype] = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -162,7 +164,15 @@ def _builders() -> dict[str, Callable[..., Any]]:
             raise RefusedError(f"text in {encoding!r}")
         return text.encode("latin1")
 
+    def member(kind: Any, name: Any) -> int:
+        # Python 3.11.0 to 3.11.3 write a member of an enumeration as getattr(class, name), later ones as class(value)
+        if kind is not int or not isinstance(name, str) or name not in ZERO_STAGES:
+            raise RefusedError(f"the attribute {shown(name)}")
+        return ZERO_STAGES[name]
+
     return {
+        "__builtin__.getattr": member,
+        "builtins.getattr": member,
         "torch._utils._rebuild_tensor_v2": rebuild_tensor,
         "torch._utils._rebuild_parameter": rebuild_parameter,
         "torch._tensor._rebuild_from_type_v2": rebuild_typed,

@@ -130,6 +130,44 @@ def with_pickle(path, content):
     return path
 
 
+MODULES = (b"__builtin__", b"builtins")
+STAGE = b"cdeepspeed.runtime.zero.config\nZeroStageEnum\n"
+KEY = b"\x80\x02}X\x05\x00\x00\x00stage"
+
+
+def text(word):
+    return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        STAGE + b"K\x02\x85R",
+        *(b"c" + module + b"\ngetattr\n" + STAGE + text("gradients") + b"\x86R" for module in MODULES),
+    ],
+    ids=["by value", "by name", "by name, as protocol 3 writes it"],
+)
+def test_a_member_of_an_enumeration_is_read_as_every_python_writes_it(tmp_path, value):
+    """Python 3.11.0 to 3.11.3 write getattr(ZeroStageEnum, 'gradients')."""
+    assert load_shard(with_pickle(tmp_path / "a.pt", KEY + value + b"s.")).content == {"stage": 2}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        STAGE + text("__subclasses__"),
+        STAGE + text("from_bytes"),
+        STAGE + b"K\x02",
+        b"ccollections\nOrderedDict\n" + text("gradients"),
+        b"ctorch\nSize\n" + text("weights"),
+    ],
+)
+def test_getattr_gives_nothing_else(tmp_path, call):
+    path = with_pickle(tmp_path / "a.pt", KEY + b"c__builtin__\ngetattr\n" + call + b"\x86Rs.")
+    with pytest.raises(CheckpointError, match=r"a.pt: refused, because it asks for the attribute "):
+        load_shard(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [
