@@ -139,8 +139,16 @@ def require_all_shards(files: Sequence[PurePath], data: DataConfig) -> None:
     A run would silently train on fewer pairs, or on some pairs twice.
     """
     places: dict[tuple[PurePath, int, int], PurePath] = {}
+    uploads: dict[PurePath, tuple[str | None, PurePath]] = {}  # of each folder: the total of one file, and the file
     for path in files:
         match = STEM.fullmatch(_stem(path))
+        stated = match["total"] if match else None
+        total_there, other = uploads.setdefault(path.parent, (stated, path))
+        if total_there != stated:
+            raise DataError(
+                f"data.dataset {data.dataset}, split {data.split}: {other.name} and {path.name} are of two uploads, so "
+                "pairs may be there twice; delete the files of one, or name those to read with data.files"
+            )
         if match is None or not match["total"]:
             continue
         number, total = int(match["number"]), int(match["total"])

@@ -39,6 +39,24 @@ def hub_names_of_two_uploads(folder):
     return folder, {}, r"train-00001-of-00002-c7.*parquet and train-00001-of-00002-d0.*parquet are both number 1 of 2"
 
 
+def two_whole_uploads(folder):
+    for name in ("00000-of-00001", "00000-of-00002", "00001-of-00002"):
+        write(folder / "data" / f"train-{name}.parquet", columns_of())
+    return folder, {}, r"train-00000-of-00001.parquet and train-00000-of-00002.parquet are of two uploads, so pairs may"
+
+
+def one_file_beside_numbered_ones(folder):
+    for name in ("train", "train-00000-of-00001"):
+        write(folder / "data" / f"{name}.parquet", columns_of())
+    return folder, {}, r"train-00000-of-00001.parquet and train.parquet are of two uploads, so pairs may be there twice"
+
+
+def two_uploads_of_which_patterns_name_one(folder):
+    for name in ("train", "train-00000-of-00001"):
+        write(folder / "data" / f"{name}.parquet", columns_of())
+    return folder, {"files": ["data/train.parquet"]}, FIRST
+
+
 def label_missing(folder):
     write_shards(folder, columns_of(), columns_of(NUM_ROWS, label_0=None))
     return (
@@ -291,6 +309,9 @@ def ids_that_became_floats(folder):
 CASES = [
     hub_names_with_digits,
     hub_names_of_two_uploads,
+    two_whole_uploads,
+    one_file_beside_numbered_ones,
+    two_uploads_of_which_patterns_name_one,
     label_missing,
     caption_missing_in_the_first,
     confidence_missing,
