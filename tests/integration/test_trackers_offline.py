@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 from launching import ENVIRONMENT, ROOT
 
 PROGRAM = """
@@ -24,22 +26,23 @@ for step in range(int(sys.argv[3]) - 2, 7):
 tracker.images("samples", [Picture(pixels=np.zeros((8, 8, 3), np.uint8), caption="a circle")], step=6)
 tracker.close()
 """
-OFFLINE = {"WANDB_MODE": "offline"}
 
 
-def start(name: str, folder: Path, *, after: int) -> None:
-    command = [sys.executable, "-c", PROGRAM, name, str(folder / "run"), str(after)]
-    environment = {**ENVIRONMENT, **OFFLINE, "TRACKIO_DIR": str(folder / "trackio")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, "has failed" in done.stderr) == (0, False), done.stderr
+def id_of_two_starts(name: str, folder: Path) -> str:
+    """Start, and start again after step 3. Returns the id under which the service knows the run."""
+    environment = {**ENVIRONMENT, "WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")}
+    for after in ("0", "3"):
+        command = [sys.executable, "-c", PROGRAM, name, str(folder / "run"), after]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert (done.returncode, "has failed" in done.stderr) == (0, False), done.stderr
+    (run_id,) = json.loads((folder / "run" / "trackers.json").read_text()).values()
+    return run_id
 
 
 @pytest.mark.slow
 def test_weights_and_biases_keeps_both_starts_as_one_run(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    for after in (0, 3):
-        start("wandb", tmp_path, after=after)
-    (run_id,) = json.loads((tmp_path / "run" / "trackers.json").read_text()).values()
+    run_id = id_of_two_starts("wandb", tmp_path)
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert [path.name for path in files] == [f"run-{run_id}.wandb"] * 2
     assert all(len(list(path.parent.glob("files/media/images/samples_6_*.png"))) == 1 for path in files)
@@ -48,9 +51,7 @@ def test_weights_and_biases_keeps_both_starts_as_one_run(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_trackio_gets_each_step_but_those_that_it_has(tmp_path: Path) -> None:
     pytest.importorskip("trackio")
-    for after in (0, 3):
-        start("trackio", tmp_path, after=after)
-    (run_id,) = json.loads((tmp_path / "run" / "trackers.json").read_text()).values()
+    run_id = id_of_two_starts("trackio", tmp_path)
     rows = sqlite3.connect(tmp_path / "trackio" / "ds_dpo.db").execute("select run_name, step, metrics from metrics")
     found = [(name, step, json.loads(metrics)) for name, step, metrics in rows]
     assert {name for name, _, _ in found} == {f"run-{run_id}"}

@@ -79,23 +79,15 @@ def of_training(config: RunConfig, cache_dir: Path) -> Outcome:
         latent_shape=lambda shape: latent_shape(config.model, shape),
         noising=NOISING,
     )
-    read: list[Read | str] = []
-    for index in source.file_order().tolist():
-        try:
-            sample = pairs.read(index, 0)
-        except BadRowError as error:
-            read.append(str(error.bad_row))
-            continue
-        read.append(
-            Read(
-                sample.prompts[0],
-                number_of_pixels(sample.chosen_pixels[0]),
-                number_of_pixels(sample.rejected_pixels[0]),
-                int(sample.pair_ids[0]),
-                float(sample.target_probabilities[0]),
-                float(sample.weights[0]),
-            )
-        )
+    read = _each(
+        source,
+        pairs,
+        lambda sample: (
+            sample.prompts[0],
+            number_of_pixels(sample.chosen_pixels[0]),
+            number_of_pixels(sample.rejected_pixels[0]),
+        ),
+    )
     return Outcome(None, read, source.counts)
 
 
@@ -132,6 +124,20 @@ def of_cache(config: RunConfig, cache_dir: Path) -> Outcome:
         make(_making(request, source))
     cached = PairCache(request.out)
     pairs = CachedPairs(cached, data=config.data, seed=0, noising=NOISING)
+    read = _each(
+        source,
+        pairs,
+        lambda sample: (
+            _text_of(sample.text_states[0]),
+            int(sample.chosen_moments.max()),
+            int(sample.rejected_moments.max()),
+        ),
+    )
+    return Outcome(None, read, cached.record.source_counts)
+
+
+def _each(source: PairSource, pairs: Any, prompt_and_images: Callable[[Any], tuple[str, int, int]]) -> list[Read | str]:
+    """Read each pair in file order. prompt_and_images: of a sample, its prompt and the numbers of its images."""
     read: list[Read | str] = []
     for index in source.file_order().tolist():
         try:
@@ -139,17 +145,9 @@ def of_cache(config: RunConfig, cache_dir: Path) -> Outcome:
         except BadRowError as error:
             read.append(str(error.bad_row))
             continue
-        read.append(
-            Read(
-                _text_of(sample.text_states[0]),
-                int(sample.chosen_moments.max()),
-                int(sample.rejected_moments.max()),
-                int(sample.pair_ids[0]),
-                float(sample.target_probabilities[0]),
-                float(sample.weights[0]),
-            )
-        )
-    return Outcome(None, read, cached.record.source_counts)
+        ids, targets, weights = sample.pair_ids, sample.target_probabilities, sample.weights
+        read.append(Read(*prompt_and_images(sample), int(ids[0]), float(targets[0]), float(weights[0])))
+    return read
 
 
 def _making(request: Request, source: PairSource) -> write.PairCacheMaking:
