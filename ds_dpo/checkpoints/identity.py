@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,3 +102,8 @@ def identity_of(
         accepted=accepted,
         contents=contents or {},
     )
+
+
+def none_usable(checkpoints: Path, reasons: Sequence[str]) -> CheckpointError:
+    """Return the error of a folder in which no checkpoint can be used. reasons: of each, the newest first."""
+    return CheckpointError(f"no checkpoint in {checkpoints} can be used: " + "; ".join(reasons))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ds_dpo.checkpoints.folder import LATEST, point_latest, rank_of, recover_interrupted, together_on_disk, unused_name
 from ds_dpo.checkpoints.harmless import require_harmless, require_listed
-from ds_dpo.checkpoints.identity import RunIdentity
+from ds_dpo.checkpoints.identity import RunIdentity, none_usable
 from ds_dpo.distributed.collectives import broadcast_object, gather_objects, is_main, rank, world_size
 from ds_dpo.distributed.together import said_once
 from ds_dpo.engine.engine import Engine
@@ -113,7 +113,7 @@ class CheckpointStore:
             self._say(f"skipped: {errors[0]}")
         latest = self.folder / LATEST
         if reasons:
-            raise said_once(CheckpointError(f"no checkpoint in {self.folder} can be used: " + "; ".join(reasons)))
+            raise said_once(none_usable(self.folder, reasons))
         problem = broadcast_object(_nothing_behind(latest) if step is None and is_main() else None)
         if problem is not None:
             raise said_once(CheckpointError(problem))

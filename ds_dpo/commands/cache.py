@@ -20,8 +20,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_dpo.commands.parser import program_parser, user_path
 from ds_dpo.config.load import load_config
+from ds_dpo.config.program_options import program_parser, user_path
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.errors import ConfigError

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ds_dpo.commands.parser import model_name_or_none, program_parser, user_path, word_or_none
+from ds_dpo.config.program_options import model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.precision import TORCH_NAMES
 
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_dpo.commands.parser import program_parser, user_path
+from ds_dpo.config.program_options import program_parser, user_path
 from ds_dpo.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ds_dpo.commands.parser import model_name, model_name_or_none, program_parser, user_path
+from ds_dpo.config.program_options import model_name, model_name_or_none, program_parser, user_path
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.commands.parser import model_name, model_name_or_none, program_parser, user_path, word_or_none
+from ds_dpo.config.program_options import model_name, model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.precision import TORCH_NAMES
 
 

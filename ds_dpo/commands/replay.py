@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ds_dpo.commands.parser import program_parser, user_path
+from ds_dpo.config.program_options import program_parser, user_path
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

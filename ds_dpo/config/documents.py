@@ -15,8 +15,8 @@ from ds_dpo.errors import ConfigError, cut, shown
 from ds_dpo.outside import parse_json, read_regular
 
 Document = TypeVar("Document", dict[Any, Any], list[Any])
-# each is read within 10 s and 1 GB, whatever it holds; HJSON is JSON with comments, which is read in Python as YAML is
-MAX_BYTES = {"JSON": 4 * 2**20, "HJSON": 2**18, "YAML": 2**19}
+# each is read within 10 s and 1 GB, whatever it holds
+MAX_BYTES = {"JSON": 4 * 2**20, "YAML": 2**19}
 TOO_DEEP = "nested too deeply"
 KINDS: dict[type, str] = {dict: "names and values", list: "a list"}
 
@@ -40,15 +40,21 @@ def read_json(path: Path, kind: type[Document], *, advice: str | None = None) ->
 
 
 def read_document(
-    path: Path, kind: type[Document], parse: Callable[[str], Any], *, language: str, advice: str | None = None
+    path: Path,
+    kind: type[Document],
+    parse: Callable[[str], Any],
+    *,
+    language: str,
+    max_bytes: int | None = None,
+    advice: str | None = None,
 ) -> Document:
     """Return what parse makes of a file's text, which must be of a kind.
 
-    advice: what to do about a file that cannot be used. Raises ConfigError, in one line, naming the file, what is wrong
-    with it and the advice.
+    max_bytes: the most that are read, by default those of its language. advice: what to do about a file that cannot be
+    used. Raises ConfigError, in one line, naming the file, what is wrong with it and the advice.
     """
     try:
-        return _parsed(path, kind, parse, language)
+        return _parsed(path, kind, parse, language, max_bytes or MAX_BYTES[language])
     except _UnusableError as error:
         raise ConfigError(f"{path} {error}" + (f"; {advice}" if advice else "")) from error
 
@@ -82,9 +88,9 @@ class _UnusableError(Exception):
     """What is wrong with a document, as the end of a sentence that begins with its path."""
 
 
-def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], language: str) -> Document:
+def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], language: str, max_bytes: int) -> Document:
     try:
-        text = read_regular(path, max_bytes=MAX_BYTES[language]).decode("utf-8")
+        text = read_regular(path, max_bytes=max_bytes).decode("utf-8")
     except OSError as error:
         raise _UnusableError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -98,7 +104,7 @@ def _parsed(path: Path, kind: type[Document], parse: Callable[[str], Any], langu
     except ValueError as error:
         if str(error) == TOO_DEEP:
             raise _UnusableError(f"is {TOO_DEEP}") from error
-        raise _UnusableError(f"is not valid {language.removeprefix('H')}: {cut(str(error), characters=400)}") from error
+        raise _UnusableError(f"is not valid {language}: {cut(str(error), characters=400)}") from error
     may_hold_nul = "\0" in text or "\\" in text  # only an escape or the character itself becomes one
     if may_hold_nul and _holds_nul(content):
         raise _UnusableError("holds a text with the character NUL, which no name, path or prompt may have")

@@ -25,6 +25,8 @@ from ds_dpo.precision import Precision
 # beside the package, both in a checkout and after installation
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
+# HJSON is read in Python, as slowly as YAML: a larger file could take longer than 10 s.
+MAX_BYTES = 2**18
 # The options that DeepSpeed's BF16_Optimizer reads; DeepSpeed uses it for ZeRO-1 with bf16 and fp32 accumulation.
 BF16_OPTIMIZER_OPTIONS = ("stage", "allgather_bucket_size")
 
@@ -42,7 +44,7 @@ def deepspeed_config_path(name: str) -> Path:
 
 def read_deepspeed_file(path: Path) -> DeepSpeedFile:
     """Read and check a file: JSON with comments, as DeepSpeed reads it. Raises ConfigError."""
-    document = read_document(path, dict, _parse, language="HJSON")
+    document = read_document(path, dict, _parse, language="JSON", max_bytes=MAX_BYTES)
     for key, value in _flat(document):
         _check_key(key, path)
         if value == "auto" and key not in AUTO_KEYS:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ds_dpo.config.base import in_home
 from ds_dpo.config.command_text import command_text
+from ds_dpo.config.program_options import user_path
 from ds_dpo.errors import ConfigError, shown
 from ds_dpo.launch.hostfile import HOST, NOT_A_HOST
 
@@ -103,7 +103,7 @@ def _count(option: str, value: int) -> int | None:
 
 def _parser() -> _Parser:
     parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-H", "--hostfile", type=_path)
+    parser.add_argument("-H", "--hostfile", type=user_path)
     parser.add_argument("-i", "--include", default="")
     parser.add_argument("-e", "--exclude", default="")
     parser.add_argument("--num_nodes", type=int, default=-1)
@@ -119,14 +119,6 @@ def _parser() -> _Parser:
     parser.add_argument("program", nargs="?")
     parser.add_argument("program_arguments", nargs=argparse.REMAINDER)
     return parser
-
-
-def _path(text: str) -> Path:
-    """Return a path with ~ replaced, because a shell leaves --hostfile=~/hosts as it is."""
-    try:
-        return Path(in_home(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ds_dpo.checkpoints.identity import RunIdentity
+from ds_dpo.checkpoints.identity import RunIdentity, none_usable
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
@@ -35,7 +35,7 @@ def require_own_checkpoint(checkpoints: Path, identity: RunIdentity, *, resume: 
         else:
             return
     if reasons:
-        raise CheckpointError(f"no checkpoint in {checkpoints} can be used: " + "; ".join(reasons))
+        raise none_usable(checkpoints, reasons)
 
 
 def require_same_models(

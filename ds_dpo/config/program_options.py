@@ -1,4 +1,4 @@
-"""The parser of a program's own options: its help text fits how it was started, and --version is one of them."""
+"""The options of programs beside train: their parser, whose help fits how it was started, and their types."""
 
 from __future__ import annotations
 
@@ -24,22 +24,12 @@ def program_parser(name: str, description: str | None) -> argparse.ArgumentParse
 
 def user_path(text: str) -> Path:
     """Return a path as a user writes it, with ~ and ~user replaced, for argparse."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the path is empty")
-    try:
-        return Path(in_home(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(_in_full(text, "path"))
 
 
 def model_name(text: str) -> str:
     """Return a model as a user names it, by path or hub id, with ~ and ~user replaced, for argparse."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the model's name is empty")
-    try:
-        return in_home(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return _in_full(text, "model's name")
 
 
 def model_name_or_none(text: str) -> str | None:
@@ -49,6 +39,17 @@ def model_name_or_none(text: str) -> str | None:
 
 def word_or_none(text: str) -> str | None:
     """Return a text, None for the word none, as in a configuration; for argparse."""
+    return None if text.lower() in UNSETTING else _given(text, "text")
+
+
+def _given(text: str, what: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("the text is empty; leave the option out, or give none")
-    return None if text.lower() in UNSETTING else text
+        raise argparse.ArgumentTypeError(f"the {what} is empty")
+    return text
+
+
+def _in_full(text: str, what: str) -> str:
+    try:
+        return in_home(_given(text, what))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
