@@ -20,7 +20,7 @@ SHOWN_CHARACTERS = 200
 # The identity fields of the first versions, whose checkpoints hold nothing but a hash over all of them. A field that is
 # not named here came later: those versions behaved as its default says.
 _FIRST = {
-    "": "precision seed",
+    "": "precision seed terms.sft_weight terms.anchor_weight",
     "model": "pretrained revision variant family prediction_type denoiser_init vae vae_dtype train freeze",
     "adapter": "type rank alpha targets dropout",
     "data": "dataset name revision split format columns ties confidence min_confidence models has_label "
@@ -30,7 +30,6 @@ _FIRST = {
     "input_perturbation error_weighting snr_gamma",
     "objective": "type beta target_gradient_factor beta_min beta_max gap_decay label_smoothing alpha mu utility "
     "desirable_weight undesirable_weight ratio_weight snr_value score_scale shift",
-    "terms": "sft_weight anchor_weight",
     "reference": "refresh_every_steps",
     "batch": "pairs_per_step",
     "optimizer": "type learning_rate adam_beta1 adam_beta2 lion_beta1 lion_beta2 weight_decay epsilon max_grad_norm",
