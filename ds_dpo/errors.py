@@ -63,6 +63,10 @@ class ModelError(DsDpoError):
     """A model folder, weight file or attention backend that cannot be used."""
 
 
+class ScorerError(DsDpoError):
+    """A scorer of images that cannot be loaded or has failed; the message says what to install, download or mend."""
+
+
 class CheckpointError(DsDpoError):
     """A checkpoint that is missing, torn, foreign, or cannot be written."""
 
