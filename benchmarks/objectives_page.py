@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from objectives import CONTROL, MARGIN, PAGE, PAIRS_PER_STEP, SEARCH_SEED, SEEDS, SETTINGS, SHARES, STEPS, Setting
 
-from ds_dpo.evaluation.win_rate import Interval, bootstrap_interval
+from ds_dpo.evaluation.statistics.bootstrap import Interval, bootstrap_interval
 
 KEPT_SECTION = "## What it shows"
 Figures = dict[str, Any]

@@ -46,14 +46,17 @@ def test_no_module_hides_one_of_the_standard_library_or_of_a_dependency() -> Non
 
 
 def test_the_evaluation_s_arithmetic_stands_alone() -> None:
-    """evaluation is a high layer; its win rate is a pure function that a lower one may use."""
-    text = (PACKAGE / "evaluation" / "win_rate.py").read_text(encoding="utf-8")
+    """evaluation is a high layer; its statistics are pure functions that benchmarks and other layers may use."""
     imported = {
-        node.module
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ds_dpo")
+        node.module or ""
+        for path in (PACKAGE / "evaluation" / "statistics").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
     }
-    assert imported <= {"ds_dpo.errors"}
+    own = {name for name in imported if name.startswith("ds_dpo")}
+    assert own
+    assert all(name.startswith("ds_dpo.evaluation.statistics.") for name in own)
+    assert imported - own <= {"__future__", "collections.abc", "dataclasses", "statistics", "typing", "numpy.typing"}
 
 
 # A newcomer must be able to take in each of these at one look.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ds_dpo.config.objectives import SftConfig
-from ds_dpo.evaluation.win_rate import bootstrap_interval, win_rate
+from ds_dpo.evaluation.statistics.bootstrap import bootstrap_interval
+from ds_dpo.evaluation.statistics.win_rate import win_rate
 from ds_dpo.miniature.reward import MAX_REWARD, Measurement, measure
 
 BASE, SFT, TUNED = "base", SftConfig.name(), "tuned"

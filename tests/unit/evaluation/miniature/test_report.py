@@ -32,7 +32,9 @@ def test_the_right_colour_is_worth_one_and_wins_everywhere() -> None:
     assert summary.keys() >= TOP_LEVEL
     assert summary["n"] == 18
     assert summary["reward_tuned"] - summary["reward_base"] == pytest.approx(1, abs=0.05)
-    assert (summary["win_rate"], summary["win_rate_low"], summary["win_rate_high"]) == (1, 1, 1)
+    # 6 of 6 prompts won
+    assert (summary["win_rate"], summary["win_rate_high"]) == (1, 1)
+    assert summary["win_rate_low"] == pytest.approx(0.025 ** (1 / 6))
     assert (summary["win_by_margin"], summary["loss_by_margin"]) == (1, 0)
     assert (summary["valid"], summary["background"]) == (1, 1)
     assert summary["reward_sft"] is None

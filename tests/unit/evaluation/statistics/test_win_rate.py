@@ -3,7 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from ds_dpo.evaluation.win_rate import bootstrap_interval, win_rate
+from ds_dpo.evaluation.statistics.bootstrap import bootstrap_interval
+from ds_dpo.evaluation.statistics.win_rate import win_rate
 
 
 def test_wins_count_one_ties_a_half_and_the_margin_both_ways() -> None:
@@ -29,6 +30,13 @@ def test_the_rival_has_the_complement() -> None:
     assert there.low + back.high == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("score", "low", "high"), [(1.0, 0.025**0.1, 1), (-1.0, 0, 1 - 0.025**0.1)])
+def test_a_win_of_all_prompts_is_no_certainty(score, low, high) -> None:
+    # if 69 % of prompts are won, ten of ten are won with a probability of 2.5 %: 0.6915**10 = 0.025
+    found = win_rate([score] * 20, [0.0] * 20, [f"p{place // 2}" for place in range(20)], margin=0.1)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
 def test_same_scores_are_a_certain_half() -> None:
     found = win_rate([1, 2, 3], [1, 2, 3], ["a", "b", "c"], margin=0.1)
     assert (found.rate, found.low, found.high) == (0.5, 0.5, 0.5)
@@ -45,8 +53,8 @@ def test_a_prompt_counts_with_all_its_images() -> None:
     # a: one image of 1; b: three of 0. Resamples: aa 1 (1/4), ab and ba 1/4 (1/2), bb 0 (1/4)
     found = bootstrap_interval([1, 0, 0, 0], ["a", "b", "b", "b"])
     assert (found.mean, found.low, found.high) == (0.25, 0, 1)
-    # c and d as well: of the 256 resamples only aaaa gives 1, so the upper end lies below it
-    assert bootstrap_interval([1, 0, 0, 0, 0, 0], ["a", "b", "b", "b", "c", "d"]).high < 1
+    # with ten more prompts, a resample of a alone has a probability of 12**-12
+    assert bootstrap_interval([1, 0, 0, 0] + [0] * 10, ["a", "b", "b", "b", *"cdefghijkl"]).high < 1
 
 
 def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
@@ -60,8 +68,9 @@ def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
         means.append(sum(drawn) / len(drawn))
     means.sort()
     assert found.mean == pytest.approx(values.mean())
-    assert found.low == pytest.approx(means[250], abs=0.02)
-    assert found.high == pytest.approx(means[9750], abs=0.02)
+    # 24 prompts: the normal distribution below -2.0687 (t of 23 degrees of freedom) * sqrt(24 / 23) = -2.1132 is 0.0173
+    assert found.low == pytest.approx(means[173], abs=0.02)
+    assert found.high == pytest.approx(means[9827], abs=0.02)
     # resampling images would claim far too much: its interval is about 1/2.5 as wide
     by_image = 2 * 1.96 * values.std() / values.size**0.5
     assert found.high - found.low > 2 * by_image
