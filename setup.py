@@ -52,8 +52,10 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.33"],
         "lora": ["peft>=0.18"],
+        # scorers brisque and ocr; libsvm-official, which brisque needs, is compiled when it is installed
+        "eval": ["brisque[opencv-python-headless]>=0.2,<0.3", "rapidocr>=3.10,<4", "onnxruntime>=1.20"],
         "wandb": ["wandb>=0.19"],
         "trackio": ["trackio>=0.2"],
-        "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "peft>=0.18"],
+        "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "peft>=0.18", "ds_dpo[eval]"],
     },
 )

@@ -1,0 +1,124 @@
+"""A CLIP model of transformers with its tokenizer and image processor: images and prompts in, unit vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ds_dpo.errors import ScorerError, cut
+from ds_dpo.process.quiet import quiet_libraries
+
+WEIGHTS = "model*.safetensors"
+CONFIG = "config.json"
+PROCESSOR = ("preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+
+class ClipModel:
+    """CLIP on a device, in fp32 and inference mode. Embeddings are (N, D) of length 1."""
+
+    def __init__(self, model: Any, tokenizer: Any, processor: Any, device: str) -> None:
+        self.model = model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._processor = processor
+        self._device = device
+
+    @property
+    def logit_scale(self) -> float:
+        return float(self.model.logit_scale.detach().double().exp())
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return normalize(_tensor_of(self.model.get_image_features(pixel_values=pixels.to(self._device))), dim=-1)
+
+    @torch.no_grad()
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        # padded to the same length always, so that a prompt's embedding does not depend on the others of its batch
+        tokens = self._tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self._device)
+        features = self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return normalize(_tensor_of(features), dim=-1)
+
+    def cosines(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Return the cosine of each image and its prompt, (N,) in fp64 on the host."""
+        return (self.embed_images(images).double() * self.embed_prompts(prompts).double()).sum(-1).cpu()
+
+
+def load_clip(weights: Path, processor: Path, device: str, *, scorer: str) -> ClipModel:
+    """Return the CLIP model of a folder, with tokenizer and image processor of the same or another folder.
+
+    Raises ScorerError if a file is missing, torn, or does not fit the others.
+    """
+    quiet_libraries()
+    if not any(weights.glob(WEIGHTS)) or not (weights / CONFIG).is_file():
+        raise ScorerError(
+            f"scorer {scorer}: {weights} has no {CONFIG} with {WEIGHTS}; give a folder or hub id of a CLIP model of "
+            "transformers with safetensors"
+        )
+    from transformers import CLIPModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        loaded: Any = CLIPModel.from_pretrained(
+            weights, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        model, info = loaded
+    except Exception as error:  # safetensors, transformers and torch raise each their own on foreign or torn files
+        raise ScorerError(
+            f"scorer {scorer}: the CLIP model of {weights} cannot be loaded ({_reason(error)}); download it again"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ScorerError(
+            f"scorer {scorer}: {weights} lacks {len(missing)} weights of a CLIP model, such as {missing[0]}; "
+            "give a whole CLIP model with text and vision parts"
+        )
+    return ClipModel(model, *load_processor(processor, scorer=scorer), device)
+
+
+def load_processor(folder: Path, *, scorer: str) -> tuple[Any, Any]:
+    """Return the tokenizer and the image processor of a folder. Raises ScorerError if it lacks one."""
+    quiet_libraries()
+    # transformers would make an empty tokenizer for a folder without its files
+    complete = (folder / "tokenizer.json").is_file() or (
+        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    )
+    if not complete or not (folder / "preprocessor_config.json").is_file():
+        raise ScorerError(
+            f"scorer {scorer}: {folder} lacks the tokenizer (tokenizer.json, or vocab.json and merges.txt) or the "
+            "image processor (preprocessor_config.json); copy them from the model's page on the hub"
+        )
+    # by Pillow everywhere, since torchvision resizes differently
+    from transformers import AutoTokenizer, CLIPImageProcessorPil
+
+    try:
+        return (
+            AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True),
+        )
+    except Exception as error:
+        raise ScorerError(
+            f"scorer {scorer}: {folder} has no usable tokenizer and image processor ({_reason(error)}); copy "
+            "them again from the model's page on the hub"
+        ) from error
+
+
+def _tensor_of(features: Any) -> Tensor:
+    """Return features as a tensor: transformers 5 gives an object with pooler_output, earlier versions the tensor."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {cut(str(error))}"

@@ -1,0 +1,75 @@
+"""The table of scorers: one row for each, with its class by name, so that a listing imports no torch; and plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from ds_dpo.config.fields import did_you_mean
+from ds_dpo.errors import ConfigError, cut
+
+PLUGIN_GROUP = "ds_dpo.scorers"
+HERE = "ds_dpo.evaluation.scorers"
+EVAL_EXTRA = "pip install 'ds_dpo[eval]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerKind:
+    """A kind of scorer. made_by: MODULE:CLASS, called with a ScorerChoice and the name of a device.
+
+    words: one sentence on what it measures. higher_is_better: None if its settings say which way is better. source:
+    where its weights come from by default. takes: what NAME=SOURCE may name (nothing if unset). needs_source: it has
+    no default. install: command that installs what it needs beside ds_dpo.
+    """
+
+    made_by: str
+    words: str
+    higher_is_better: bool | None = True
+    source: str | None = None
+    takes: str | None = None
+    needs_source: bool = False
+    install: str | None = None
+
+
+MODEL_FOLDER = "a folder or hub id"
+
+SCORERS: Mapping[str, ScorerKind] = {
+    "pickscore": ScorerKind(
+        made_by=f"{HERE}.clip:PickScore",
+        words="How much people prefer the image for its prompt, learned from Pick-a-Pic; about 15 to 25.",
+        source="yuvalkirstain/PickScore_v1",
+        takes=MODEL_FOLDER,
+    ),
+    "clip": ScorerKind(
+        made_by=f"{HERE}.clip:ClipScore",
+        words="How well the image fits its prompt: 100 times the cosine of CLIP's embeddings, at least 0.",
+        source="openai/clip-vit-large-patch14",
+        takes=MODEL_FOLDER,
+    ),
+    "brisque": ScorerKind(
+        made_by=f"{HERE}.brisque:BrisqueScore",
+        words="How distorted the image looks (blur, noise, blocks), without its prompt; 0 to 100 or so.",
+        higher_is_better=False,
+        install=EVAL_EXTRA,
+    ),
+    "reward": ScorerKind(
+        made_by=f"{HERE}.miniature_reward:MiniatureReward",
+        words="The miniature's true reward: right colour, vivid and centred, 0 to 2; for its 32 px images alone.",
+    ),
+}
+
+
+def plugins() -> Mapping[str, EntryPoint]:
+    """Return the scorers of installed packages by name: entry points of the group ds_dpo.scorers, not yet imported."""
+    return {point.name: point for point in entry_points(group=PLUGIN_GROUP) if point.name not in SCORERS}
+
+
+def require_known(kind: str) -> None:
+    """Raise ConfigError, with the names there are, if neither the table nor a plugin has a kind of scorer."""
+    known = [*SCORERS, *sorted(plugins())]
+    if kind not in known:
+        raise ConfigError(
+            f"--scorer {cut(kind)}: there is no scorer of this name; {', '.join(known)} would fit"
+            f"{did_you_mean(kind, known)}"
+        )
