@@ -27,6 +27,7 @@ setup(
     packages=[*find_packages(include=["ds_dpo", "ds_dpo.*"]), "ds_configs"],
     package_data={
         "ds_dpo": [*files_under("ds_dpo", "presets"), *files_under("ds_dpo", "assets")],
+        "ds_dpo.evaluation.pages": ["template/*"],
         "ds_dpo.export.card": ["*.jinja"],
         "ds_configs": ["*.json"],
     },
