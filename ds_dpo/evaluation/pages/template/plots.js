@@ -1,10 +1,12 @@
 // Drawings: win rates with their intervals, and how the differences of a scorer are spread.
 
-const WIDTH = 420;
 const LABEL = 124;
 const VALUE = 56;
 const ROW = 22;
 const BINS = 41;
+
+/** Units of a drawing from left to right; fewer on a phone, where letters would be too small. */
+const widthOfPlots = () => (window.innerWidth < 700 ? 330 : 420);
 
 function drawn(tag, attributes, ...children) {
   return make(`svg:${tag}`, attributes, ...children);
@@ -22,10 +24,11 @@ function reachOf(comparisons) {
 
 /** One row for each comparison: its win rate, and a bar for the interval. */
 function winRatePlot(comparisons, titles, reach) {
+  const width = widthOfPlots();
   const height = ROW * comparisons.length + 24;
-  const x = (share) => LABEL + ((share - 0.5 + reach) / (2 * reach)) * (WIDTH - LABEL - VALUE - 12);
+  const x = (share) => LABEL + ((share - 0.5 + reach) / (2 * reach)) * (width - LABEL - VALUE - 12);
   const bottom = height - 20;
-  const plot = drawn("svg", { viewBox: `0 0 ${WIDTH} ${height}`, class: "plot", role: "img" });
+  const plot = drawn("svg", { viewBox: `0 0 ${width} ${height}`, class: "plot", role: "img" });
   plot.append(drawn("title", {}, "Win rate with its 95 % interval"));
   for (const share of [0.5 - reach, 0.5, 0.5 + reach]) {
     plot.append(drawn("line", { x1: x(share), x2: x(share), y1: 0, y2: bottom, class: share === 0.5 ? "even" : "grid" }));
@@ -39,11 +42,11 @@ function winRatePlot(comparisons, titles, reach) {
       drawn("g", { class: strong ? "row strong" : "row" },
         drawn("title", {}, `${title}: ${percent(comparison.win_rate)}, 95 % interval ${percent(comparison.low)} to ` +
           `${percent(comparison.high)}, ${counted(comparison.n, "pair")}`),
-        drawn("rect", { x: 0, y: y - ROW / 2, width: WIDTH, height: ROW, class: "catch" }),
+        drawn("rect", { x: 0, y: y - ROW / 2, width: width, height: ROW, class: "catch" }),
         drawn("text", { x: strong ? 0 : 10, y: y + 4, class: "label" }, shortened(title, strong ? 19 : 17)),
         drawn("line", { x1: x(comparison.low), x2: x(comparison.high), y1: y, y2: y, class: "interval" }),
         drawn("circle", { cx: x(comparison.win_rate), cy: y, r: strong ? 5 : 3.5, class: "rate" }),
-        drawn("text", { x: WIDTH, y: y + 4, class: "value", "text-anchor": "end" }, percent(comparison.win_rate)),
+        drawn("text", { x: width, y: y + 4, class: "value", "text-anchor": "end" }, percent(comparison.win_rate)),
       ),
     );
   });
@@ -59,10 +62,11 @@ function leadsPlot(leads, height = 92) {
     const share = (Math.max(-reach, Math.min(reach, lead)) / reach + 1) / 2;
     bins[Math.min(BINS - 1, Math.floor(share * BINS))] += 1;
   }
+  const width = widthOfPlots();
   const most = Math.max(1, ...bins);
   const bottom = height - 20;
-  const step = WIDTH / BINS;
-  const plot = drawn("svg", { viewBox: `0 0 ${WIDTH} ${height}`, class: "plot", role: "img" });
+  const step = width / BINS;
+  const plot = drawn("svg", { viewBox: `0 0 ${width} ${height}`, class: "plot", role: "img" });
   plot.append(drawn("title", {}, "Number of pairs by the difference of their scores"));
   bins.forEach((size, bin) => {
     const tall = size ? Math.max(1.5, ((bottom - 4) * size) / most) : 0;
@@ -70,9 +74,9 @@ function leadsPlot(leads, height = 92) {
     const bar = { x: bin * step + 0.75, y: bottom - tall, width: step - 1.5, height: tall, rx: 1, class: side };
     plot.append(drawn("rect", bar, drawn("title", {}, counted(size, "pair"))));
   });
-  plot.append(drawn("line", { x1: 0, x2: WIDTH, y1: bottom, y2: bottom, class: "grid" }));
-  plot.append(drawn("line", { x1: WIDTH / 2, x2: WIDTH / 2, y1: 0, y2: bottom, class: "even" }));
-  const marks = [[0, "start", number(-reach)], [WIDTH / 2, "middle", "0"], [WIDTH, "end", signed(reach)]];
+  plot.append(drawn("line", { x1: 0, x2: width, y1: bottom, y2: bottom, class: "grid" }));
+  plot.append(drawn("line", { x1: width / 2, x2: width / 2, y1: 0, y2: bottom, class: "even" }));
+  const marks = [[0, "start", number(-reach)], [width / 2, "middle", "0"], [width, "end", signed(reach)]];
   for (const [x, anchor, text] of marks) {
     plot.append(drawn("text", { x, y: height - 6, class: "axis", "text-anchor": anchor }, text));
   }

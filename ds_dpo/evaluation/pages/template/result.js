@@ -30,11 +30,18 @@ function showResult() {
 
 function rateCard(votes) {
   const { rate, low, high } = winRateOf(votes);
+  const byRater = [...ofRaters(votes)];
+  const groups = byRater.length > 1 ? [["all raters", votes, null], ...byRater.map(([rater, own]) => [rater, own, rater])]
+    : [["all votes", votes, null]];
+  const rows = groups.map(([title, own, category]) => {
+    const found = winRateOf(own);
+    return { title, category, win_rate: found.rate, low: found.low, high: found.high, n: own.length };
+  }).filter((row) => isNumber(row.low));
   const sizes = [0, 0.5, 1].map((outcome) => votes.filter((vote) => vote.outcome === outcome).length);
   return make("article", { class: "card scorer" },
     make("p", { class: "big" }, percent(rate), isNumber(low)
       ? make("span", { class: "dim" }, ` ${percent(low)} to ${percent(high)}, 95\u2009% interval over prompts`) : null),
-    isNumber(low) ? smallInterval({ win_rate: rate, low, high }) : null,
+    rows.length ? winRatePlot(rows, rows.map(({ title }) => title), reachOf(rows)) : null,
     make("p", { class: "dim" }, `${counted(sizes[0], "win")}, ${counted(sizes[1], "tie")}, ${counted(sizes[2], "loss", "losses")} of ` +
       `${labelOf(blind.session.model)}; a tie counts half`));
 }
@@ -54,15 +61,17 @@ function scorersCard(votes) {
     plainTable("with-scorers", ["scorer", "pairs without ties", "same winner"], rows));
 }
 
+function ofRaters(votes) {
+  const found = new Map();
+  for (const each of votes) found.set(each.rater, [...(found.get(each.rater) ?? []), each]);
+  return found;
+}
+
 /** Outcomes of each rater by pair; a later vote on the same pair takes the place of an earlier one. */
 const byPair = (votes) => new Map(votes.map((each) => [each.pair, each.outcome]));
 
 function ratersCard(raters) {
-  const maps = new Map();
-  for (const { votes } of raters) {
-    for (const each of votes) maps.set(each.rater, [...(maps.get(each.rater) ?? []), each]);
-  }
-  const named = [...maps].map(([rater, votes]) => [rater, byPair(votes)]);
+  const named = [...ofRaters(raters.flatMap((each) => each.votes))].map(([rater, votes]) => [rater, byPair(votes)]);
   const rows = [];
   named.forEach(([one, ofOne], place) => {
     for (const [other, ofOther] of named.slice(place + 1)) {

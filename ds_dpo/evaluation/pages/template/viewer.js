@@ -7,6 +7,7 @@ function openViewer(at) {
   viewer.at = at;
   showPair();
   if (!byId("viewer").open) byId("viewer").showModal();
+  byId("viewer").focus();
 }
 
 function closeViewer() {
