@@ -45,6 +45,11 @@ class DataConfig(Section):
         "Folder of encoded pairs made by scripts/cache.py. If unset, images and prompts are encoded during training.",
         default=None,
     )
+    labels: PathText | None = identity_field(
+        "File of labels made by scripts/relabel.py. Its verdicts replace the dataset's, its probabilities replace the "
+        "dataset's confidence, and pairs without a label are left out (off if unset).",
+        default=None,
+    )
     ties: Literal["drop", "soft", "error"] = identity_field(
         "What to do with pairs without a winner. drop: leave them out. soft: train towards equality (target 0.5). "
         "error: refuse the dataset.",

@@ -23,6 +23,7 @@ OF_DATA_SET = (
     "data.columns",
     "data.image_root",
     "data.cache",
+    "data.labels",
     "data.confidence",
     "data.min_confidence",
     "data.models",

@@ -22,7 +22,8 @@ class PairRecord:
 
     pair_id: signed 64-bit; does not depend on where the row is stored. uid: names the pair in messages.
     target_probability: probability that the chosen image is the better one; 0.5 for a tie. weight: factor of the pair's
-    loss. metadata: other values of the row, for people to read.
+    loss. image_numbers: of the chosen and the rejected image in the row. metadata: other values of the row, for people
+    to read.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ class PairRecord:
     uid: str
     target_probability: float = 1.0
     weight: float = 1.0
+    image_numbers: tuple[int, int] = (0, 1)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -16,6 +16,8 @@ from ds_dpo.config.data import DataConfig
 from ds_dpo.data.buckets import bucket_shapes, choose_bucket
 from ds_dpo.data.images import read_size
 from ds_dpo.data.reading.image_states import NotedImages, is_io_error
+from ds_dpo.data.reading.labels_file import content_of_labels, read_labels
+from ds_dpo.data.reading.pair_identity import candidate_ids, columns_of_ids, has_own_ids
 from ds_dpo.data.reading.records import RecordReader
 from ds_dpo.data.reading.rows import Rows, state_of_files
 from ds_dpo.data.reading.split_files import SplitFiles
@@ -58,15 +60,25 @@ def build_index(
 ) -> PairIndex:
     """Choose the pairs of rows. name: of the dataset, for messages. Raises DataError for an unusable column."""
     num_rows = len(rows) if data.max_rows is None else min(len(rows), data.max_rows)
+    labels = None if data.labels is None else read_labels(Path(data.labels))
     needed = {*columns_of_candidates(rows.schema, columns), *columns_of_filters(columns, data)}
+    if labels is not None:
+        needed |= {*columns_of_ids(columns)}
     table = _read_columns(rows, sorted(needed), num_rows, name)
     candidates = find_candidates(table, columns, num_rows=num_rows, grouped=reader.grouped, name=name)
     rows_of_one = rows_of_no_pair(table, columns, grouped=reader.grouped)
     unranked = [row for row in rows_of_one if reader.lacks_verdicts(int(row))]
     if unranked:
         candidates = with_unranked(candidates, np.array(unranked, dtype=np.int64))
+    num_unlabelled = None
+    if labels is not None:
+        num_candidates = len(candidates)
+        candidates = labels.apply(candidates, candidate_ids(table, columns, candidates, name=name))
+        num_unlabelled = num_candidates - len(candidates)
+        if not len(candidates):
+            raise _no_pair_is_labelled(data, columns, name)
     setting = Setting(data=data, table=table, columns=columns.of_role, grouped=reader.grouped, name=name, part=part)
-    chosen = choose_pairs(candidates, setting)
+    chosen = choose_pairs(candidates, setting, num_unlabelled=num_unlabelled)
     entries = np.empty(len(chosen.candidates), dtype=ENTRY)
     entries["row"], entries["first"] = chosen.candidates.row, chosen.candidates.first
     entries["second"], entries["target"], entries["weight"] = chosen.candidates.second, chosen.target, chosen.weight
@@ -74,6 +86,14 @@ def build_index(
         shape = (data.resolution, data.resolution)
         return make_index(entries, counts=chosen.counts, bucket_sizes=[len(entries)], bucket_shapes=[shape])
     return _index_by_bucket(entries, chosen.counts, reader, data, name=name, say=say)
+
+
+def _no_pair_is_labelled(data: DataConfig, columns: Columns, name: str) -> DataError:
+    words = "" if has_own_ids(columns) else f"; its pairs have ids of row numbers and the name {name!r}"
+    return DataError(
+        f"{name}: data.labels {data.labels} has no label for any of its pairs{words}; make the labels with "
+        "scripts/relabel.py and the same data options"
+    )
 
 
 def _read_columns(rows: Rows, columns: Sequence[str], num_rows: int, name: str) -> pa.Table:
@@ -139,6 +159,8 @@ def index_key(found: SplitFiles, data: DataConfig, root: Path, part: PromptShare
     }
     if not data.aspect_buckets:
         parts["resolution"] = data.resolution  # the size of the only bucket
+    if data.labels is not None:
+        parts["labels"] = content_of_labels(Path(data.labels))
     if part is not None:
         parts["part"] = [part.share, part.side]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

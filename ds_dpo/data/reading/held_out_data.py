@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ds_dpo.config.asset_paths import is_local
 from ds_dpo.config.data import DataConfig
 from ds_dpo.config.run import RunConfig
+from ds_dpo.data.reading.labels_file import content_of_labels
 from ds_dpo.data.reading.split_files import find_split
 from ds_dpo.errors import DataError
 
@@ -30,7 +32,7 @@ def held_out_data(config: RunConfig) -> DataConfig:
     if held_out.share is None:
         changes["max_rows"] = None
     if held_out.dataset or held_out.name or held_out.split:
-        changes["files"] = []  # those that are trained on
+        changes |= {"files": [], "labels": None}  # of those that are trained on
     if held_out.dataset is not None:
         changes |= {"dataset": held_out.dataset, "name": held_out.name, "revision": None, "image_root": None}
     elif held_out.name is not None:
@@ -45,8 +47,11 @@ def held_out_data(config: RunConfig) -> DataConfig:
 def require_local_splits(config: RunConfig) -> None:
     """Raise DataError if a local data set lacks the split that is trained on, or the one that is held out.
 
+    So does a file of labels that is missing.
     Only names of files are looked at; a data set of the hub, or one that is not on this machine, passes.
     """
+    if config.data.labels is not None:
+        content_of_labels(Path(config.data.labels))
     if config.data.cache is None and is_local(config.data.dataset):
         find_split(config.data)
     held_out = held_out_data(config)

@@ -21,9 +21,10 @@ from ds_dpo.data.reading.arrow_streams import map_streams
 from ds_dpo.data.reading.build_index import build_index, index_key
 from ds_dpo.data.reading.image_files import ImageFiles
 from ds_dpo.data.reading.image_states import changed_images
+from ds_dpo.data.reading.pair_identity import ID_ROLES, has_own_ids
 from ds_dpo.data.reading.parquet_rows import ParquetRows
 from ds_dpo.data.reading.problems import PROBLEMS, with_problems
-from ds_dpo.data.reading.records import PICKAPIC_ID, RecordReader
+from ds_dpo.data.reading.records import RecordReader
 from ds_dpo.data.reading.rows import ArrowRows, RowReader, Rows, content_of_files, state_of_files
 from ds_dpo.data.reading.shards import columns_of, read_footers
 from ds_dpo.data.reading.split_files import SplitFiles, find_split
@@ -205,14 +206,13 @@ def _stored_key(found: SplitFiles, data: DataConfig) -> str:
 
 
 def _fingerprint(rows: Rows, columns: Columns, index: PairIndex, name: str) -> Mapping[str, str]:
-    telling = {*ROLES_OF_LAYOUT[columns.layout], "group", "id", *PICKAPIC_ID}
+    telling = {*ROLES_OF_LAYOUT[columns.layout], "group", *ID_ROLES}
     roles = [role for role in columns.of_role if role in telling]
-    has_own_ids = "id" in columns.of_role or set(PICKAPIC_ID) <= columns.of_role.keys()
     shapes = ", ".join(f"{height}x{width}" for height, width in index.facts.bucket_shapes)
     return {
         "content": rows.content,
         "columns": ", ".join(f"{role}={columns.of_role[role]}" for role in sorted(roles)),
-        "pair_ids": "the rows' own" if has_own_ids else f"row numbers of {name}",
+        "pair_ids": "the rows' own" if has_own_ids(columns) else f"row numbers of {name}",
         "pairs": index.facts.pairs,
         "buckets": shapes if len(index.facts.bucket_shapes) > 1 else "one",
     }

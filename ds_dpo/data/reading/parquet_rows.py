@@ -78,6 +78,13 @@ class ParquetRows:
             yield from group.batches(self._schema, at_once=ROWS_OF_A_COPY_BATCH)
 
 
+def batches_of_shards(shards: Sequence[Shard], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield all rows of some columns, in the types of a schema. Raises DataError that names a damaged file."""
+    for shard in shards:
+        for number in range(shard.metadata.num_row_groups):
+            yield from _Group(shard, number).batches(schema, at_once=ROWS_OF_A_TABLE_BATCH)
+
+
 class _Group:
     """A row group of a file."""
 

@@ -10,14 +10,13 @@ from typing import Any
 from ds_dpo.data.keyed_hash import id_of
 from ds_dpo.data.reading.arrow_values import Unreadable
 from ds_dpo.data.reading.image_files import raw_image
+from ds_dpo.data.reading.pair_identity import IMAGE_ROLES, pair_identity
 from ds_dpo.data.reading.rows import RowReader
 from ds_dpo.data.selection.formats import Columns
 from ds_dpo.data.source import BadRowError, PairRecord, RawImage
-from ds_dpo.errors import DataError, cut
+from ds_dpo.errors import DataError
 
 ROLES_NOT_IN_METADATA = frozenset({"prompt", "image_0", "image_1", "chosen", "rejected", "images"})
-PICKAPIC_ID = ("ranking_id", "image_0_id", "image_1_id")
-IMAGE_ROLES: Mapping[str, tuple[str, str]] = {"labelled": ("image_0", "image_1"), "ordered": ("chosen", "rejected")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +50,7 @@ class RecordReader:
             uid=uid,
             target_probability=target,
             weight=weight,
+            image_numbers=(first, second),
             metadata={
                 role: value
                 for role, value in values.items()
@@ -70,19 +70,7 @@ class RecordReader:
         return {role: values[column] for role, column in self.columns.of_role.items()}
 
     def _identity(self, values: Mapping[str, Any], row: int, first: int, second: int) -> tuple[str, str]:
-        """Return a pair's name for messages, and the text for its id, which do not depend on which image was chosen."""
-        lower, higher = sorted((first, second))
-        which = "" if self.columns.layout in IMAGE_ROLES else f" {lower} {higher}"
-        place = f"row {row} of {self.name}" + (f", images {lower} and {higher}" if which else "")
-        for role in ("id", *PICKAPIC_ID):
-            if isinstance(broken := values.get(role), Unreadable):
-                raise BadRowError(place, f"{self.columns.of_role[role]}: {broken.reason}")
-        if values.get("id") is not None:
-            return f"{place} (id {cut(str(values['id']))})", f"{values['id']}{which}"
-        parts = [values.get(role) for role in PICKAPIC_ID]
-        if None not in parts:
-            return f"{place} (ranking_id {cut(str(parts[0]))})", " ".join(map(str, parts))
-        return place, place
+        return pair_identity(values, self.columns, row=row, first=first, second=second, name=self.name)
 
     def lacks_verdicts(self, row: int) -> bool:
         """Return whether a row's list of images is longer than that of its ranks, or cannot be read."""

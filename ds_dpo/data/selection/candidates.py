@@ -27,13 +27,15 @@ IS_LOWER_BETTER = {"rank": True, "score": False, "preference": False}
 class Candidates:
     """Pairs that rows name. row: (C,) int64. first, second: (C,) uint16, numbers of the better and the other image.
 
-    is_tie: (C,) bool. In a tie, first is the image with the lower number.
+    is_tie: (C,) bool. In a tie, first is the image with the lower number. confidence: (C,) float64, NaN if unknown, if
+    data.labels replaces the rows' own; else None.
     """
 
     row: NDArray[np.int64]
     first: NDArray[np.uint16]
     second: NDArray[np.uint16]
     is_tie: NDArray[np.bool_]
+    confidence: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -41,7 +43,11 @@ class Candidates:
     def keep(self, kept: NDArray[np.bool_]) -> Candidates:
         """Return the candidates for which a (C,) mask is true."""
         return Candidates(
-            row=self.row[kept], first=self.first[kept], second=self.second[kept], is_tie=self.is_tie[kept]
+            row=self.row[kept],
+            first=self.first[kept],
+            second=self.second[kept],
+            is_tie=self.is_tie[kept],
+            confidence=None if self.confidence is None else self.confidence[kept],
         )
 
 

@@ -60,14 +60,15 @@ def columns_of_filters(columns: Columns, data: DataConfig) -> list[str]:
         roles.append("has_label")
     if data.models:
         roles += ["models", "model_0", "model_1"]
-    if data.min_confidence is not None or data.confidence != "ignore":
+    if data.labels is None and (data.min_confidence is not None or data.confidence != "ignore"):
         roles.append("confidence")
     return [columns.of_role[role] for role in roles if role in columns.of_role]
 
 
-def choose_pairs(candidates: Candidates, setting: Setting) -> Chosen:
+def choose_pairs(candidates: Candidates, setting: Setting, *, num_unlabelled: int | None = None) -> Chosen:
     """Return the candidates that pass all filters, and how many each filter drops.
 
+    num_unlabelled: number of pairs that data.labels has no label for and that are left out; None without data.labels.
     Raises DataError if data.ties is error and there are ties, or if a confidence is out of range for its use.
     """
     num_rows, data = len(setting.table), setting.data
@@ -79,6 +80,9 @@ def choose_pairs(candidates: Candidates, setting: Setting) -> Chosen:
             "would leave them out"
         )
     counts = {"rows": num_rows, "candidates": len(candidates), "ties": num_ties}
+    if num_unlabelled is not None:
+        counts["candidates"] += num_unlabelled
+        counts["dropped_unlabelled"] = num_unlabelled
     for name, is_kept in FILTERS.items():
         kept = is_kept(candidates, setting)
         counts[name] = len(kept) - int(kept.sum())
@@ -102,6 +106,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
         parts.append(f"{counts['candidates']} pairs in them")
     kept_ties = counts["ties"] - counts["dropped_ties"]
     reasons = (
+        (counts.get("dropped_unlabelled", 0), "left out because data.labels has no label for them"),
         (counts["dropped_label"], "left out without a label"),
         (counts["dropped_ties"], "ties left out"),
         (kept_ties if not counts["dropped_ties"] else 0, "ties trained towards equality"),
@@ -128,8 +133,15 @@ def _is_decided(candidates: Candidates, setting: Setting) -> NDArray[np.bool_]:
 def _is_confident(candidates: Candidates, setting: Setting) -> NDArray[np.bool_]:
     if setting.data.min_confidence is None:
         return np.ones(len(candidates), bool)
-    confidence = setting.numbers("confidence")[candidates.row]
+    confidence = _confidence(candidates, setting)
     return np.isnan(confidence) | (confidence >= setting.data.min_confidence)
+
+
+def _confidence(candidates: Candidates, setting: Setting) -> NDArray[np.float64]:
+    """Return each candidate's confidence, (C,), NaN if unknown: that of its label, else that of its row."""
+    if candidates.confidence is not None:
+        return candidates.confidence
+    return setting.numbers("confidence")[candidates.row]
 
 
 def _is_of_models(candidates: Candidates, setting: Setting) -> NDArray[np.bool_]:
@@ -187,7 +199,7 @@ def _targets_and_weights(candidates: Candidates, setting: Setting) -> tuple[NDAr
     use = setting.data.confidence
     if use == "ignore":
         return target, weight
-    confidence = setting.numbers("confidence")[candidates.row]
+    confidence = _confidence(candidates, setting)
     highest = 1.0 if use == "target" else np.finfo(np.float32).max
     unfit = np.flatnonzero((confidence < 0) | (confidence > highest))
     if len(unfit):

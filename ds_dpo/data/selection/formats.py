@@ -215,11 +215,12 @@ def require_columns_of_settings(columns: Columns, data: DataConfig, name: str) -
     """Raise DataError if a setting would have no effect, because no column has the role that it needs."""
     has = columns.of_role.keys()
     has_models = "models" in has or {"model_0", "model_1"} <= has
+    has_confidence = "confidence" in has or data.labels is not None
     for setting, is_set, has_column, roles in (
         ("has_label require", data.has_label == "require", "has_label" in has, "has_label"),
         (f"models {', '.join(data.models)}", bool(data.models), has_models, "model_0 and model_1, or models"),
-        (f"min_confidence {data.min_confidence}", data.min_confidence is not None, "confidence" in has, "confidence"),
-        (f"confidence {data.confidence}", data.confidence != "ignore", "confidence" in has, "confidence"),
+        (f"min_confidence {data.min_confidence}", data.min_confidence is not None, has_confidence, "confidence"),
+        (f"confidence {data.confidence}", data.confidence != "ignore", has_confidence, "confidence"),
     ):
         if is_set and not has_column:
             raise DataError(

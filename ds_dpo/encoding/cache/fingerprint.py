@@ -10,6 +10,7 @@ from pathlib import Path
 from ds_dpo.config.data import DataConfig
 from ds_dpo.config.fields import FIELDS
 from ds_dpo.config.run import RunConfig
+from ds_dpo.data.reading.labels_file import content_of_labels
 from ds_dpo.errors import ConfigError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import tokenizer_of
@@ -21,7 +22,7 @@ from ds_dpo.precision import Precision
 # fields of data that act when a cached pair is read; all other identity fields of data are compared
 ACT_ON_READING = {"flip", "size_conditioning", "prompt_dropout"}
 # caches that were made before these fields existed have none of them
-LEFT_OUT_WHILE_UNSET = {"files"}
+LEFT_OUT_WHILE_UNSET = {"files", "labels"}
 
 
 def fingerprint_of(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]:
@@ -61,6 +62,8 @@ def pair_fields(config: RunConfig, *, leave_out: Collection[str] = ()) -> dict[s
     names = [spec.path.removeprefix("data.") for spec in FIELDS.values() if spec.section == "data" and spec.is_identity]
     unset = {name for name in LEFT_OUT_WHILE_UNSET if not values[name]}
     fields = {f"data.{name}": json.dumps(values[name]) for name in names if name not in {*leave_out, *unset}}
+    if config.data.labels is not None:
+        fields["data.labels"] = content_of_labels(Path(config.data.labels))
     share = config.held_out.share
     return fields if share is None else {**fields, "held_out.share": json.dumps(share)}
 
