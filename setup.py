@@ -48,6 +48,7 @@ setup(
         "numpy>=2.0",
         "isal>=1.7",
         "pillow>=11",
+        "requests>=2.32",
         "tqdm>=4.67",
     ],
     extras_require={

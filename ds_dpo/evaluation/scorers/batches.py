@@ -21,14 +21,14 @@ def score_in_batches(
     """
     scores = np.full(len(images), np.nan)
     decoded = [(place, image, prompt) for place, (image, prompt) in enumerate(zip(images, prompts, strict=True))]
-    whole = [(place, rgb, prompt) for place, image, prompt in decoded if (rgb := _rgb(image)) is not None]
+    whole = [(place, rgb, prompt) for place, image, prompt in decoded if (rgb := as_rgb(image)) is not None]
     for start in range(0, len(whole), at_once):
         places, batch, texts = zip(*whole[start : start + at_once], strict=True)
         scores[list(places)] = score(list(batch), list(texts))
     return np.where(np.isfinite(scores), scores, np.nan)
 
 
-def _rgb(image: Image.Image) -> Image.Image | None:
+def as_rgb(image: Image.Image) -> Image.Image | None:
     """Return an image with its pixels in RGB, or None if it has none: decoding first shows that a file is torn."""
     if min(image.size) == 0:
         return None

@@ -48,7 +48,7 @@ SCORERS: Mapping[str, ScorerKind] = {
         takes=MODEL_FOLDER,
     ),
     "brisque": ScorerKind(
-        made_by=f"{HERE}.brisque:BrisqueScore",
+        made_by=f"{HERE}.brisque_score:BrisqueScore",
         words="How distorted the image looks (blur, noise, blocks), without its prompt; 0 to 100 or so.",
         higher_is_better=False,
         install=EVAL_EXTRA,
@@ -56,6 +56,20 @@ SCORERS: Mapping[str, ScorerKind] = {
     "reward": ScorerKind(
         made_by=f"{HERE}.miniature_reward:MiniatureReward",
         words="The miniature's true reward: right colour, vivid and centred, 0 to 2; for its 32 px images alone.",
+    ),
+    "command": ScorerKind(
+        made_by=f"{HERE}.command:open_command",
+        words="Whatever a program of your own says, which reads and writes JSON lines.",
+        higher_is_better=None,
+        takes="a command, or a settings file",
+        needs_source=True,
+    ),
+    "http": ScorerKind(
+        made_by=f"{HERE}.http_scorer:open_http",
+        words="Whatever a server says: an OpenAI-style model that sees images, or one that answers plain JSON.",
+        higher_is_better=None,
+        takes="a URL, or a settings file",
+        needs_source=True,
     ),
 }
 
