@@ -11,11 +11,9 @@ from PIL import Image
 
 from ds_dpo.evaluation.scorers.batches import score_in_batches
 from ds_dpo.evaluation.scorers.choice import ScorerChoice
-from ds_dpo.evaluation.scorers.clip_model import CONFIG, PROCESSOR, WEIGHTS, load_clip
+from ds_dpo.evaluation.scorers.clip_model import CLIP_FILES, PACKAGES, PROCESSOR, clip_weights, load_clip
 from ds_dpo.evaluation.scorers.settings import Settings, settings_of
 from ds_dpo.evaluation.scorers.weights import find_folder, record_of
-
-PACKAGES = ("torch", "transformers", "tokenizers", "pillow")
 
 
 class ClipScore:
@@ -29,9 +27,9 @@ class ClipScore:
         settings = settings_of(choice, Settings)
         self.name = choice.name
         self.images_at_once = settings.images_at_once
-        folder = find_folder(choice.source, scorer=choice.name, patterns=(CONFIG, WEIGHTS, *PROCESSOR))
+        folder = find_folder(choice.source, scorer=choice.name, patterns=CLIP_FILES)
         self.clip = load_clip(folder, self._processor_folder(folder), device, scorer=choice.name)
-        self.record = record_of(choice, weights=sorted(folder.glob(WEIGHTS)), packages=PACKAGES)
+        self.record = record_of(choice, weights=clip_weights(folder), packages=PACKAGES)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> NDArray[np.float64]:
         return score_in_batches(images, prompts, self._score, at_once=self.images_at_once)

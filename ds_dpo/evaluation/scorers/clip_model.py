@@ -16,7 +16,10 @@ from ds_dpo.process.quiet import quiet_libraries
 
 WEIGHTS = "model*.safetensors"
 CONFIG = "config.json"
+PACKAGES = ("torch", "transformers", "tokenizers", "pillow")
 PROCESSOR = ("preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+CLIP_FILES = (CONFIG, WEIGHTS, *PROCESSOR)
 
 
 class ClipModel:
@@ -27,6 +30,11 @@ class ClipModel:
         self._tokenizer = tokenizer
         self._processor = processor
         self._device = device
+
+    @property
+    def width(self) -> int:
+        """Length of an embedding."""
+        return int(self.model.config.projection_dim)
 
     @property
     def logit_scale(self) -> float:
@@ -53,6 +61,11 @@ class ClipModel:
     def cosines(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Return the cosine of each image and its prompt, (N,) in fp64 on the host."""
         return (self.embed_images(images).double() * self.embed_prompts(prompts).double()).sum(-1).cpu()
+
+
+def clip_weights(folder: Path) -> list[Path]:
+    """Return the weight files of a CLIP model's folder."""
+    return sorted(folder.glob(WEIGHTS))
 
 
 def load_clip(weights: Path, processor: Path, device: str, *, scorer: str) -> ClipModel:

@@ -47,6 +47,23 @@ SCORERS: Mapping[str, ScorerKind] = {
         source="openai/clip-vit-large-patch14",
         takes=MODEL_FOLDER,
     ),
+    "hpsv21": ScorerKind(
+        made_by=f"{HERE}.hpsv21:HpsScore",
+        words="How much people prefer the image for its prompt, learned from HPDv2: 100 x cosine, about 20 to 35.",
+        source="xswu/HPSv2",
+        takes="a .pt or .safetensors file, a folder or hub id",
+    ),
+    "aesthetic": ScorerKind(
+        made_by=f"{HERE}.aesthetic:AestheticScore",
+        words="How good the image looks, without its prompt: LAION's predictor on CLIP ViT-L/14; about 1 to 10.",
+        source="trl-lib/ddpo-aesthetic-predictor",
+        takes="the head's .pth or .safetensors file, a folder or hub id",
+    ),
+    "ocr": ScorerKind(
+        made_by=f"{HERE}.ocr:OcrScore",
+        words="Which share of the words that the prompt quotes can be read in the image, 0 to 1.",
+        install=EVAL_EXTRA,
+    ),
     "brisque": ScorerKind(
         made_by=f"{HERE}.brisque_score:BrisqueScore",
         words="How distorted the image looks (blur, noise, blocks), without its prompt; 0 to 100 or so.",

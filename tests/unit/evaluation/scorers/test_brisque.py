@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,6 @@ def test_what_cannot_be_measured_is_nan_and_harms_no_other() -> None:
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "brisque", None)
+    monkeypatch.setitem(sys.modules, "brisque", None)
     with pytest.raises(ScorerError, match=r"package brisque .* pip install 'ds_dpo\[eval\]'"):
         opened()

@@ -61,7 +61,7 @@ def test_scores_are_the_formula_on_the_model(folder: Path) -> None:
     assert (cosines > 0).any()
     clip, pickscore = opened("clip", folder), opened("pickscore", folder)
     np.testing.assert_allclose(clip.score(images, prompts), [100 * max(c, 0) for c in cosines], atol=1e-6 * 100)
-    scale = math.exp(float(model.logit_scale))
+    scale = math.exp(model.logit_scale.item())
     np.testing.assert_allclose(pickscore.score(images, prompts) / scale, cosines, atol=1e-6)
     assert clip.higher_is_better
     assert pickscore.higher_is_better
@@ -130,7 +130,7 @@ def test_damaged_models_end_in_one_line(damage, message: str, tmp_path: Path) ->
 def test_a_source_that_is_neither_a_folder_nor_on_the_hub_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ScorerError, match="is no folder here"):
+    with pytest.raises(ScorerError, match="is neither a file nor a folder here"):
         opened("clip", tmp_path / "missing")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ScorerError, match="clip=FOLDER"):
