@@ -58,6 +58,15 @@ setup(
         "eval": ["brisque[opencv-python-headless]>=0.2,<0.3", "rapidocr>=3.10,<4", "onnxruntime>=1.20"],
         "wandb": ["wandb>=0.19"],
         "trackio": ["trackio>=0.2"],
-        "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "peft>=0.18", "ds_dpo[eval]"],
+        "dev": [
+            "pytest",
+            "ruff",
+            "mypy",
+            "import-linter",
+            "types-PyYAML",
+            "peft>=0.18",
+            "selenium>=4.40",
+            "ds_dpo[eval]",
+        ],
     },
 )

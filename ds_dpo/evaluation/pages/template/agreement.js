@@ -54,6 +54,5 @@ function fleissKappa(outcomesOfPairs) {
 function agreementWith(votes, scorer) {
   const both = votes.map(({ outcome, pair }) => [outcome, winnerOf(pair, scorer)])
     .filter(([outcome, winner]) => outcome !== 0.5 && winner);
-  const same = both.filter(([outcome, winner]) => (outcome === 0) === (winner === 1)).length;
-  return { n: both.length, share: same / both.length };
+  return cohenKappa(both.map(([outcome]) => outcome), both.map(([, winner]) => (winner === 1 ? 0 : 1)));
 }

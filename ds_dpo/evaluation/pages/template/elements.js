@@ -35,7 +35,7 @@ const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const NONE = "–";
 
 function percent(share, digits = 1) {
-  return isNumber(share) ? `${(100 * share).toFixed(digits)}\u2009%` : NONE;
+  return isNumber(share) ? `${(100 * share).toFixed(digits)}\u202f%` : NONE;
 }
 
 /** A score with about four digits. */
@@ -52,7 +52,7 @@ function signed(value) {
 
 function pValue(value) {
   if (!isNumber(value)) return NONE;
-  return value < 0.001 ? "<\u20090.001" : value.toFixed(3);
+  return value < 0.001 ? "<\u202f0.001" : value.toFixed(3);
 }
 
 function count(value) {

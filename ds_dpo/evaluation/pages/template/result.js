@@ -40,25 +40,25 @@ function rateCard(votes) {
   const sizes = [0, 0.5, 1].map((outcome) => votes.filter((vote) => vote.outcome === outcome).length);
   return make("article", { class: "card scorer" },
     make("p", { class: "big" }, percent(rate), isNumber(low)
-      ? make("span", { class: "dim" }, ` ${percent(low)} to ${percent(high)}, 95\u2009% interval over prompts`) : null),
+      ? make("span", { class: "dim" }, ` ${percent(low)} to ${percent(high)}, 95\u202f% interval over prompts`) : null),
     rows.length ? winRatePlot(rows, rows.map(({ title }) => title), reachOf(rows)) : null,
     make("p", { class: "dim" }, `${counted(sizes[0], "win")}, ${counted(sizes[1], "tie")}, ${counted(sizes[2], "loss", "losses")} of ` +
       `${labelOf(blind.session.model)}; a tie counts half`));
 }
 
 function plainTable(id, titles, rows) {
-  const cells = (tag, row) => row.map((cell, place) => make(tag, { class: place >= titles.length - 3 && place > 0 ? "right" : "" }, cell));
+  const cells = (tag, row) => row.map((cell, place) => make(tag, { class: place > 0 ? "right" : "" }, cell));
   return make("div", { class: "scroll" }, make("table", { id }, make("thead", {}, make("tr", {}, cells("th", titles))),
     make("tbody", {}, rows.map((row) => make("tr", {}, cells("td", row))))));
 }
 
 function scorersCard(votes) {
   const rows = data.scorers.map(({ name }, scorer) => {
-    const { n, share } = agreementWith(votes, scorer);
-    return [name, count(n), percent(share)];
+    const { n, same, kappa } = agreementWith(votes, scorer);
+    return [name, count(n), percent(same), number(kappa)];
   });
   return make("article", { class: "card" }, make("h3", {}, "Agreement with scorers"),
-    plainTable("with-scorers", ["scorer", "pairs without ties", "same winner"], rows));
+    plainTable("with-scorers", ["scorer", "pairs without ties", "same winner", "Cohen's kappa"], rows));
 }
 
 function ofRaters(votes) {

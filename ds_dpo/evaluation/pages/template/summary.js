@@ -25,8 +25,8 @@ function lead() {
     make("p", { class: "dim" },
       `${counted(pairs.length, "pair")} of images from the same prompt and seed, of ` +
       `${counted(new Set(pairs.map((pair) => pair.ours.prompt)).size, "prompt")} of ${sets}. ` +
-      "A win rate above 50\u2009% favours the model on the left; a tie counts half. " +
-      "Bars are 95\u2009% intervals over prompts."),
+      "A win rate above 50\u202f% favours the model on the left; a tie counts half. " +
+      "Bars are 95\u202f% intervals over prompts."),
     make("p", { class: "dim small-text" }, `Evaluation ${data.evaluation}`),
   );
 }
@@ -99,9 +99,9 @@ function scorerCard(name, chosen, reach) {
 function verdict(comparison) {
   const needed = isNumber(comparison.prompts_needed)
     ? `; about ${counted(comparison.prompts_needed, "prompt")} would show a difference of this size` : "";
-  if (comparison.low > 0.5) return `${comparison.model} is ahead: the interval is above 50\u2009%`;
-  if (comparison.high < 0.5) return `${comparison.against} is ahead: the interval is below 50\u2009%`;
-  return `No clear difference: the interval includes 50\u2009%${needed}`;
+  if (comparison.low > 0.5) return `${comparison.model} is ahead: the interval is above 50\u202f%`;
+  if (comparison.high < 0.5) return `${comparison.against} is ahead: the interval is below 50\u202f%`;
+  return `No clear difference: the interval includes 50\u202f%${needed}`;
 }
 
 const COLUMNS = [
@@ -112,10 +112,10 @@ const COLUMNS = [
   ["category", (row) => row.category ?? "all"],
   ["pairs", (row) => count(row.n), true],
   ["win rate", (row) => percent(row.win_rate), true],
-  ["95\u2009% interval", (row) => `${percent(row.low)} to ${percent(row.high)}`, true],
+  ["95\u202f% interval", (row) => `${percent(row.low)} to ${percent(row.high)}`, true],
   ["", (row) => smallInterval(row)],
   ["mean lead", (row) => signed(row.mean_difference), true],
-  ["95\u2009% interval", (row) => `${signed(row.mean_low)} to ${signed(row.mean_high)}`, true],
+  ["95\u202f% interval", (row) => `${signed(row.mean_low)} to ${signed(row.mean_high)}`, true],
   ["p", (row) => pValue(row.p_value), true],
   ["p, corrected", (row) => pValue(row.adjusted_p_value), true],
   ["prompts needed", (row) => count(row.prompts_needed), true],

@@ -26,6 +26,9 @@ function showPair() {
   stage.addEventListener("dblclick", () => zoom(viewer.scale > 1 ? 0 : 2));
   byId("viewer").replaceChildren(viewerBar(), stage, viewerFacts(pair));
   applyZoom();
+  for (const near of [gallery.shown[viewer.at + 1], gallery.shown[viewer.at - 1]].filter(Boolean)) {
+    for (const image of [near.ours, near.theirs]) new Image().src = addressOf(image); // loaded before it is asked for
+  }
 }
 
 function pane(image, side, label) {

@@ -77,7 +77,7 @@ def test_blind_votes_by_keyboard_are_kept_exported_and_trained_on(driver: tuple[
     human = human_comparisons(results, [path])
     assert human.raters == {"Änne <b>": 10}
     assert human.left_out == []
-    shown = page.text("#result .big").split("\u2009")[0]
+    shown = page.text("#result .big").split("\u202f")[0]
     assert float(shown) == pytest.approx(100 * human.comparisons[0].win_rate, abs=0.05)
     for row, agreement in zip(page.texts("#with-scorers tbody tr"), human.with_scorers, strict=True):
         assert row.startswith(f"{agreement.one}{agreement.n}{100 * (agreement.same or 0):.1f}")
@@ -140,7 +140,7 @@ def test_raters_are_compared_from_their_files(driver: tuple[Any, Path], tmp_path
     human = human_comparisons(results, [own, ben, cem])
     for row, between in zip(page.texts("#between-raters tbody tr"), human.between_raters, strict=True):
         assert between.kappa is not None
-        same = f"{100 * (between.same or 0):.1f}\u2009%"
+        same = f"{100 * (between.same or 0):.1f}\u202f%"
         found = row.replace("\u2212", "-")
         assert found.startswith(f"{between.one} and {between.other}{between.n}{same}")
         assert float(found.rpartition("%")[2]) == pytest.approx(between.kappa, abs=6e-4)
@@ -149,7 +149,7 @@ def test_raters_are_compared_from_their_files(driver: tuple[Any, Path], tmp_path
     assert f"over {human.fleiss_pairs} pairs with two votes or more" in fleiss
     assert "ben.jsonl: left out 1 row damaged" in page.text("#result")
     whole = next(each for each in human.comparisons if each.category is None)
-    assert float(page.text("#result .big").split("\u2009")[0]) == pytest.approx(100 * whole.win_rate, abs=0.05)
+    assert float(page.text("#result .big").split("\u202f")[0]) == pytest.approx(100 * whole.win_rate, abs=0.05)
     page.driver.find_element("id", "import").send_keys(str(vote_file(tmp_path / "dan.jsonl", foreign)))
     page.wait(
         "return document.getElementById('result').textContent.includes('dan.jsonl: left out 1 row of other models')"

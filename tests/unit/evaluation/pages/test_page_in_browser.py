@@ -14,17 +14,17 @@ NUM_PROMPTS = 3200
 def test_the_summary_shows_intervals_plots_and_warnings(driver: tuple[Any, Path], tmp_path: Path) -> None:
     page = open_page(driver, tmp_path, made_results(tmp_path, prompts=["a cat", NASTY], models=("base", "dpo", "sft")))
     assert page.text("#summary h2") == "sft against base"
-    assert page.texts("#summary .big") == ["62.5\u2009% 50.0\u2009% to 75.0\u2009%"] * 2
+    assert page.texts("#summary .big") == ["62.5\u202f% 50.0\u202f% to 75.0\u202f%"] * 2
     assert page.run("return document.querySelectorAll('.scorer svg').length") == 4
     assert "clip and brisque disagree" in page.text(".warnings")
     row = page.texts("#comparisons tbody tr:first-child td")
-    assert row[:8] == ["sft", "base", "clip", "made", "all", "100", "62.5\u2009%", "50.0\u2009% to 75.0\u2009%"]
+    assert row[:8] == ["sft", "base", "clip", "made", "all", "100", "62.5\u202f%", "50.0\u202f% to 75.0\u202f%"]
     assert row[9:] == ["+0.250", "\u22120.125 to +0.500", "0.063", "0.125", "321"]
     assert len(page.texts("#comparisons tbody tr")) == 4
     # a comparison that was made the other way is turned around
     page.choose("against", 2)
     assert page.text("#summary h2") == "base against sft"
-    assert page.texts("#summary .big")[0] == "37.5\u2009% 25.0\u2009% to 50.0\u2009%"
+    assert page.texts("#summary .big")[0] == "37.5\u202f% 25.0\u202f% to 50.0\u202f%"
     page.press("?")
     assert "flip between both images" in page.text("#help")
     page.press(ESCAPE)
