@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ds_dpo.errors import ConfigError, cut, shown
 from ds_dpo.outside import parse_json, read_regular
@@ -46,19 +47,34 @@ def read_prompts(path: Path) -> list[tuple[str, int | None]]:
 
     Empty lines are ignored. Raises ConfigError that names file and line.
     """
-    try:
-        text = read_regular(path, max_bytes=MAX_BYTES).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path}: cannot be read ({cut(str(error))}); give a UTF-8 text file") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    if not lines:
-        raise ConfigError(f"--prompts {path}: has no prompt")
+    lines = full_lines(path)
     if path.suffix in JSON_LINES:
         return list(_from_json_lines(path, lines))
     return [(line, None) for _, line in lines]
 
 
-def _from_json_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[str, int | None]]:
+def read_text(path: Path) -> str:
+    """Return the text of a file of prompts. Raises ConfigError if it cannot be read as UTF-8."""
+    try:
+        return read_regular(path, max_bytes=MAX_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {path}: cannot be read ({cut(str(error))}); give a UTF-8 text file") from error
+
+
+def full_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines that are not empty, each with its number from 1 on. Raises ConfigError if there is none."""
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
+    full = [(number, line) for number, line in lines if line]
+    if not full:
+        raise ConfigError(f"--prompts {path}: has no prompt")
+    return full
+
+
+def json_objects(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the object of each line, and before it where it is for messages.
+
+    Raises ConfigError for a line that is not an object with a text named prompt.
+    """
     for number, line in lines:
         where = f"--prompts {path}, line {number}"
         try:
@@ -69,6 +85,11 @@ def _from_json_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[t
             raise ConfigError(
                 f'{where}: {line[:80]}: must be an object such as {{"prompt": "a red circle", "seed": 7}}'
             )
+        yield where, entry
+
+
+def _from_json_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[str, int | None]]:
+    for where, entry in json_objects(path, lines):
         unknown = sorted(entry.keys() - set(FIELDS))
         if unknown:
             raise ConfigError(f"{where}: {shown(unknown[0])} is not known; give only {' and '.join(FIELDS)}")
