@@ -38,6 +38,7 @@ SEEDS, SEARCH_SEED = (0, 1, 2), 100
 SEEDS_PER_PROMPT = 4
 # One thread a process: two processes on two cores do more than one with two threads.
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+FIRST_SEED = 1_000_000  # of the evaluation, far from those of the pairs
 MARGIN = 0.1  # a difference in reward, of 2, that counts as better or worse
 SHARES = ("valid", "background", "shape", "colour_right")
 MOVEMENTS = ("chosen_difference", "rejected_difference", "implicit_accuracy")
@@ -126,21 +127,20 @@ def perform(run: Run, folder: Path) -> None:
 
     from ds_dpo.evaluation.drawing.model_folder import find_model, load_pipeline
     from ds_dpo.evaluation.drawing.sampling import draw_images
-    from ds_dpo.evaluation.miniature.compare import Request, images_to_draw
     from ds_dpo.evaluation.miniature.report import diversity, judge
+    from ds_dpo.miniature.world import TEST_PROMPTS
 
     pipeline = load_pipeline(find_model(BASE_MODEL, base=None))
     figures: dict[str, Any] = {"run": asdict(run), "commit": commit()}
     if run.setting is not None:
         figures["movement"] = train(run, folder)
         load_trained(pipeline.unet, folder / run.name)
-    request = Request(base=BASE_MODEL, tuned="", out=folder, seeds=run.seeds_per_prompt)
-    prompts, seeds = images_to_draw(request)
+    prompts = [prompt for prompt in TEST_PROMPTS for _ in range(run.seeds_per_prompt)]
     images = draw_images(
         pipeline,
         prompts,
-        seeds,
-        num_inference_steps=request.steps,
+        list(range(FIRST_SEED, FIRST_SEED + len(prompts))),
+        num_inference_steps=20,
         guidance_scale=1.0,
         resolution=32,
         images_at_once=48,

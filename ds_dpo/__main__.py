@@ -34,7 +34,7 @@ COMMANDS = {
         leaves_at_once=True,
     ),
     "generate": Command(module="ds_dpo.commands.generate", summary="Draw prompts with several models, side by side."),
-    "evaluate": Command(module="ds_dpo.commands.evaluate", summary="Compare a tuned miniature with its base."),
+    "evaluate": Command(module="ds_dpo.commands.evaluate", summary="Compare models on the same prompts, by scorers."),
     "replay": Command(module="ds_dpo.commands.replay", summary="Repeat one step of a run, to find what is not finite."),
 }
 

@@ -1,4 +1,4 @@
-"""Compare a tuned miniature with its base: ds_dpo/commands/evaluate.py, run from a checkout."""
+"""Compare models on the same prompts and seeds: ds_dpo/commands/evaluate.py, run from a checkout."""
 
 import sys
 from pathlib import Path

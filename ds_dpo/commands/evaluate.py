@@ -1,58 +1,180 @@
-"""Compare a tuned miniature with its base, and with an SFT control, on prompts that are not trained on.
+r"""Compare models on the same prompts and seeds, by any scorers: win rates with intervals, and a page to look at.
 
-Each model draws the same prompts from the same noise, and the miniature's reward scores the images. Writes
-OUT/summary.json and OUT/grid.png.
+A model is a diffusers pipeline (folder or hub id), an exported UNet, or a single .safetensors file. A UNet or a single
+file is put into the first model that is a whole pipeline. Writes OUT/images/, OUT/summary.json, .csv and .md, and
+TensorBoard's curves. The same command continues after a kill; with more models, prompt sets or scorers it draws and
+scores only what is missing. Runs on any number of ranks.
 
 Examples:
-    python scripts/evaluate.py --base ds_dpo://assets/miniature/model --tuned runs/miniature/export --out evaluation
+    python scripts/evaluate.py --model stabilityai/stable-diffusion-xl-base-1.0 --model runs/mine/export \
+        --prompts parti --scorer pickscore clip --out evaluation
+    deepspeed --num_gpus 8 scripts/evaluate.py --model BASE --model TUNED --prompts hpsv2 prompts.txt \
+        --scorer pickscore --out evaluation
     python scripts/evaluate.py --base BASE --tuned runs/dpo/export --sft runs/sft/export --out runs/dpo/evaluation
+
+The last form compares miniatures by their reward, on their own prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
-from ds_dpo.config.program_options import model_name, model_name_or_none, program_parser, user_path
+from ds_dpo.commands.generate import AddLora, AddModel
+from ds_dpo.config.program_options import model_name, model_name_or_none, program_parser, user_path, word_or_none
+from ds_dpo.errors import ConfigError
+from ds_dpo.precision import TORCH_NAMES
+
+# of the first form of this command: the labels of its models in their order, and what they are
+ROLES = {
+    "base": "Model with the label base; it comes first.",
+    "sft": "Model with the label sft, a control that was fine-tuned on preferred images alone.",
+    "tuned": "Model with the label tuned.",
+}
+MINIATURE_SET, MINIATURE_SCORER = "miniature", "reward"
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = program_parser("evaluate", __doc__)
-    model = "diffusers pipeline, or folder with only unet/"
-    parser.add_argument(
-        "--base", type=model_name, required=True, metavar="MODEL", help="Pipeline that training started from."
+    _add_models(parser)
+    add = parser.add_argument
+    add(
+        "--prompts",
+        nargs="+",
+        action="extend",
+        metavar="SET",
+        help="Prompt sets: parti, hpsv2, pickapic_test, geneval, miniature, a file (.txt, .jsonl, .json, .tsv, .csv, "
+        ".parquet), a folder with a file for each category, or NAME=FILE.",
     )
-    parser.add_argument("--tuned", type=model_name, required=True, metavar="MODEL", help=f"Model to evaluate: {model}.")
-    parser.add_argument(
-        "--sft",
-        type=model_name_or_none,
+    add(
+        "--scorer",
+        "--scorers",
+        dest="scorers",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="Scorers: NAME, NAME=SOURCE, or a .yaml file (docs/scorers.md).",
+    )
+    add("--out", required=True, type=user_path, metavar="DIR", help="Folder to write, or to continue.")
+    add(
+        "--trained_on",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SCORER",
+        help="Scorers that made the training's labels; the report warns if one of them judges.",
+    )
+    _add_settings(parser)
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher gives it
+    arguments = parser.parse_args(argv)
+    _complete(arguments)
+    return arguments
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--model",
+        dest="models",
+        action=AddModel,
+        type=model_name,
         metavar="MODEL",
-        help=f"Control, fine-tuned on preferred images alone: {model}.",
+        help="Model to evaluate; repeat the option for more of them.",
     )
-    parser.add_argument(
-        "--out", required=True, type=user_path, metavar="DIR", help="Folder for summary.json and grid.png."
+    add(
+        "--lora",
+        dest="models",
+        action=AddLora,
+        type=model_name,
+        metavar="FILE[:SCALE]",
+        help="LoRA added to the --model before it.",
     )
-    parser.add_argument("--seeds", type=int, default=8, help="Number of images per prompt (default: 8).")
-    parser.add_argument(
+    add(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="Names of the models in all tables, one for each --model (default: from their paths).",
+    )
+    add("--against", metavar="LABEL", help="Model that the others are compared with (default: the first one).")
+    for role, words in ROLES.items():
+        add(f"--{role}", type=model_name_or_none if role == "sft" else model_name, metavar="MODEL", help=words)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    drawing = parser.add_argument_group(
+        "drawing", "One that is left out is that of the folder's first call, or the default."
+    )
+    add = drawing.add_argument
+    add("--seeds", type=int, metavar="N", help="Images of each prompt (default: 1; 8 for the miniature).")
+    add(
         "--first_seed",
         type=int,
-        default=1_000_000,
-        help="Seed of the first image; the next one adds 1 (default: 1000000).",
+        metavar="N",
+        help="The image number K of the prompt at place P has seed N + P * seeds + K (default: 1000000).",
     )
-    parser.add_argument("--steps", type=int, default=20, help="Number of DDIM steps (default: 20).")
-    parser.add_argument(
-        "--guidance", type=float, default=1.0, help="Classifier-free guidance scale (default: 1, which is off)."
+    add("--steps", type=int, metavar="N", help="Sampling steps (default: 30; 20 for the miniature).")
+    add("--guidance", type=float, metavar="X", help="Guidance; 1 is off (default: 5; 1 for the miniature).")
+    add("--resolution", type=int, metavar="N", help="Side of the images in pixels (default: the first model's own).")
+    add(
+        "--scheduler",
+        choices=["model", "ddim", "euler", "dpmpp"],
+        help="Sampler (default: the model's own; ddim for the miniature).",
     )
-    parser.add_argument("--batch", type=int, default=24, help="Number of images drawn at once (default: 24).")
-    return parser.parse_args(argv)
+    add(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="Number of images drawn at once (default: as many as make 1024 x 1024 pixels, at most 24).",
+    )
+    add("--dtype", choices=list(TORCH_NAMES), help="Precision (default: fp16, on a CPU fp32).")
+    add("--vae", type=model_name_or_none, metavar="MODEL", help="VAE to use instead of the models' own.")
+    add("--variant", type=word_or_none, help="Variant of the weights on the hub, such as fp16.")
+    add(
+        "--device",
+        default="auto",
+        help="Device, such as cuda or cpu (default: an accelerator for each rank if there is one).",
+    )
+
+
+def _complete(arguments: argparse.Namespace) -> None:
+    """Add the models of the first form, and what it means if no prompts or scorers are given.
+
+    Raises ConfigError for what is missing.
+    """
+    models = arguments.models or []
+    in_roles = [(role, getattr(arguments, role)) for role in ROLES if getattr(arguments, role) is not None]
+    if in_roles and not (arguments.base and (arguments.tuned or models)):
+        raise ConfigError("--base, --tuned: give both, or give --model for each model")
+    if not models and not in_roles:
+        raise ConfigError("--model is missing: give one for each model to compare")
+    if arguments.labels and len(arguments.labels) != len(models):
+        raise ConfigError(f"--labels: {len(arguments.labels)} labels for {len(models)} --model; give one for each")
+    arguments.models = [(name, []) for _, name in in_roles] + models
+    arguments.labels = [role for role, _ in in_roles] + (arguments.labels or [None] * len(models))
+    for name, default in (("prompts", MINIATURE_SET), ("scorers", MINIATURE_SCORER)):
+        given = getattr(arguments, name) or ([default] if in_roles else None)
+        if given is None:
+            option = "--prompts" if name == "prompts" else "--scorer"
+            raise ConfigError(f"{option} is missing: give at least one; --help lists them")
+        setattr(arguments, name, given)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compare the models that the arguments name."""
-    arguments = parse_arguments(argv)
+    """Evaluate as the arguments ask."""
+    given = vars(parse_arguments(argv))
+    from ds_dpo.evaluation.scorers.choice import read_choices
+
+    scorers = read_choices(given.pop("scorers"))
     from ds_dpo.process.quiet import quiet_libraries, quiet_output
 
     quiet_libraries()
     with quiet_output():  # libraries print what they lack when they are imported
-        from ds_dpo.evaluation.miniature.compare import Request, evaluate
-    evaluate(Request(**vars(arguments)))
+        from ds_dpo.evaluation.drawing.named_model import ModelChoice, parse_lora
+        from ds_dpo.evaluation.run.program import evaluate
+        from ds_dpo.evaluation.run.request import Request
+    models = [ModelChoice(name, tuple(map(parse_lora, loras))) for name, loras in given.pop("models")]
+    lists: dict[str, Any] = {name: tuple(given.pop(name)) for name in ("labels", "prompts", "trained_on")}
+    others = {name: value for name, value in given.items() if name not in (*ROLES, "local_rank")}
+    evaluate(Request(models=tuple(models), scorers=scorers, **lists, **others))

@@ -91,7 +91,7 @@ def locked(out: Path) -> Iterator[None]:
     except OSError:
         os.close(descriptor)
         raise ConfigError(
-            f"--out {out}: another scripts/cache.py is writing to it; wait until it ends, or name another folder"
+            f"--out {out}: another process is writing to it; wait until it ends, or name another folder"
         ) from None
     try:
         yield

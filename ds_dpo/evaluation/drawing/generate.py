@@ -116,12 +116,12 @@ def _check(request: Request) -> None:
 
 
 def _loading(request: Request) -> Loading:
-    device = _device(request.device)
+    device = usable_device(request.device)
     dtype = request.dtype or ("fp32" if device.type == "cpu" else "fp16")
     return Loading(dtype=dtype, device=device, variant=request.variant, vae=request.vae, sampler=request.scheduler)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found
@@ -251,10 +251,10 @@ def _save_images(out: Path, label: str, drawings: Sequence[Drawing], drawn: Draw
 
 def image_name(label: str, place: int, drawing: Drawing) -> str:
     """Return the path of an image inside the folder."""
-    return f"{IMAGES_NAME}/{_file_name(label)}/{place:04d}_seed_{drawing.seed}.png"
+    return f"{IMAGES_NAME}/{file_name(label)}/{place:04d}_seed_{drawing.seed}.png"
 
 
-def _file_name(label: str) -> str:
+def file_name(label: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", label).strip("._") or "model"
 
 

@@ -1,1 +1,1 @@
-"""The evaluation program: models x prompt sets x seeds drawn and scored on any number of ranks, and what comes of it."""
+"""The evaluation program: models x prompt sets x seeds, drawn and scored on any number of ranks, then compared."""

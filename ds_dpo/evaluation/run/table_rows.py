@@ -17,9 +17,12 @@ def read_csv(path: Path, text: str, *, delimiter: str) -> Iterator[Mapping[str, 
 
     Raises ConfigError for what is no such table.
     """
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    lines = io.StringIO(text)
     try:
-        yield from csv.DictReader(io.StringIO(text), delimiter=delimiter, quoting=quoting)
+        if delimiter == "\t":
+            yield from csv.DictReader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        else:
+            yield from csv.DictReader(lines, delimiter=delimiter)
     except csv.Error as error:
         raise ConfigError(f"--prompts {path}: not a table ({cut(str(error))})") from error
 

@@ -190,7 +190,7 @@ def test_two_makers_of_one_folder_are_refused_until_the_first_is_gone(squares: S
     holder.start()
     try:
         assert here.recv()
-        with pytest.raises(ConfigError, match=r"another scripts/cache\.py is writing to it"):
+        with pytest.raises(ConfigError, match=r"another process is writing to it"):
             make(squares)
     finally:
         holder.kill()

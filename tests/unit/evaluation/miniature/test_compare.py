@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -9,15 +10,21 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from repository import ROOT
-from safetensors.torch import load_file, save_file
 
-from ds_dpo.errors import ConfigError, ModelError
-from ds_dpo.evaluation.drawing.model_folder import find_model, load_pipeline
-from ds_dpo.evaluation.miniature.compare import Request, evaluate, images_to_draw
+from ds_dpo.errors import ModelError
+from ds_dpo.evaluation.drawing.named_model import ModelChoice
+from ds_dpo.evaluation.run.program import evaluate
+from ds_dpo.evaluation.run.request import Request
+from ds_dpo.evaluation.scorers.choice import read_choices
 from ds_dpo.miniature.world import TEST_PROMPTS
 
 PROGRAM = ROOT / "scripts" / "evaluate.py"
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+# what scripts/miniature_seeds.py and users read
+TOP_LEVEL = {
+    *("n", "reward_base", "reward_tuned", "reward_sft", "reward_max", "win_rate", "win_rate_low", "win_rate_high"),
+    *("win_by_margin", "loss_by_margin", "margin", "valid", "background", "identical_to_base", "models", "comparisons"),
+    *("prompts", "seeds", "first_seed", "steps", "guidance", "scheduler", "versions"),
+}
 
 
 @pytest.fixture
@@ -32,126 +39,80 @@ def tuned(model_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def request(model_folder: Path, tuned: Path, out: Path, **changes) -> Request:
-    small = {"seeds": 2, "steps": 2, "prompts": TEST_PROMPTS[:3]}
-    return Request(base=str(model_folder), tuned=str(tuned), out=out, **{**small, **changes})
-
-
 @pytest.mark.slow
-def test_the_program_writes_a_summary_and_a_picture(model_folder: Path, tuned: Path, tmp_path: Path) -> None:
+def test_the_first_form_of_the_program_writes_what_it_wrote(model_folder: Path, tuned: Path, tmp_path: Path) -> None:
+    """Base, control and tuned model by their roles: the miniature's prompts, seeds and reward."""
+    out = tmp_path / "out"
     models = ["--base", str(model_folder), "--tuned", str(tuned), "--sft", str(model_folder)]
-    few = ["--out", str(tmp_path / "out"), "--seeds", "2", "--steps", "2"]
-    command = [sys.executable, str(PROGRAM), *models, *few]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, str(PROGRAM), *models, "--out", str(out), "--seeds", "2", "--steps", "2"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
-    for words in ("48 images per model", "step 7", "wins against base", "colour right", "grid.png", "summary.json"):
+    for words in ("48 images per model", "wins against base", "colour right", "grid.png", "summary.json", "page.html"):
         assert words in found.stdout
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["grid.png", "summary.json"]
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["n"] == 48
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() >= TOP_LEVEL
+    assert (summary["n"], summary["first_seed"], summary["scheduler"]) == (48, 1_000_000, "ddim")
     assert summary["models"]["tuned"]["step"] == 7
     assert summary["models"]["base"]["step"] is None
-    assert summary["comparisons"]["sft_against_base"]["win_rate"] == 0.5
+    assert {"valid", "shape", "colour_right", "reward", "diversity"} <= summary["models"]["sft"].keys()
+    by_model = {each["model"]: each for each in summary["comparisons"]}
+    assert by_model["sft"]["win_rate"] == 0.5
+    assert (by_model["tuned"]["win_rate"], by_model["tuned"]["against"]) == (summary["win_rate"], "base")
+    assert (by_model["tuned"]["scorer"], by_model["tuned"]["prompts"]) == ("reward", "miniature")
+    gain = summary["reward_tuned"] - summary["reward_base"]
+    assert by_model["tuned"]["mean_difference"] == pytest.approx(gain, abs=1e-6)
     assert summary["reward_sft"] == summary["reward_base"]
     assert not summary["identical_to_base"]
     assert summary["prompts"] == list(TEST_PROMPTS)
-    with Image.open(tmp_path / "out" / "grid.png") as picture:
+    with Image.open(out / "grid.png") as picture:
         assert picture.width > 800
 
 
 def test_the_program_says_what_is_wrong_and_ends_with_2(model_folder, tmp_path, monkeypatch, capsys) -> None:
-    arguments = ["--base", str(model_folder), "--tuned", "nowhere", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", [str(PROGRAM), *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(PROGRAM), run_name="__main__")
-    assert ended.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: nowhere: no such folder")
-    assert printed.out == ""
+    base, out = ["--base", str(model_folder)], ["--out", str(tmp_path / "out")]
+    cases = [
+        ([*base, "--tuned", "nowhere", *out], "error: nowhere: no such folder"),
+        ([*base, *out], "error: --base, --tuned: give both"),
+        (["--tuned", "a/b", *out], "error: --base, --tuned: give both"),
+        (out, "error: --model is missing"),
+        (["--model", "a/b", *out], "error: --prompts is missing"),
+        (["--model", "a/b", "--prompts", "parti", *out], "error: --scorer is missing"),
+        (["--model", "a/b", "--prompts", "parti", "--scorer", "nothing", *out], "error: --scorer nothing"),
+        (["--model", "a/b", "--labels", "x", "y", "--prompts", "parti", *out], "error: --labels: 2 labels for 1"),
+    ]
+    for arguments, message in cases:
+        monkeypatch.setattr(sys, "argv", [str(PROGRAM), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(PROGRAM), run_name="__main__")
+        assert ended.value.code == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(message)
+        assert printed.out == ""
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_model_under_two_names_is_pointed_out(model_folder: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    summary = evaluate(request(model_folder, model_folder, tmp_path / "out"), say=lines.append)
-    assert summary["win_rate"] == 0.5
-    assert any("exactly the same images as the base" in line for line in lines)
+def test_help_needs_no_torch() -> None:
+    code = "import sys; sys.argv = ['evaluate.py', '--help']; import runpy\n"
+    code += f"try: runpy.run_path({str(PROGRAM)!r}, run_name='__main__')\nfinally: assert 'torch' not in sys.modules"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "--scorer NAME [NAME ...]" in found.stdout
 
 
-def test_no_two_images_share_their_noise(model_folder: Path, tmp_path: Path) -> None:
-    prompts, seeds = images_to_draw(request(model_folder, model_folder, tmp_path))
-    assert prompts == [prompt for prompt in TEST_PROMPTS[:3] for _ in range(2)]
-    assert seeds == list(range(1_000_000, 1_000_006))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seeds": 0}, "--seeds 0"),
-        ({"steps": 0}, "--steps 0"),
-        ({"batch": -1}, "--batch -1"),
-        ({"guidance": 0.5}, r"--guidance 0\.5"),
-        ({"first_seed": -1}, "--first_seed -1"),
-        ({"first_seed": 2**63}, "--first_seed"),
-        ({"first_seed": 999}, "pairs of train"),
-        ({"first_seed": 300_010}, "pairs of test_unique"),
-    ],
-)
-def test_refuses_numbers_that_cannot_be_or_seeds_of_the_pairs(model_folder, tmp_path, changes, message) -> None:
-    with pytest.raises(ConfigError, match=message):
-        evaluate(request(model_folder, model_folder, tmp_path / "out", **changes))
-
-
-def test_out_must_be_a_folder(model_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="is a file"):
-        evaluate(request(model_folder, model_folder, tmp_path / "file"))
-
-
-def test_names_what_is_there_instead_of_a_model(model_folder: Path, tuned: Path, tmp_path: Path) -> None:
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ModelError, match=r"consolidate\.py"):
-        find_model(str(tmp_path / "run"), base=None)
-    with pytest.raises(ModelError, match="neither model_index"):
-        find_model(str(tmp_path), base=None)
-    with pytest.raises(ModelError, match="the base must be a whole pipeline"):
-        find_model(str(tuned), base=None)
-    assert find_model(str(tuned), base=find_model(str(model_folder), base=None)).rest == model_folder
-
-
-def test_a_unet_that_lacks_weights_is_refused(model_folder: Path, tuned: Path) -> None:
-    weights = load_file(tuned / WEIGHTS)
-    del weights["conv_out.bias"]
-    save_file(weights, tuned / WEIGHTS)
-    model = find_model(str(tuned), base=find_model(str(model_folder), base=None))
-    with pytest.raises(ModelError, match=r"conv_out\.bias"):
-        load_pipeline(model)
-
-
-def test_torn_or_missing_weights_are_refused(model_folder: Path, tuned: Path) -> None:
-    model = find_model(str(tuned), base=find_model(str(model_folder), base=None))
-    (tuned / WEIGHTS).write_bytes((tuned / WEIGHTS).read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot load"):
-        load_pipeline(model)
-    (tuned / WEIGHTS).unlink()
-    with pytest.raises(ModelError, match="cannot load"):
-        load_pipeline(model)
-
-
-def test_a_pipeline_of_another_family_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ModelError, match="FluxPipeline"):
-        load_pipeline(find_model(str(tmp_path), base=None))
-    (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(ModelError, match="is not valid JSON"):
-        load_pipeline(find_model(str(tmp_path), base=None))
-
-
-def test_a_diverged_model_is_refused(model_folder: Path, tuned: Path, tmp_path: Path) -> None:
-    weights = load_file(tuned / WEIGHTS)
-    weights["conv_out.bias"].fill_(float("nan"))
-    save_file(weights, tuned / WEIGHTS)
-    with pytest.raises(ModelError, match="6 of its 6 images are not finite"):
-        evaluate(request(model_folder, tuned, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+def test_a_diverged_model_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet")
+    with torch.no_grad():
+        unet.conv_out.bias.fill_(float("nan"))
+    unet.save_pretrained(tmp_path / "bad" / "unet")
+    request = Request(
+        models=(ModelChoice(str(model_folder)), ModelChoice(str(tmp_path / "bad"))),
+        prompts=("miniature",),
+        scorers=read_choices(["reward"]),
+        out=tmp_path / "out",
+        seeds=1,
+        steps=1,
+    )
+    with pytest.raises(ModelError, match="bad: 24 of its 24 images are not finite, the first of prompt"):
+        evaluate(request, say=[].append)
+    assert not (tmp_path / "out" / "summary.json").exists()

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from ds_dpo.errors import ModelError
+from ds_dpo.evaluation.drawing.model_folder import find_model, load_pipeline
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def tuned(model_folder: Path, tmp_path: Path) -> Path:
+    """An export of a UNet alone, of step 7, whose weights differ from the base's."""
+    unet = UNet2DConditionModel.from_pretrained(model_folder, subfolder="unet")
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(1.5)
+    folder = tmp_path / "tuned"
+    unet.save_pretrained(folder / "unet")
+    (folder / "export.json").write_text('{"step": 7, "files": []}')
+    return folder
+
+
+def test_names_what_is_there_instead_of_a_model(model_folder: Path, tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"consolidate\.py"):
+        find_model(str(tmp_path / "run"), base=None)
+    with pytest.raises(ModelError, match="neither model_index"):
+        find_model(str(tmp_path), base=None)
+    with pytest.raises(ModelError, match="the base must be a whole pipeline"):
+        find_model(str(tuned), base=None)
+    assert find_model(str(tuned), base=find_model(str(model_folder), base=None)).rest == model_folder
+
+
+def test_a_unet_that_lacks_weights_is_refused(model_folder: Path, tuned: Path) -> None:
+    weights = load_file(tuned / WEIGHTS)
+    del weights["conv_out.bias"]
+    save_file(weights, tuned / WEIGHTS)
+    model = find_model(str(tuned), base=find_model(str(model_folder), base=None))
+    with pytest.raises(ModelError, match=r"conv_out\.bias"):
+        load_pipeline(model)
+
+
+def test_torn_or_missing_weights_are_refused(model_folder: Path, tuned: Path) -> None:
+    model = find_model(str(tuned), base=find_model(str(model_folder), base=None))
+    (tuned / WEIGHTS).write_bytes((tuned / WEIGHTS).read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot load"):
+        load_pipeline(model)
+    (tuned / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="cannot load"):
+        load_pipeline(model)
+
+
+def test_a_pipeline_of_another_family_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ModelError, match="FluxPipeline"):
+        load_pipeline(find_model(str(tmp_path), base=None))
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(ModelError, match="is not valid JSON"):
+        load_pipeline(find_model(str(tmp_path), base=None))
