@@ -24,7 +24,6 @@ def sign(text: str) -> Image.Image:
     return image
 
 
-@pytest.mark.slow
 def test_rendered_words_are_read() -> None:
     scorer = opened()
     scores = scorer.score([sign(word) for word in WORDS], [f'a sign that says "{word}"' for word in WORDS])
