@@ -28,6 +28,7 @@ COMMANDS = {
     "launch": Command(module="ds_dpo.commands.launch", summary="Check every host, then train on all of them."),
     "data-stats": Command(module="ds_dpo.commands.data_stats", summary="Describe preference pairs before training."),
     "cache": Command(module="ds_dpo.commands.cache", summary="Encode pairs, or compute a reference's errors, once."),
+    "relabel": Command(module="ds_dpo.commands.relabel", summary="Label pairs by scorers of images, as AI feedback."),
     "consolidate": Command(
         module="ds_dpo.commands.consolidate",
         summary="Turn a run's ZeRO shards into a model that other programs load.",

@@ -23,7 +23,8 @@ from ds_dpo.making.tasks import run_tasks
 
 SIDES = ("chosen", "rejected")
 PAIRS_OF_TASK = 16
-# error: why the row cannot be read; prompt and keys are then null
+# chosen_is_lower: whether the chosen image has the lower number in the row. error: why the row cannot be read; prompt,
+# keys and chosen_is_lower are then null
 SCAN_SCHEMA = pa.schema(
     [
         ("index", pa.int64()),
@@ -35,6 +36,7 @@ SCAN_SCHEMA = pa.schema(
         ("rejected_key", pa.binary(16)),
         ("target_probability", pa.float32()),
         ("weight", pa.float32()),
+        ("chosen_is_lower", pa.bool_()),
         ("error", pa.string()),
     ]
 )
@@ -85,13 +87,14 @@ class _Reader:
             "rejected_key": key_of_image(record.rejected, shape, otherwise=f"rejected {index}"),
             "target_probability": record.target_probability,
             "weight": record.weight,
+            "chosen_is_lower": record.image_numbers[0] < record.image_numbers[1],
             "error": None,
         }
 
 
 def _unreadable(index: int, *, uid: str, reason: str) -> Mapping[str, Any]:
     # nothing is ever drawn with this id: reading the pair from the cache raises the same error
-    empty = dict.fromkeys(("prompt", "prompt_key", "chosen_key", "rejected_key"))
+    empty = dict.fromkeys(("prompt", "prompt_key", "chosen_key", "rejected_key", "chosen_is_lower"))
     return {"index": index, "pair_id": 0, "uid": uid, "target_probability": 1, "weight": 1, "error": reason, **empty}
 
 

@@ -100,7 +100,7 @@ def test_a_difference_is_said_in_words(tmp_path: Path, changes: Any, line: str) 
     assert [each.strip() for each in str(caught.value).splitlines()[1:-1]] == [line]
 
 
-def test_every_field_that_acts_on_errors_is_among_the_parts() -> None:
+def test_every_field_that_acts_on_errors_is_among_the_parts(tmp_path: Path) -> None:
     from ds_dpo.config.fields import FIELDS
 
     acting = {
@@ -110,8 +110,13 @@ def test_every_field_that_acts_on_errors_is_among_the_parts() -> None:
         and spec.section in ("data", "diffusion")
         and spec.path.split(".")[1] not in fingerprint_module.ACT_ON_COMPARING
     }
-    assert acting - parts_of().keys() == {"data.files"}  # left out while unset, as caches of earlier versions lack it
+    # left out while unset, as caches of earlier versions lack them
+    assert acting - parts_of().keys() == {"data.files", "data.labels"}
     assert "data.files" in parts_of("--data.files", "train*.parquet")
+    (tmp_path / "labels.parquet").write_bytes(b"abc")
+    # by content, so that the file may move: sha256 of abc, FIPS 180-2, appendix B.1
+    found = parts_of("--data.labels", str(tmp_path / "labels.parquet"))["data.labels"]
+    assert found == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_one_changed_weight_is_another_start(small_unet: Any) -> None:

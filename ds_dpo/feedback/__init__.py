@@ -1,0 +1,1 @@
+"""Feedback from models and people on images: pairs that are labelled again."""
