@@ -1,5 +1,6 @@
 """The page of an evaluation in a headless Chromium, opened from a file as a user does: summary, gallery, open pairs."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ NUM_PROMPTS = 3200
 
 
 def test_the_summary_shows_intervals_plots_and_warnings(driver: tuple[Any, Path], tmp_path: Path) -> None:
-    page = open_page(driver, tmp_path, made_results(tmp_path, prompts=["a cat", NASTY], models=("base", "dpo", "sft")))
+    results = made_results(tmp_path, prompts=["a cat", NASTY], models=("base", "dpo", "sft"))
+    page = open_page(driver, tmp_path, results)
     assert page.text("#summary h2") == "sft against base"
     assert page.texts("#summary .big") == ["62.5\u202f% 50.0\u202f% to 75.0\u202f%"] * 2
     assert page.run("return document.querySelectorAll('.scorer svg').length") == 4
@@ -25,6 +27,11 @@ def test_the_summary_shows_intervals_plots_and_warnings(driver: tuple[Any, Path]
     page.choose("against", 2)
     assert page.text("#summary h2") == "base against sft"
     assert page.texts("#summary .big")[0] == "37.5\u202f% 25.0\u202f% to 50.0\u202f%"
+    # people's votes are a comparison of a scorer that gives no scores
+    human = dataclasses.replace(results.comparisons[0], scorer="human", win_rate=0.75, prompts_needed=None)
+    page = open_page(driver, tmp_path, dataclasses.replace(results, comparisons=[*results.comparisons, human]))
+    assert page.texts("#summary .big")[-1].startswith("75.0")
+    assert page.run("return document.querySelectorAll('[data-scorer=human] svg').length") == 1
     page.press("?")
     assert "flip between both images" in page.text("#help")
     page.press(ESCAPE)
