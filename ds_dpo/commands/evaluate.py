@@ -11,13 +11,16 @@ Examples:
     deepspeed --num_gpus 8 scripts/evaluate.py --model BASE --model TUNED --prompts hpsv2 prompts.txt \
         --scorer pickscore --out evaluation
     python scripts/evaluate.py --base BASE --tuned runs/dpo/export --sft runs/sft/export --out runs/dpo/evaluation
+    python scripts/evaluate.py --out evaluation --votes votes-anna.jsonl votes-ben.jsonl
 
-The last form compares miniatures by their reward, on their own prompts.
+The third form compares miniatures by their reward, on their own prompts. The last one counts blind votes, which people
+give on OUT/page.html.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +67,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         metavar="SCORER",
         help="Scorers that made the training's labels; the report warns if one of them judges.",
+    )
+    add(
+        "--votes",
+        nargs="+",
+        action="extend",
+        type=user_path,
+        default=[],
+        metavar="FILE",
+        help="Vote files that DIR/page.html exports: print the win rate by people, and how well raters and scorers "
+        "agree. Without --model, nothing is drawn or scored.",
     )
     _add_settings(parser)
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher gives it
@@ -143,6 +156,8 @@ def _complete(arguments: argparse.Namespace) -> None:
 
     Raises ConfigError for what is missing.
     """
+    if arguments.votes and not any([arguments.models, arguments.prompts, arguments.scorers, arguments.base]):
+        return
     models = arguments.models or []
     in_roles = [(role, getattr(arguments, role)) for role in ROLES if getattr(arguments, role) is not None]
     if in_roles and not (arguments.base and (arguments.tuned or models)):
@@ -164,6 +179,16 @@ def _complete(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str]) -> None:
     """Evaluate as the arguments ask."""
     given = vars(parse_arguments(argv))
+    votes = given.pop("votes")
+    if given["models"]:
+        _evaluate(given)
+    if votes and os.environ.get("RANK", "0") == "0":
+        from ds_dpo.evaluation.run.human_votes import count_votes
+
+        count_votes(given["out"], votes, say=print)
+
+
+def _evaluate(given: dict[str, Any]) -> None:
     from ds_dpo.evaluation.scorers.choice import read_choices
 
     scorers = read_choices(given.pop("scorers"))
