@@ -1,7 +1,8 @@
 r"""Compare models on the same prompts and seeds, by any scorers: win rates with intervals, and a page to look at.
 
-A model is a diffusers pipeline (folder or hub id), an exported UNet, or a single .safetensors file. A UNet or a single
-file is put into the first model that is a whole pipeline. Writes OUT/images/, OUT/summary.json, .csv and .md, and
+A model is a diffusers pipeline (folder or hub id), an exported UNet, a single .safetensors file, or a run: RUN is its
+newest valid checkpoint, RUN@200 that of step 200. A UNet or a single file is put into the first model that is a whole
+pipeline. Writes OUT/images/, OUT/summary.json, .csv and .md, and
 TensorBoard's curves. The same command continues after a kill; with more models, prompt sets or scorers it draws and
 scores only what is missing. Runs on any number of ranks.
 
@@ -22,12 +23,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ds_dpo.commands.generate import AddLora, AddModel
 from ds_dpo.config.program_options import model_name, model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.errors import ConfigError
-from ds_dpo.precision import TORCH_NAMES
+from ds_dpo.precision import TORCH_NAMES, Precision
 
 # of the first form of this command: the labels of its models in their order, and what they are
 ROLES = {
@@ -202,4 +204,12 @@ def _evaluate(given: dict[str, Any]) -> None:
     models = [ModelChoice(name, tuple(map(parse_lora, loras))) for name, loras in given.pop("models")]
     lists: dict[str, Any] = {name: tuple(given.pop(name)) for name in ("labels", "prompts", "trained_on")}
     others = {name: value for name, value in given.items() if name not in (*ROLES, "local_rank")}
-    evaluate(Request(models=tuple(models), scorers=scorers, **lists, **others))
+    evaluate(Request(models=tuple(models), scorers=scorers, **lists, **others), export=_export)
+
+
+def _export(checkpoint: Path, folder: Path, dtype: Precision) -> None:
+    from ds_dpo.export.consolidate import consolidate
+    from ds_dpo.export.request import Request
+
+    request = Request(source=checkpoint, out=folder, format="pipeline", dtype=dtype)
+    consolidate(request, say=lambda line: None)  # evaluate says what it exports

@@ -60,7 +60,7 @@ def write_prompts(folder: Path, name: str = "few", prompts: tuple[str, ...] = PR
     return str(path)
 
 
-def run(out: Path, models: dict[str, str], prompts: list[str], scorers: list, *, say=None, **changes):
+def run(out: Path, models: dict[str, str], prompts: list[str], scorers: list, *, say=None, export=None, **changes):
     """Evaluate in this process; returns the results."""
     by_name = {scorer.name: scorer for scorer in scorers}
     small = {"seeds": 2, "steps": 1, "guidance": 1.0, "batch": 2, "device": "cpu"}
@@ -72,7 +72,7 @@ def run(out: Path, models: dict[str, str], prompts: list[str], scorers: list, *,
         out=out,
         **{**small, **changes},
     )
-    return evaluate(request, say=say or [].append, opener=lambda choice, device: by_name[choice.name])
+    return evaluate(request, export=export, say=say or [].append, opener=lambda choice, device: by_name[choice.name])
 
 
 def lines_in(folder: Path) -> list[dict]:

@@ -60,7 +60,7 @@ def draw_missing(
             _draw_batches(drawing, model, [batch for label, batch in mine if label == model.label], writer)
             num_images, num_drawn = (sum(map(len, lists[model.label])) for lists in (batches, missing))
             seconds = f"{time.perf_counter() - start:.1f} s"
-            what = f"drew {num_drawn} of {num_images} images with {cut(str(model.found.choice))} in {seconds}"
+            what = f"drew {num_drawn} of {num_images} images with {cut(model.name)} in {seconds}"
             say(f"{model.label}: {what if num_drawn else f'all {num_images} images are drawn'}")
     finally:
         writer.close()
@@ -108,7 +108,7 @@ def _require_finite(images: Tensor, batch: Sequence[ImageTask], model: LabelledM
     bad = (~images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if bad:
         raise ModelError(
-            f"{model.found.choice.name}: {len(bad)} of its {len(images)} images are not finite, the first of prompt "
+            f"{model.name}: {len(bad)} of its {len(images)} images are not finite, the first of prompt "
             f"{cut(batch[bad[0]].prompt.text)!r}, seed {batch[bad[0]].seed}: its training has diverged, or it "
             "overflows in fp16; try --dtype fp32"
         )

@@ -63,7 +63,7 @@ def gather_results(
     settings = {name: value for name, value in asdict(record.settings).items() if value is not None}
     return Results(
         evaluation=record.id,
-        models=[ModelRow(label=model.label, source=str(model.found.choice), step=model.found.step) for model in models],
+        models=[ModelRow(label=model.label, source=model.name, step=model.found.step) for model in models],
         scorers=scorers,
         prompts=prompts,
         images=images,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ds_dpo.errors import ConfigError
@@ -23,9 +24,13 @@ DIGITS = 10  # of a digest in the name of a folder
 
 @dataclass(frozen=True)
 class LabelledModel:
-    """A model that was found. digest: of the content of all files that its images depend on."""
+    """A model that was found. name: as the user gives it, with its LoRAs.
+
+    digest: of the content of all files that its images depend on.
+    """
 
     label: str
+    name: str
     found: FoundModel
     digest: str
 
@@ -37,13 +42,19 @@ class LabelledModel:
     @property
     def facts(self) -> dict[str, Any]:
         """What the record of the evaluation says of it."""
-        return {"label": self.label, "model": str(self.found.choice), "step": self.found.step, "sha256": self.digest}
+        return {"label": self.label, "model": self.name, "step": self.found.step, "sha256": self.digest}
 
 
 def find_labelled(
-    choices: Sequence[ModelChoice], labels: Sequence[str | None], *, variant: str | None
+    choices: Sequence[ModelChoice],
+    labels: Sequence[str | None],
+    *,
+    exported: Mapping[str, str] = MappingProxyType({}),
+    variant: str | None,
 ) -> list[LabelledModel]:
     """Find all models, without loading them. labels: None, or nothing, is made from the model's name.
+
+    exported: folders of the models that are runs, by their names.
 
     Raises ConfigError for labels that do not fit, ModelError for a model that cannot be used.
     """
@@ -55,8 +66,12 @@ def find_labelled(
     names = [next(made) if label is None else label for label in asked]
     if len({file_name(name) for name in names}) < len(names):
         raise ConfigError(f"--labels: two of {', '.join(names)} are the same; each model needs a label of its own")
-    found = find_models(choices, base=None, variant=variant)
-    return [LabelledModel(name, model, _digest(model)) for name, model in zip(names, found, strict=True)]
+    files = [replace(choice, name=exported.get(choice.name, choice.name)) for choice in choices]
+    found = find_models(files, base=None, variant=variant)
+    return [
+        LabelledModel(label, str(choice), model, _digest(model))
+        for label, choice, model in zip(names, choices, found, strict=True)
+    ]
 
 
 def _digest(model: FoundModel) -> str:

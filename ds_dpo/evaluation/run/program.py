@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -37,6 +37,7 @@ from ds_dpo.evaluation.run.report import (
     write_tensorboard,
 )
 from ds_dpo.evaluation.run.request import Request, check_request, choose_settings
+from ds_dpo.evaluation.run.run_models import Exporter, export_runs, is_run
 from ds_dpo.evaluation.run.score import SCORES_NAME, score_missing
 from ds_dpo.evaluation.run.settings import EvaluationRecord, agree, read_record, write_record
 from ds_dpo.evaluation.run.work import IMAGES_NAME, Group, list_group
@@ -51,14 +52,17 @@ from ds_dpo.storage.replace import remove_partials
 Opener = Callable[[ScorerChoice, str], Scorer | PairJudge]
 
 
-def evaluate(request: Request, *, say: Say = print, opener: Opener = open_scorer) -> Results | None:
+def evaluate(
+    request: Request, *, export: Exporter | None = None, say: Say = print, opener: Opener = open_scorer
+) -> Results | None:
     """Evaluate models on prompt sets by scorers; returns the results on rank 0, None on the others.
 
-    What request.out holds of it already is neither drawn nor scored again. Raises ConfigError for a request that
-    cannot be, ModelError for a model, ScorerError for a scorer that cannot be used.
+    export: makes pipelines of models that are runs; without it they are refused. What request.out holds of it already
+    is neither drawn nor scored again. Raises ConfigError for a request that cannot be, ModelError for a model,
+    ScorerError for a scorer that cannot be used, CheckpointError for a run without a valid checkpoint.
     """
     place, device = join_ranks(request.device)
-    ranks = _Ranks(request, place, device, say if place.rank == 0 else _silent, opener)
+    ranks = _Ranks(request, place, device, say if place.rank == 0 else _silent, opener, export)
     return ranks.evaluate()
 
 
@@ -73,20 +77,24 @@ class _Ranks:
     device: torch.device
     say: Say
     opener: Opener
+    export: Exporter | None
 
     def evaluate(self) -> Results | None:
         request = self.request
         with self._in_turns():
             check_request(request)
             sets = open_prompt_sets(request.prompts, say=self.say)
-            models = find_labelled(request.models, request.labels, variant=request.variant)
-            against = _against(request, models)
-        self._try_scorers()
         with ExitStack() as held:
+            exported = self._export_runs(held)
+            with self._in_turns():
+                models = find_labelled(request.models, request.labels, exported=exported, variant=request.variant)
+                against = _against(request, models)
+            self._try_scorers()
             record = on_main(lambda: self._settle(sets, models))
             with raised_everywhere():
                 if is_main():
-                    held.enter_context(locked(request.out))
+                    if not exported:
+                        held.enter_context(locked(request.out))
                     _prepare(request.out, record, say=self.say)
             groups = {
                 model.label: [list_group(model.label, model.folder, each, record.settings) for each in sets]
@@ -110,6 +118,19 @@ class _Ranks:
                     self._report(results, sets, groups, drawn)
         return results
 
+    def _export_runs(self, held: ExitStack) -> dict[str, str]:
+        """Return the folders of the models that are runs, by name; with one, rank 0 holds `out` from now on."""
+        request, export = self.request, self.export
+        names = [choice.name for choice in request.models if export is not None and is_run(choice.name)]
+
+        def make() -> dict[str, str]:
+            if not names or export is None:
+                return {}
+            held.enter_context(locked(request.out))
+            return export_runs(names, request.out, self._dtype(read_record(request.out)), export, say=self.say)
+
+        return on_main(make)
+
     def _in_turns(self) -> Any:
         """Let a node's first rank go first: it downloads, and the others find the files."""
         return node_turns(self.place, ranks_at_once=self.place.local_world_size)
@@ -118,7 +139,7 @@ class _Ranks:
         """Return the record of the folder with what this call adds; nothing is written yet."""
         request = self.request
         old = read_record(request.out)
-        dtype = self._default_dtype()
+        dtype = self._dtype(old)
         settings = choose_settings(
             request,
             old,
@@ -129,8 +150,10 @@ class _Ranks:
         facts = {model.folder: model.facts for model in models}
         return agree(request.out, old, settings, sets, facts, say=self.say)
 
-    def _default_dtype(self) -> Precision:
-        return self.request.dtype or ("fp32" if self.device.type == "cpu" else "fp16")
+    def _dtype(self, old: EvaluationRecord | None) -> Precision:
+        """Return the precision asked for, else the recorded one, else the default of the device."""
+        recorded = None if old is None else cast(Precision, old.settings.dtype)
+        return self.request.dtype or recorded or ("fp32" if self.device.type == "cpu" else "fp16")
 
     def _loading(self, dtype: Any, sampler: str) -> Loading:
         request = self.request

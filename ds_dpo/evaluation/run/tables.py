@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ds_dpo.evaluation.results import Comparison, Results
-from ds_dpo.evaluation.run.side_effects import SideEffects
+
+if TYPE_CHECKING:
+    from ds_dpo.evaluation.run.side_effects import SideEffects
 
 COMPARISON_TITLES = (
     "model", "against", "prompts", "scorer", "n", "win rate (95 %)", "difference (95 %)", "median", "p", "p corrected",

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from small_evaluation import PROMPTS, Brightness, Judge, images_in, lines_in, run, write_prompts
+from zero_checkpoint import save_run
 
-from ds_dpo.errors import ConfigError, ModelError
+from ds_dpo.errors import CheckpointError, ConfigError, ModelError
 from ds_dpo.evaluation.results_file import load_results
+from ds_dpo.export.consolidate import consolidate
+from ds_dpo.export.request import Request as ExportRequest
 
 pytestmark = pytest.mark.slow
 
@@ -205,3 +209,39 @@ def test_what_cannot_be_is_refused_before_anything_is_written(models, tmp_path: 
     with pytest.raises(ModelError, match="nowhere: no such folder"):
         run(out, {"one": "nowhere"}, [few], [Brightness("bright")])
     assert not out.exists()
+
+
+def test_a_run_is_evaluated_at_its_newest_valid_checkpoint_or_a_step(model_folder, tmp_path: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(str(model_folder), subfolder="unet")
+    weights = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    run_folder, out = tmp_path / "mine", tmp_path / "out"
+    for steps in (2, 4, 6):
+        weights["conv_out.weight"] = weights["conv_out.weight"] * 1.2
+        save_run(run_folder, weights, base=model_folder, steps=steps, config=unet.config)
+    newest = run_folder / "checkpoints" / "step_00000006" / "mp_rank_00_model_states.pt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    names = {"newest": str(run_folder), "second": f"{run_folder}@2", "again": f"{run_folder}/checkpoints/step_00000004"}
+    exports: list[str] = []
+
+    def export(checkpoint: Path, folder: Path, dtype: str) -> None:
+        exports.append(checkpoint.name)
+        consolidate(ExportRequest(source=checkpoint, out=folder, format="pipeline", dtype=dtype), say=[].append)
+
+    said: list[str] = []
+    few = write_prompts(tmp_path)
+    results = run(out, names, [few], [Brightness("bright")], export=export, say=said.append)
+    assert [(model.label, model.step) for model in results.models] == [("newest", 4), ("second", 2), ("again", 4)]
+    assert [model.source for model in results.models] == list(names.values())
+    assert any("skipped" in line and "step_00000006" in line for line in said)
+    equal = [each.win_rate == 0.5 for each in results.comparisons if each.category is None]
+    assert equal == [False, True]
+    # it draws what its export draws
+    exported = next((out / "models").glob("mine-step_00000002-*"))
+    assert exports == ["step_00000004", "step_00000002"]
+    alone = run(tmp_path / "alone", {"a": str(exported)}, [few], [Brightness("bright")])
+    assert [image.sha256 for image in alone.images] == [i.sha256 for i in results.images if i.model == "second"]
+    # nothing is exported twice
+    assert run(out, names, [few], [Brightness("bright")], export=export) == results
+    assert len(exports) == 2
+    with pytest.raises(CheckpointError, match=r"mine@3: has no checkpoint of step 3, only of \[2, 4, 6\]"):
+        run(out, {"a": f"{run_folder}@3"}, [few], [Brightness("bright")], export=export)

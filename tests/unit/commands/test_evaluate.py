@@ -1,0 +1,18 @@
+"""What scripts/evaluate.py does without drawing: its options."""
+
+from ds_dpo.commands import evaluate
+
+
+def test_models_come_in_the_order_of_the_command_line_with_their_loras() -> None:
+    line = "--base a/b --model c/d --lora e:0.5 --model f/g --prompts p.txt q.txt --prompts parti --scorer clip --out o"
+    given = evaluate.parse_arguments(line.split())
+    assert given.models == [("a/b", []), ("c/d", ["e:0.5"]), ("f/g", [])]
+    assert given.labels == ["base", None, None]
+    assert (given.prompts, given.scorers) == (["p.txt", "q.txt", "parti"], ["clip"])
+    roles = evaluate.parse_arguments(["--tuned", "t", "--sft", "s", "--base", "b", "--out", "o"])
+    assert roles.models == [("b", []), ("s", []), ("t", [])]
+    assert roles.labels == ["base", "sft", "tuned"]
+    assert (roles.prompts, roles.scorers) == (["miniature"], ["reward"])
+    twice = "--model a --model b --labels x y --prompts p --scorer s --out o"
+    named = evaluate.parse_arguments(twice.split())
+    assert named.labels == ["x", "y"]
