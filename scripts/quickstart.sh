@@ -41,6 +41,7 @@ python scripts/evaluate.py --base "$model" --tuned "$run/export" --sft "${run}_s
 cat <<END
 
 model        $run/export        (diffusers: StableDiffusionXLPipeline.from_pretrained)
+page         $run/evaluation/page.html   (win rates, gallery, blind votes)
 picture      $run/evaluation/grid.png
 numbers      $run/evaluation/summary.json
 curves       .venv/bin/tensorboard --logdir runs/

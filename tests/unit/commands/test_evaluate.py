@@ -1,5 +1,9 @@
 """What scripts/evaluate.py does without drawing: its options."""
 
+import shlex
+
+from repository import ROOT
+
 from ds_dpo.commands import evaluate
 
 
@@ -16,3 +20,12 @@ def test_models_come_in_the_order_of_the_command_line_with_their_loras() -> None
     twice = "--model a --model b --labels x y --prompts p --scorer s --out o"
     named = evaluate.parse_arguments(twice.split())
     assert named.labels == ["x", "y"]
+
+
+def test_the_examples_of_the_pages_are_commands() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8") + (evaluate.__doc__ or "")
+    commands = [line for line in text.replace("\\\n", " ").splitlines() if "scripts/evaluate.py --" in line]
+    assert len(commands) > 7
+    for command in commands:
+        words = shlex.split(command.partition("scripts/evaluate.py")[2])
+        assert evaluate.parse_arguments(words).out
