@@ -21,7 +21,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-from browser import opened  # noqa: E402
+import pytest  # noqa: E402
+from browser import opened, programs  # noqa: E402
 from made_evaluation import made_results  # noqa: E402
 
 from ds_dpo.evaluation.pages.page import write_page  # noqa: E402
@@ -66,6 +67,10 @@ def main() -> None:
         page = write_page(results, folder)
         print(f"{arguments.pairs} pairs; the page has {page.stat().st_size / 2**20:.1f} MiB, written in "
               f"{time.perf_counter() - start:.2f} s")  # fmt: skip
+        try:
+            programs()
+        except pytest.skip.Exception as error:
+            sys.exit(str(error))
         with opened(folder) as driver:
             found = [measure(driver, page) for _ in range(arguments.times)]
         for title in found[0]:

@@ -1,6 +1,6 @@
 // Blind votes: set up a session, vote on pairs whose models are hidden, look at the result.
 
-const blind = { session: null, plan: [], phase: "setup", kept: true, ready: false, imported: [] };
+const blind = { session: null, phase: "setup", kept: true, ready: false, imported: [] };
 
 const isVoting = () => view === "blind" && blind.phase === "voting";
 
@@ -16,7 +16,7 @@ function leaveBlind() {
 }
 
 function showSetup() {
-  const models = data.models.map(({ label }, place) => [place, label]);
+  const models = data.models.map(({ label }) => [label, label]);
   const most = pairsOf(state.model, state.against).length;
   const field = (id, title, attributes) => make("label", { class: "field" }, make("span", {}, title), make("input", { id, ...attributes }));
   const kept = keptSessions();
@@ -27,21 +27,21 @@ function showSetup() {
     make("form", { class: "card setup", id: "setup", onsubmit: startSession },
       field("rater", "Your name", { required: true, maxlength: 80, autocomplete: "nickname" }),
       make("div", { class: "row" },
-        selectOf("vote-model", "Model", models, state.model), selectOf("vote-against", "Rival", models, state.against)),
+        selectOf("vote-model", "Model", models, labelOf(state.model)), selectOf("vote-against", "Rival", models, labelOf(state.against))),
       make("div", { class: "row" },
         field("vote-number", "Number of pairs", { type: "number", min: 1, max: most || 1, value: Math.min(50, most), required: true }),
         field("vote-seed", "Seed", { type: "number", min: 0, max: 4294967295, step: 1, value: 0, required: true }),
-        data.sets.length > 1 ? selectOf("vote-set", "Prompts", [["", "all"], ...data.sets.map((name, place) => [place, name])], "") : null),
+        data.sets.length > 1 ? selectOf("vote-set", "Prompts", [["", "all"], ...data.sets.map((name) => [name, name])], "") : null),
       make("p", { id: "setup-problem", class: "problem", role: "alert" }),
       make("button", { class: "main", type: "submit" }, "Start")),
     kept.length ? make("section", {}, make("h3", {}, "Kept in this browser"), make("ul", { class: "sessions" }, kept.map(sessionRow))) : null));
 }
 
 function sessionRow(session) {
-  const size = planOf(session).length;
+  const size = session.plan.length;
   const isDone = session.outcomes.length >= size;
   return make("li", { class: "card" },
-    make("span", {}, make("strong", {}, session.rater), ` · ${labelOf(session.model)} against ${labelOf(session.against)} · ` +
+    make("span", {}, make("strong", {}, session.rater), ` · ${session.model} against ${session.against} · ` +
       `seed ${session.seed} · ${count(session.outcomes.length)} of ${counted(size, "pair")}`),
     make("span", { class: "choices" },
       make("button", { class: "quiet", type: "button", onclick: () => { forgetSession(session); showSetup(); } }, "Delete"),
@@ -52,23 +52,24 @@ function startSession(event) {
   event.preventDefault();
   const session = {
     rater: byId("rater").value.trim(),
-    model: Number(byId("vote-model").value),
-    against: Number(byId("vote-against").value),
+    model: byId("vote-model").value,
+    against: byId("vote-against").value,
     number: Number(byId("vote-number").value),
     seed: Number(byId("vote-seed").value),
     set: byId("vote-set")?.value ?? "",
     outcomes: [],
   };
+  session.plan = session.model === session.against ? [] : planOf(session);
   const problem = !session.rater ? "A name is needed: it is written into the votes."
     : session.model === session.against ? "Two different models are needed."
-    : !planOf(session).length ? "These two models have no pair of the same prompt and seed." : "";
+    : !session.plan.length ? "These two models have no pair of the same prompt and seed." : "";
   byId("setup-problem").textContent = problem;
   if (!problem) resume(keptSessions().find((kept) => keyOfSession(kept) === keyOfSession(session)) ?? session);
 }
 
 function resume(session) {
-  Object.assign(blind, { session, plan: planOf(session), imported: [] });
-  blind.phase = session.outcomes.length >= blind.plan.length ? "result" : "voting";
+  Object.assign(blind, { session, imported: [] });
+  blind.phase = session.outcomes.length >= blind.session.plan.length ? "result" : "voting";
   showBlind();
 }
 
@@ -91,14 +92,14 @@ const sidesOf = ({ pair, left }) => (left === 0 ? [pair.ours, pair.theirs] : [pa
 
 async function showVoting() {
   const place = blind.session.outcomes.length;
-  const current = blind.plan[place];
+  const current = blind.session.plan[place];
   const canvases = [make("canvas", { class: "candidate" }), make("canvas", { class: "candidate" })];
   const button = (id, text, key, side) => make("button", { id, type: "button", class: "vote", onclick: () => vote(side) },
     text, make("kbd", {}, key));
   byId("blind").replaceChildren(make("div", { class: "ballot" },
     make("div", { class: "ballot-top" },
-      make("progress", { max: blind.plan.length, value: place, "aria-label": "Progress" }),
-      make("span", { class: "dim", id: "vote-place" }, `${count(place + 1)} of ${count(blind.plan.length)}`)),
+      make("progress", { max: blind.session.plan.length, value: place, "aria-label": "Progress" }),
+      make("span", { class: "dim", id: "vote-place" }, `${count(place + 1)} of ${count(blind.session.plan.length)}`)),
     make("p", { class: "prompt whole", id: "vote-prompt" }, current.pair.prompt.text),
     make("div", { class: "candidates" }, canvases.map((canvas, side) =>
       make("div", { class: "candidate-frame", onclick: () => vote(side === 0 ? "left" : "right") }, canvas))),
@@ -119,20 +120,20 @@ async function showVoting() {
   } catch {
     if (isCurrent()) record(null); // an image is missing: the pair is left out
   }
-  const next = blind.plan[place + 1];
+  const next = blind.session.plan[place + 1];
   if (next) for (const image of sidesOf(next)) new Image().src = addressOf(image);
 }
 
 function vote(side) {
   if (!blind.ready) return;
-  const { left } = blind.plan[blind.session.outcomes.length];
+  const { left } = blind.session.plan[blind.session.outcomes.length];
   record({ left, right: 1 - left, tie: 0.5 }[side]);
 }
 
 function record(outcome) {
   blind.session.outcomes.push(outcome);
   blind.kept = keepSession(blind.session);
-  if (blind.session.outcomes.length >= blind.plan.length) blind.phase = "result";
+  if (blind.session.outcomes.length >= blind.session.plan.length) blind.phase = "result";
   showBlind();
 }
 

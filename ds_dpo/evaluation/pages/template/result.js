@@ -7,7 +7,7 @@ function showResult() {
   const raters = [{ rater: session.rater, votes: own }, ...blind.imported];
   const votes = raters.flatMap((each) => each.votes);
   byId("blind").replaceChildren(make("div", { class: "narrow", id: "result" },
-    make("h2", {}, labelOf(session.model), " against ", labelOf(session.against)),
+    make("h2", {}, session.model, " against ", session.against),
     make("p", { class: "dim" }, `${counted(own.length, "vote")} of ${session.rater}, seed ${session.seed}` +
       (left ? `; ${counted(left, "pair")} left out, since an image is missing` : "")),
     votes.length ? rateCard(votes) : make("p", {}, "There is no vote."),
@@ -16,7 +16,7 @@ function showResult() {
         onclick: () => download(fileNameOf(session), linesOf(session)) }, "Export votes"),
       make("label", { class: "button" }, "Add vote files",
         make("input", { id: "import", type: "file", multiple: true, accept: ".jsonl,.json,.txt", class: "visually-hidden", onchange: importFiles })),
-      session.outcomes.length < blind.plan.length
+      session.outcomes.length < blind.session.plan.length
         ? make("button", { type: "button", onclick: () => resume(session) }, "Go on voting") : null,
       session.outcomes.length ? make("button", { class: "quiet", id: "undo", type: "button", onclick: undo }, "Undo the last vote") : null,
       make("button", { class: "quiet", type: "button", onclick: () => { blind.phase = "setup"; showBlind(); } }, "Another session")),
@@ -43,7 +43,7 @@ function rateCard(votes) {
       ? make("span", { class: "dim" }, ` ${percent(low)} to ${percent(high)}, 95\u202f% interval over prompts`) : null),
     rows.length ? winRatePlot(rows, rows.map(({ title }) => title), reachOf(rows)) : null,
     make("p", { class: "dim" }, `${counted(sizes[0], "win")}, ${counted(sizes[1], "tie")}, ${counted(sizes[2], "loss", "losses")} of ` +
-      `${labelOf(blind.session.model)}; a tie counts half`));
+      `${blind.session.model}; a tie counts half`));
 }
 
 function plainTable(id, titles, rows) {

@@ -3,27 +3,35 @@
 const KEPT = "ds_dpo votes";
 const OUTCOMES = { 0: "model_0", 1: "model_1", 0.5: "tie" };
 
-/** The pairs of a session in its order, and for each whether model 0 is on the left.
+/** A session is {rater, model, against, number, seed, set, plan, outcomes}; models and set by their names.
  *
- * The seed alone chooses the pairs, so that raters share them; seed and rater give order and sides.
+ * plan: its pairs in order, and which model is on the left. outcomes: one for each pair so far, 0 or 1 for the model
+ * that won, 0.5 for a tie, null for a pair of which an image is missing.
  */
+const pairsOfSession = ({ model, against }) => pairsOf(placeOf(model), placeOf(against));
+
+const placeOf = (label) => data.models.findIndex((model) => model.label === label);
+
+/** The seed alone chooses the pairs, so that raters share them; seed and rater give order and sides. */
 function planOf({ model, against, rater, number: size, seed, set }) {
-  const pairs = pairsOf(model, against).filter((pair) => set === "" || pair.prompt.set === Number(set));
-  const name = `${data.evaluation}|${labelOf(model)}|${labelOf(against)}|${seed}`;
+  const pairs = pairsOfSession({ model, against }).filter((pair) => set === "" || data.sets[pair.prompt.set] === set);
+  const name = `${data.evaluation}|${model}|${against}|${seed}`;
   const chosen = shuffled(pairs, generatorOf(name)).slice(0, size);
   const draw = generatorOf(`${name}|${rater}`);
   return shuffled(chosen, draw).map((pair) => ({ pair, left: draw() < 0.5 ? 0 : 1 }));
 }
 
 function keyOfSession({ rater, model, against, number: size, seed, set }) {
-  const place = set === "" ? "all" : data.sets[set];
-  return JSON.stringify([KEPT, data.evaluation, rater, labelOf(model), labelOf(against), size, seed, place]);
+  return JSON.stringify([KEPT, data.evaluation, rater, model, against, size, seed, set]);
 }
 
-/** Keep a session's outcomes. Returns false if the browser keeps nothing for this page. */
+const markOf = (image) => `${image.path} ${image.sha256.slice(0, 16)}`;
+
+/** Keep a session: the plan with it, since an evaluation may get more prompts later. False if the browser keeps nothing. */
 function keepSession(session) {
+  const plan = session.plan.map(({ pair, left }) => [markOf(pair.ours), markOf(pair.theirs), left]);
   try {
-    localStorage.setItem(keyOfSession(session), JSON.stringify({ session, outcomes: session.outcomes }));
+    localStorage.setItem(keyOfSession(session), JSON.stringify({ ...session, plan }));
     return true;
   } catch {
     return false;
@@ -32,18 +40,30 @@ function keepSession(session) {
 
 /** The sessions of this evaluation that the browser keeps. */
 function keptSessions() {
-  const sessions = [];
+  const start = JSON.stringify([KEPT, data.evaluation]).slice(0, -1);
   try {
-    for (let place = 0; place < localStorage.length; place += 1) {
-      const key = localStorage.key(place);
-      if (!key.startsWith(JSON.stringify([KEPT, data.evaluation]).slice(0, -1))) continue;
-      const { session, outcomes } = JSON.parse(localStorage.getItem(key));
-      if (Array.isArray(outcomes) && keyOfSession(session) === key) sessions.push({ ...session, outcomes });
-    }
+    const keys = Array.from({ length: localStorage.length }, (_, place) => localStorage.key(place));
+    return keys.filter((key) => key.startsWith(start)).map((key) => restored(key, localStorage.getItem(key))).filter(Boolean);
   } catch {
-    return sessions; // the browser keeps nothing, or another program wrote there
+    return []; // the browser keeps nothing
   }
-  return sessions;
+}
+
+/** Return a kept session without the pairs whose images have changed or are gone; null if it is damaged. */
+function restored(key, text) {
+  try {
+    const session = JSON.parse(text);
+    if (keyOfSession(session) !== key || placeOf(session.model) < 0 || placeOf(session.against) < 0) return null;
+    const found = new Map(pairsOfSession(session).map((pair) => [`${markOf(pair.ours)}|${markOf(pair.theirs)}`, pair]));
+    const all = session.plan.map(([ours, theirs, left], place) => ({
+      pair: found.get(`${ours}|${theirs}`), left, outcome: session.outcomes[place],
+    }));
+    const plan = all.filter(({ pair }) => pair);
+    const outcomes = plan.map(({ outcome }) => outcome).filter((outcome) => outcome !== undefined);
+    return { ...session, plan, outcomes };
+  } catch {
+    return null;
+  }
 }
 
 function forgetSession(session) {
@@ -56,7 +76,7 @@ function forgetSession(session) {
 
 /** The votes of a session: pairs with an outcome of 0, 1 or 0.5, the model that won or a tie. */
 function votesOf(session) {
-  return planOf(session).flatMap(({ pair, left }, place) => {
+  return session.plan.flatMap(({ pair, left }, place) => {
     const outcome = session.outcomes[place];
     return isNumber(outcome) ? [{ pair, left, outcome, place, prompt: pair.ours.prompt, rater: session.rater }] : [];
   });
@@ -69,8 +89,8 @@ function linesOf(session) {
     image_0: pair.ours.path,
     image_1: pair.theirs.path,
     label: 1 - outcome,
-    model_0: labelOf(session.model),
-    model_1: labelOf(session.against),
+    model_0: session.model,
+    model_1: session.against,
     outcome: OUTCOMES[outcome],
     rater: session.rater,
     evaluation: data.evaluation,
@@ -94,8 +114,8 @@ function download(name, text) {
 const fileNameOf = ({ rater }) => `votes-${rater.replaceAll(/[^\p{L}\p{N}_-]+/gu, "_").slice(0, 60) || "rater"}.jsonl`;
 
 /** Read a vote file for the two models of a session: {votes, problem}. Rows that do not belong are counted. */
-function readVotes(text, { model, against }) {
-  const pairs = new Map(pairsOf(model, against).flatMap((pair) => [
+function readVotes(text, session) {
+  const pairs = new Map(pairsOfSession(session).flatMap((pair) => [
     [JSON.stringify([pair.ours.path, pair.theirs.path]), { pair, turned: false }],
     [JSON.stringify([pair.theirs.path, pair.ours.path]), { pair, turned: true }],
   ]));

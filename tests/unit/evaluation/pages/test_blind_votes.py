@@ -1,5 +1,6 @@
 """Blind votes on the page of an evaluation in a headless Chromium: by keyboard, kept, exported, trained on."""
 
+import dataclasses
 import json
 import math
 import os
@@ -138,6 +139,7 @@ def test_raters_are_compared_from_their_files(driver: tuple[Any, Path], tmp_path
     page.driver.find_element("id", "import").send_keys(f"{ben}\n{cem}")
     page.wait("return document.querySelectorAll('#between-raters tbody tr').length === 3")
     human = human_comparisons(results, [own, ben, cem])
+    own.unlink()
     for row, between in zip(page.texts("#between-raters tbody tr"), human.between_raters, strict=True):
         assert between.kappa is not None
         same = f"{100 * (between.same or 0):.1f}\u202f%"
@@ -154,4 +156,39 @@ def test_raters_are_compared_from_their_files(driver: tuple[Any, Path], tmp_path
     page.wait(
         "return document.getElementById('result').textContent.includes('dan.jsonl: left out 1 row of other models')"
     )
+    assert page.complaints() == []
+
+
+def test_a_session_survives_more_prompts_and_changed_images(driver: tuple[Any, Path], tmp_path: Path) -> None:
+    prompts = [f"prompt {number}" for number in range(8)]
+    results = made_results(tmp_path, prompts=prompts)
+    page = open_page(driver, tmp_path, results)
+    page.run("localStorage.clear()")
+    start_session(page, rater="Anna", pairs=8)
+    for place in range(4):
+        vote(page, place, LEFT)
+    page.click("#stop")
+    page.click("#export")
+    path = page.downloads / "votes-Anna.jsonl"
+    wait_for(page, path)
+    before = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    # the same evaluation with more prompts and one more model; the image of the second vote has changed
+    more = made_results(tmp_path, prompts=[*prompts, "one more", "and one more"], models=("base", "other", "tuned"))
+    hashes = {image.path: image.sha256 for image in results.images} | {before[1]["image_0"]: "0" * 64}
+    images = [dataclasses.replace(image, sha256=hashes.get(image.path, image.sha256)) for image in more.images]
+    page = open_page(driver, tmp_path, dataclasses.replace(more, images=images))
+    page.press("3")
+    assert "3 of 7 pairs" in page.text(".sessions li")
+    page.click(".sessions li button:not(.quiet)")
+    vote(page, 3, UP)
+    page.click("#stop")
+    page.click("#export")
+    wait_for(page, path)
+    after = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [before[0], *before[2:]]
+    for name in ("prompt", "image_0", "image_1", "label", "left"):
+        assert [row[name] for row in after[:3]] == [row[name] for row in kept]
+    assert (len(after), after[3]["label"]) == (4, 0.5)
+    path.unlink()
     assert page.complaints() == []
