@@ -114,11 +114,11 @@ def load_processor(folder: Path, *, scorer: str) -> tuple[Any, Any]:
             "image processor (preprocessor_config.json); copy them from the model's page on the hub"
         )
     # by Pillow everywhere, since torchvision resizes differently
-    from transformers import AutoTokenizer, CLIPImageProcessorPil
+    from transformers import CLIPImageProcessorPil, CLIPTokenizer
 
     try:
         return (
-            AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            CLIPTokenizer.from_pretrained(folder, local_files_only=True),
             CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True),
         )
     except Exception as error:

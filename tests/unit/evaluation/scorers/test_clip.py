@@ -1,6 +1,7 @@
 """PickScore and CLIP score on a tiny random CLIP, against the formula on the model's own hidden states."""
 
 import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from transformers import CLIPModel
 from ds_dpo.errors import ScorerError
 from ds_dpo.evaluation.scorers.choice import ScorerChoice
 from ds_dpo.evaluation.scorers.opening import open_scorer
-from ds_dpo.miniature.models import make_tokenizer, token_ids
+from ds_dpo.miniature.models import byte_pair_tables, make_tokenizer, token_ids
+from ds_dpo.miniature.world import PROMPTS as WORLD
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -65,6 +67,17 @@ def test_scores_are_the_formula_on_the_model(folder: Path) -> None:
     np.testing.assert_allclose(pickscore.score(images, prompts) / scale, cosines, atol=1e-6)
     assert clip.higher_is_better
     assert pickscore.higher_is_better
+
+
+def test_a_tokenizer_may_be_in_the_files_of_earlier_versions(folder: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "clip"
+    save_tiny_clip(earlier)
+    (earlier / "tokenizer.json").unlink()
+    vocabulary, merges = byte_pair_tables(sorted({word for prompt in WORLD for word in prompt.split()}))
+    (earlier / "vocab.json").write_text(json.dumps(vocabulary))
+    (earlier / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    images = random_images(3)
+    assert np.array_equal(opened("clip", earlier).score(images, PROMPTS), opened("clip", folder).score(images, PROMPTS))
 
 
 def test_a_score_depends_neither_on_the_batch_nor_on_a_broken_neighbour(folder: Path, tmp_path: Path) -> None:
