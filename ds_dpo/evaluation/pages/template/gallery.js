@@ -14,7 +14,16 @@ const ORDERS = {
   place: ["as evaluated", (one, other) => one.place - other.place],
 };
 
-const leadFor = (pair) => pair.leads[gallery.scorer] ?? 0;
+if (isAlone) {
+  for (const name of ["close", "disagreement"]) delete ORDERS[name];
+  ORDERS.ahead[0] = "best score first";
+  ORDERS.behind[0] = "worst score first";
+}
+
+function leadFor(pair) {
+  const own = isAlone ? (pair.ours.scores[gallery.scorer] ?? 0) * data.scorers[gallery.scorer]?.better : null;
+  return own ?? pair.leads[gallery.scorer] ?? 0;
+}
 
 function showGallery() {
   const section = byId("gallery");
@@ -44,8 +53,8 @@ function filterBar() {
         oninput: choose("search") })),
     selectOf("scorer", "Scorer", scorers, gallery.scorer, choose("scorer")),
     selectOf("order", "Order", orders, gallery.order, choose("order")),
-    selectOf("winner", "Winner", winners, gallery.winner, choose("winner")),
-    data.scorers.length > 1 ? selectOf("agreement", "Scorers", agreements, gallery.agreement, choose("agreement")) : null,
+    isAlone ? null : selectOf("winner", "Winner", winners, gallery.winner, choose("winner")),
+    !isAlone && data.scorers.length > 1 ? selectOf("agreement", "Scorers", agreements, gallery.agreement, choose("agreement")) : null,
     data.sets.length > 1 ? selectOf("set", "Prompts", named(data.sets), gallery.set, choose("set")) : null,
     data.categories.length ? selectOf("category", "Category", named(data.categories), gallery.category, choose("category")) : null);
 }
@@ -76,7 +85,7 @@ function layOut() {
   const width = grid.clientWidth;
   layout.columns = Math.max(1, Math.floor((width + GAP) / (LEAST_CARD + GAP)));
   layout.width = (width - GAP * (layout.columns - 1)) / layout.columns;
-  layout.height = Math.round((layout.width - 3) / 2 + TEXT_HEIGHT);
+  layout.height = Math.round((layout.width - 3) / (isAlone ? 1 : 2) + TEXT_HEIGHT);
   layout.first = layout.last = -1;
   const rows = Math.ceil(gallery.shown.length / layout.columns);
   grid.style.height = `${Math.max(0, rows * (layout.height + GAP) - GAP)}px`;
@@ -109,8 +118,8 @@ function pairCard(at) {
     make("div", { class: "both" }, half(pair.ours, "ours", winner === 1), half(pair.theirs, "theirs", winner === -1)),
     make("div", { class: "scores" },
       make("span", { class: winner === 1 ? "ours-text strong" : "" }, scored(pair.ours)),
-      make("span", { class: "badge" }, winner === 0 ? "tie" : signed(pair.leads[gallery.scorer])),
-      make("span", { class: winner === -1 ? "strong" : "" }, scored(pair.theirs))),
+      make("span", { class: "badge theirs" }, winner === 0 ? "tie" : signed(pair.leads[gallery.scorer])),
+      make("span", { class: winner === -1 ? "theirs strong" : "theirs" }, scored(pair.theirs))),
     make("p", { class: "prompt" }, pair.prompt.text),
     make("p", { class: "dim small-text line" }, factsOf(pair)));
   card.style.cssText = `left:${(at % layout.columns) * (layout.width + GAP)}px;` +

@@ -34,6 +34,7 @@ function showView(name) {
 }
 
 function chooseModels() {
+  document.body.classList.toggle("alone", isAlone);
   const options = data.models.map(({ label }, place) => [place, label]);
   const first = data.comparisons[0];
   const place = (label, otherwise) => Math.max(data.models.findIndex((model) => model.label === label), otherwise);
@@ -70,7 +71,7 @@ function onKey(event) {
   let done = true;
   if (event.key === "?") showHelp();
   else if (byId("viewer").open) done = viewerKey(event);
-  else if (views[Number(event.key) - 1] && !isVoting()) showView(views[Number(event.key) - 1]);
+  else if (views[Number(event.key) - 1] && !isVoting() && !(isAlone && event.key === "3")) showView(views[Number(event.key) - 1]);
   else if (event.target.matches?.("button, summary, a") && (event.key === " " || event.key === "Enter")) done = false;
   else done = VIEWS[view].key(event);
   if (done) event.preventDefault();

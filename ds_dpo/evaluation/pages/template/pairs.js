@@ -16,6 +16,7 @@ const images = data.images.map(([model, prompt, seed, path, sha256, scores]) => 
   scores,
 }));
 const state = { model: 0, against: 0 };
+const isAlone = data.models.length < 2; // one model has no rival: the page shows its images
 const labelOf = (model) => data.models[model].label;
 const keyOf = (image) => `${image.prompt} ${image.seed}`;
 const made = new Map();

@@ -12,13 +12,14 @@ function showSummary() {
     lead(),
     ...(data.warnings.length ? [warningsBox()] : []),
     make("div", { class: "cards" }, scorers.map((scorer) => scorerCard(scorer, chosen, reach)).filter(Boolean)),
-    tableCard(),
+    isAlone ? "" : tableCard(),
     settingsCard(),
   );
 }
 
 function lead() {
   const pairs = pairsOf(state.model, state.against);
+  if (isAlone) return leadAlone(pairs.length);
   const sets = data.sets.map((name) => `“${name}”`).join(", ");
   return make("div", { class: "lead" },
     make("h2", {}, make("span", { class: "ours-text" }, labelOf(state.model)), " against ", labelOf(state.against)),
@@ -29,6 +30,12 @@ function lead() {
       "Bars are 95\u202f% intervals over prompts."),
     make("p", { class: "dim small-text" }, `Evaluation ${data.evaluation}`),
   );
+}
+
+function leadAlone(size) {
+  return make("div", { class: "lead" }, make("h2", {}, make("span", { class: "ours-text" }, labelOf(state.model))),
+    make("p", { class: "dim" }, `${counted(size, "image")} of one model. Evaluate another one beside it to compare them.`),
+    make("p", { class: "dim small-text" }, `Evaluation ${data.evaluation}`));
 }
 
 function warningsBox() {
@@ -74,6 +81,7 @@ function inOrder(comparisons) {
 }
 
 function scorerCard(name, chosen, reach) {
+  if (isAlone) return meanCard(name);
   const rows = inOrder(chosen.filter((comparison) => comparison.scorer === name));
   const place = data.scorers.findIndex((scorer) => scorer.name === name);
   const leads = place < 0 ? [] : pairsOf(state.model, state.against).map((pair) => pair.leads[place]).filter(isNumber);
@@ -93,6 +101,15 @@ function scorerCard(name, chosen, reach) {
       leadsPlot(leads),
       make("figcaption", { class: "dim" }, `Difference of scores in ${counted(leads.length, "pair")}; `,
         make("span", { class: "ours-text" }, "to the right"), ` ${labelOf(state.model)} is better`)) : null);
+}
+
+function meanCard(name) {
+  const place = data.scorers.findIndex((scorer) => scorer.name === name);
+  const scores = images.map((image) => image.scores[place]).filter(isNumber);
+  if (!scores.length) return null;
+  const mean = scores.reduce((sum, score) => sum + score, 0) / scores.length;
+  return make("article", { class: "card scorer", "data-scorer": name }, make("h3", {}, name),
+    make("p", { class: "big" }, number(mean), make("span", { class: "dim" }, " mean score")));
 }
 
 /** What the interval and the test say, in words. */

@@ -112,3 +112,18 @@ def test_a_missing_image_is_said_in_its_place(driver: tuple[Any, Path], tmp_path
     page.press("2")
     page.wait("return document.querySelectorAll('.missing').length === 1")
     assert page.text(".missing") == "This image is missing."
+
+
+def test_one_model_alone_shows_its_images(driver: tuple[Any, Path], tmp_path: Path) -> None:
+    results = made_results(tmp_path, prompts=["a cat", "a dog"], models=("base",))
+    image = dataclasses.replace(results.images[1], scores={"clip": 25, "brisque": 40})
+    page = open_page(driver, tmp_path, dataclasses.replace(results, images=[results.images[0], image]))
+    assert page.text("#summary h2") == "base"
+    assert page.texts("#summary .big") == ["22.50 mean score", "35.00 mean score"]
+    page.press("2")
+    for scorer, first in ((0, "a dog"), (1, "a cat")):  # of brisque, the lower score is the better one
+        page.choose("scorer", scorer)
+        assert page.texts(".pair .prompt")[0] == first
+    page.press("3", ENTER)  # there is no rival to vote on
+    assert page.run("return document.getElementById('blind').hidden")
+    assert page.complaints() == []
