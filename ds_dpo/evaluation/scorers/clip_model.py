@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ class ClipModel:
         self._tokenizer = tokenizer
         self._processor = processor
         self._device = device
+        # an accelerator would wait for the resizing of images; on a CPU the model needs all cores itself
+        self._map: Callable[..., Iterable[Tensor]] = (
+            map if torch.device(device).type == "cpu" else ThreadPoolExecutor(_free_cores()).map
+        )
 
     @property
     def width(self) -> int:
@@ -42,8 +48,12 @@ class ClipModel:
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pixels = torch.cat(list(self._map(self._pixels_of, images)))
         return normalize(_tensor_of(self.model.get_image_features(pixel_values=pixels.to(self._device))), dim=-1)
+
+    def _pixels_of(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self._processor(images=[image], return_tensors="pt")["pixel_values"]
+        return pixels
 
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -126,6 +136,12 @@ def load_processor(folder: Path, *, scorer: str) -> tuple[Any, Any]:
             f"scorer {scorer}: {folder} has no usable tokenizer and image processor ({_reason(error)}); copy "
             "them again from the model's page on the hub"
         ) from error
+
+
+def _free_cores() -> int:
+    """Return the number of this rank's cores, at most 8."""
+    ranks_here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
+    return max(1, min(8, len(os.sched_getaffinity(0)) // max(1, int(ranks_here))))
 
 
 def _tensor_of(features: Any) -> Tensor:

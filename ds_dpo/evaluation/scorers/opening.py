@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from ds_dpo.errors import DsDpoError, ScorerError, cut
+from ds_dpo.evaluation.scorers.batches import is_out_of_memory
 from ds_dpo.evaluation.scorers.choice import ScorerChoice
 from ds_dpo.evaluation.scorers.scorer import PairJudge, Scorer
 from ds_dpo.evaluation.scorers.table import SCORERS, plugins
@@ -23,7 +24,15 @@ def open_scorer(choice: ScorerChoice, device: str) -> Scorer | PairJudge:
     if row is None:
         return _open_plugin(choice, device)
     module, _, name = row.made_by.partition(":")
-    return cast(Maker, getattr(importlib.import_module(module), name))(choice, device)
+    try:
+        return cast(Maker, getattr(importlib.import_module(module), name))(choice, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ScorerError(
+            f"scorer {choice.name}: its weights do not fit the free memory of {device} ({cut(str(error))}); score with "
+            "fewer scorers at once, or on another device"
+        ) from error
 
 
 def is_judge(scorer: Scorer | PairJudge) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,15 @@ def test_a_score_depends_neither_on_the_batch_nor_on_a_broken_neighbour(folder: 
     scores = opened("pickscore", folder, images_at_once=2).score(images, prompts)
     assert np.isnan(scores[2])
     np.testing.assert_allclose(np.delete(scores, 2), np.delete(whole, 2), atol=1e-4)
+
+
+def test_threads_that_resize_images_for_an_accelerator_change_nothing(folder: Path) -> None:
+    images, prompts = random_images(5), [*PROMPTS, *PROMPTS[:2]]
+    scorer = opened("clip", folder)
+    expected = scorer.score(images, prompts)
+    with ThreadPoolExecutor(3) as threads:
+        scorer.clip._map = threads.map
+        assert np.array_equal(scorer.score(images, prompts), expected)
 
 
 def test_the_record_names_versions_and_weights(folder: Path) -> None:
