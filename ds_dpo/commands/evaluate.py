@@ -24,12 +24,16 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ds_dpo.commands.generate import AddLora, AddModel
 from ds_dpo.config.program_options import model_name, model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.errors import ConfigError
 from ds_dpo.precision import TORCH_NAMES, Precision
+
+if TYPE_CHECKING:
+    from ds_dpo.evaluation.results import Results
+    from ds_dpo.evaluation.run.request import Request
 
 # of the first form of this command: the labels of its models in their order, and what they are
 ROLES = {
@@ -180,17 +184,18 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate as the arguments ask."""
-    given = vars(parse_arguments(argv))
-    votes = given.pop("votes")
-    if given["models"]:
-        _evaluate(given)
-    if votes and os.environ.get("RANK", "0") == "0":
+    arguments = parse_arguments(argv)
+    if arguments.models:
+        run(arguments)
+    if arguments.votes and os.environ.get("RANK", "0") == "0":
         from ds_dpo.evaluation.run.human_votes import count_votes
 
-        count_votes(given["out"], votes, say=print)
+        count_votes(arguments.out, arguments.votes, say=print)
 
 
-def _evaluate(given: dict[str, Any]) -> None:
+def run(arguments: argparse.Namespace) -> tuple[Request, Results | None]:
+    """Evaluate as parsed arguments ask; returns what was asked, and on rank 0 the results."""
+    given = {name: value for name, value in vars(arguments).items() if name not in (*ROLES, "votes", "local_rank")}
     from ds_dpo.evaluation.scorers.choice import read_choices
 
     scorers = read_choices(given.pop("scorers"))
@@ -201,10 +206,10 @@ def _evaluate(given: dict[str, Any]) -> None:
         from ds_dpo.evaluation.drawing.named_model import ModelChoice, parse_lora
         from ds_dpo.evaluation.run.program import evaluate
         from ds_dpo.evaluation.run.request import Request
-    models = [ModelChoice(name, tuple(map(parse_lora, loras))) for name, loras in given.pop("models")]
+    models = tuple(ModelChoice(name, tuple(map(parse_lora, loras))) for name, loras in given.pop("models"))
     lists: dict[str, Any] = {name: tuple(given.pop(name)) for name in ("labels", "prompts", "trained_on")}
-    others = {name: value for name, value in given.items() if name not in (*ROLES, "local_rank")}
-    evaluate(Request(models=tuple(models), scorers=scorers, **lists, **others), export=_export)
+    request = Request(models=models, scorers=scorers, **lists, **given)
+    return request, evaluate(request, export=_export)
 
 
 def _export(checkpoint: Path, folder: Path, dtype: Precision) -> None:
