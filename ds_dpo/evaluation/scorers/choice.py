@@ -11,7 +11,7 @@ from typing import Any
 from ds_dpo.config.base import in_home
 from ds_dpo.config.documents import read_yaml
 from ds_dpo.errors import ConfigError, cut, shown
-from ds_dpo.evaluation.scorers.table import SCORERS, require_known
+from ds_dpo.evaluation.scorers.table import SCORERS, known_kinds, require_known
 
 FORMS = "give NAME, NAME=SOURCE, or a .yaml file with `scorer: NAME`"
 SUFFIXES = (".yaml", ".yml")
@@ -37,7 +37,7 @@ def read_choices(words: Sequence[str]) -> tuple[ScorerChoice, ...]:
 
     Raises ConfigError for an unknown name, a source that is missing or of no use, and two scorers of one name.
     """
-    choices = tuple(_read_file(word) if word.endswith(SUFFIXES) else _read_word(word) for word in words)
+    choices = tuple(_read_file(word) if _is_file(word) else _read_word(word) for word in words)
     names = [choice.name for choice in choices]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
@@ -48,6 +48,11 @@ def read_choices(words: Sequence[str]) -> tuple[ScorerChoice, ...]:
     return choices
 
 
+def _is_file(word: str) -> bool:
+    # the command of a program may end in the name of a YAML file
+    return word.endswith(SUFFIXES) and word.partition("=")[0] not in known_kinds()
+
+
 def _read_word(word: str) -> ScorerChoice:
     kind, equals, source = word.partition("=")
     if not kind.strip() or (equals and not source.strip()):
@@ -56,7 +61,7 @@ def _read_word(word: str) -> ScorerChoice:
 
 
 def _read_file(word: str) -> ScorerChoice:
-    path = Path(_in_home(word.partition("=")[2] or word, "--scorer"))
+    path = Path(_in_home(word, "--scorer"))
     settings = dict(read_yaml(path, dict))
     kind = settings.pop("scorer", None)
     name, source = settings.pop("name", kind), settings.pop("source", None)
@@ -81,7 +86,8 @@ def _choice(place: str, *, name: str, kind: str, source: str | None, settings: M
     if (row := SCORERS.get(kind)) is not None:
         if source is None and row.needs_source:
             raise ConfigError(
-                f"{place}: the scorer {kind} needs a source; give {kind}=SOURCE, where SOURCE is {row.takes}"
+                f"{place}: the scorer {kind} needs a source, which is {row.takes}; give {kind}=SOURCE, or a settings "
+                "file with `source` (docs/scorers.md)"
             )
         if source is not None and row.takes is None:
             raise ConfigError(f"{place}: the scorer {kind} takes no source; give {kind}")

@@ -40,4 +40,7 @@ def _problem(error: object, model: type[Settings]) -> str:
     if details["type"] == "extra_forbidden":
         known = list(model.model_fields)
         return f"there is no setting {shown(key)}; {', '.join(known)} would fit{did_you_mean(key, known)}"
-    return f"{key} = {shown(details['input'])}: {str(details['msg']).removeprefix('Value error, ')}"
+    message = str(details["msg"]).removeprefix("Value error, ")
+    if not key:  # of a rule between settings, which names them
+        return message
+    return f"{key} = {shown(details['input'])}: {message}"

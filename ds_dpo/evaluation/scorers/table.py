@@ -78,14 +78,14 @@ SCORERS: Mapping[str, ScorerKind] = {
         made_by=f"{HERE}.command:open_command",
         words="Whatever a program of your own says, which reads and writes JSON lines.",
         higher_is_better=None,
-        takes="a command, or a settings file",
+        takes="the command of a program",
         needs_source=True,
     ),
     "http": ScorerKind(
         made_by=f"{HERE}.http_scorer:open_http",
         words="Whatever a server says: an OpenAI-style model that sees images, or one that answers plain JSON.",
         higher_is_better=None,
-        takes="a URL, or a settings file",
+        takes="a URL",
         needs_source=True,
     ),
 }
@@ -96,9 +96,14 @@ def plugins() -> Mapping[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=PLUGIN_GROUP) if point.name not in SCORERS}
 
 
+def known_kinds() -> list[str]:
+    """Return the names of all scorers that there are, those of the table first."""
+    return [*SCORERS, *sorted(plugins())]
+
+
 def require_known(kind: str) -> None:
     """Raise ConfigError, with the names there are, if neither the table nor a plugin has a kind of scorer."""
-    known = [*SCORERS, *sorted(plugins())]
+    known = known_kinds()
     if kind not in known:
         raise ConfigError(
             f"--scorer {cut(kind)}: there is no scorer of this name; {', '.join(known)} would fit"

@@ -24,6 +24,16 @@ def test_words_give_names_sources_and_settings(tmp_path: Path) -> None:
     )
 
 
+def test_a_command_may_end_in_a_yaml_file_and_a_folder_may_have_an_equals_sign(tmp_path: Path) -> None:
+    file = tmp_path / "a=b" / "judge.yaml"
+    file.parent.mkdir()
+    file.write_text("scorer: reward\nname: truth\n")
+    assert read_choices(["command=python judge.py --config x.yaml", str(file)]) == (
+        ScorerChoice(name="command", kind="command", source="python judge.py --config x.yaml"),
+        ScorerChoice(name="truth", kind="reward"),
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -33,6 +43,7 @@ def test_words_give_names_sources_and_settings(tmp_path: Path) -> None:
         ([""], "incomplete"),
         (["reward=/models/reward"], "takes no source"),
         (["missing.yaml"], "missing.yaml cannot be read"),
+        (["http"], "needs a source, which is a URL; give http=SOURCE, or a settings file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: list[str], message: str) -> None:

@@ -178,7 +178,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
         ("http://host:x/", {"model": "m"}, "URL cannot be read"),
         ("https://me:pass@host/x", {"model": "m"}, "has a secret"),
         ("https://host/x?api_key=123", {"model": "m"}, "has a secret"),
-        ("https://host/x", {}, "model must be given"),
+        ("https://host/x", {}, "scorer judge: model must be given"),
         ("https://host/x", {"model": "m", "prompt_template": "hello"}, "must contain {prompt}"),
         ("https://host/x", {"model": "m", "answer_pattern": "("}, "no regular expression"),
         ("https://host/x", {"model": "m", "answer_pattern": "x"}, "must have a group"),
