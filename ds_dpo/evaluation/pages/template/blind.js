@@ -9,6 +9,11 @@ function showBlind() {
   ({ setup: showSetup, voting: showVoting, result: showResult })[blind.phase]();
 }
 
+function showPhase(phase) {
+  blind.phase = phase;
+  showBlind();
+}
+
 function leaveBlind() {
   document.body.classList.remove("voting");
   if (blind.phase === "voting") blind.phase = "setup";
@@ -34,7 +39,9 @@ function showSetup() {
         data.sets.length > 1 ? selectOf("vote-set", "Prompts", [["", "all"], ...data.sets.map((name) => [name, name])], "") : null),
       make("p", { id: "setup-problem", class: "problem", role: "alert" }),
       make("button", { class: "main", type: "submit" }, "Start")),
-    kept.length ? make("section", {}, make("h3", {}, "Kept in this browser"), make("ul", { class: "sessions" }, kept.map(sessionRow))) : null));
+    kept.length ? make("section", {},
+      make("h3", {}, "Kept in this browser"),
+      make("ul", { class: "sessions" }, kept.map(sessionRow))) : null));
 }
 
 function sessionRow(session) {
@@ -69,8 +76,7 @@ function startSession(event) {
 
 function resume(session) {
   Object.assign(blind, { session, imported: [] });
-  blind.phase = session.outcomes.length >= blind.session.plan.length ? "result" : "voting";
-  showBlind();
+  showPhase(session.outcomes.length >= session.plan.length ? "result" : "voting");
 }
 
 /** Draw a picture onto a canvas, so that no element names its file, which would name its model. */
@@ -107,9 +113,10 @@ async function showVoting() {
       button("vote-tie", "Tie", "↑", "tie"), button("vote-right", "Right is better", "→", "right")),
     make("div", { class: "ballot-more" },
       make("button", { class: "quiet", type: "button", id: "undo", disabled: place === 0, onclick: undo }, "Undo"),
-      make("button", { class: "quiet", type: "button", id: "stop", onclick: () => { blind.phase = place ? "result" : "setup"; showBlind(); } },
+      make("button", { class: "quiet", type: "button", id: "stop", onclick: () => showPhase(place ? "result" : "setup") },
         place ? "Stop and see the result" : "Back"),
-      blind.kept ? null : make("span", { class: "problem" }, "This browser keeps no progress for this page: export before you close it."))));
+      blind.kept ? null : make("span", { class: "problem" },
+        "This browser keeps no progress for this page: export before you close it."))));
   blind.ready = false;
   const isCurrent = () => isVoting() && blind.session.outcomes.length === place && canvases[0].isConnected;
   try {
@@ -142,8 +149,7 @@ function undo() {
   while (outcomes.length && outcomes.at(-1) === null) outcomes.pop();
   outcomes.pop();
   blind.kept = keepSession(blind.session);
-  blind.phase = "voting";
-  showBlind();
+  showPhase("voting");
 }
 
 function blindKey(event) {

@@ -71,8 +71,8 @@ function refilter() {
   ].filter(Boolean);
   gallery.shown = all.filter((pair) => tests.every((test) => test(pair))).sort(ORDERS[gallery.order][1]);
   gallery.at = 0;
-  byId("found").textContent = gallery.shown.length === all.length ? counted(all.length, "pair")
-    : `${count(gallery.shown.length)} of ${counted(all.length, "pair")}`;
+  const size = counted(all.length, isAlone ? "image" : "pair");
+  byId("found").textContent = gallery.shown.length === all.length ? size : `${count(gallery.shown.length)} of ${size}`;
   layOut();
 }
 

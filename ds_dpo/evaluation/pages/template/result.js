@@ -15,13 +15,14 @@ function showResult() {
       make("button", { class: "main", id: "export", type: "button", disabled: !own.length,
         onclick: () => download(fileNameOf(session), linesOf(session)) }, "Export votes"),
       make("label", { class: "button" }, "Add vote files",
-        make("input", { id: "import", type: "file", multiple: true, accept: ".jsonl,.json,.txt", class: "visually-hidden", onchange: importFiles })),
+        make("input", { id: "import", type: "file", multiple: true, accept: ".jsonl,.json,.txt", class: "visually-hidden",
+          onchange: importFiles })),
       session.outcomes.length < blind.session.plan.length
         ? make("button", { type: "button", onclick: () => resume(session) }, "Go on voting") : null,
       session.outcomes.length ? make("button", { class: "quiet", id: "undo", type: "button", onclick: undo }, "Undo the last vote") : null,
-      make("button", { class: "quiet", type: "button", onclick: () => { blind.phase = "setup"; showBlind(); } }, "Another session")),
-    make("p", { class: "dim small-text" }, `Put the exported file beside this page, and it is a data set: --data.dataset ${fileNameOf(session)} ` +
-      `--data.format manifest. scripts/evaluate.py --votes reads it too.`),
+      make("button", { class: "quiet", type: "button", onclick: () => showPhase("setup") }, "Another session")),
+    make("p", { class: "dim small-text" }, "Put the exported file beside this page, and it is a data set: " +
+      `--data.dataset ${fileNameOf(session)} --data.format manifest. scripts/evaluate.py --votes reads it too.`),
     raters.length > 1 ? ratersCard(raters) : null,
     blind.imported.filter((each) => each.problem).map((each) =>
       make("p", { class: "problem" }, `${each.file}: left out ${each.problem}`)),
@@ -85,7 +86,8 @@ function ratersCard(raters) {
   const { n, kappa } = fleissKappa([...pairs.values()]);
   return make("article", { class: "card" }, make("h3", {}, "Agreement between raters"),
     plainTable("between-raters", ["raters", "common pairs", "same answer", "Cohen's kappa"], rows),
-    named.length > 2 ? make("p", { class: "dim" }, `Fleiss' kappa ${number(kappa)} over ${counted(n, "pair")} with two votes or more`) : null);
+    named.length > 2 ? make("p", { class: "dim" },
+      `Fleiss' kappa ${number(kappa)} over ${counted(n, "pair")} with two votes or more`) : null);
 }
 
 async function importFiles(event) {
