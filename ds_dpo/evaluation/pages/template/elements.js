@@ -46,6 +46,10 @@ function number(value) {
   return value.toFixed(digits).replace("-", "\u2212");
 }
 
+function threeDigits(value) {
+  return isNumber(value) ? value.toFixed(3).replace("-", "\u2212") : NONE;
+}
+
 function signed(value) {
   return isNumber(value) && value > 0 ? `+${number(value)}` : number(value);
 }

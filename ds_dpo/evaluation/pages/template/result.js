@@ -56,7 +56,7 @@ function plainTable(id, titles, rows) {
 function scorersCard(votes) {
   const rows = data.scorers.map(({ name }, scorer) => {
     const { n, same, kappa } = agreementWith(votes, scorer);
-    return [name, count(n), percent(same), number(kappa)];
+    return [name, count(n), percent(same), threeDigits(kappa)];
   });
   return make("article", { class: "card" }, make("h3", {}, "Agreement with scorers"),
     plainTable("with-scorers", ["scorer", "pairs without ties", "same winner", "Cohen's kappa"], rows));
@@ -78,7 +78,7 @@ function ratersCard(raters) {
     for (const [other, ofOther] of named.slice(place + 1)) {
       const common = [...ofOne.keys()].filter((pair) => ofOther.has(pair));
       const { n, same, kappa } = cohenKappa(common.map((pair) => ofOne.get(pair)), common.map((pair) => ofOther.get(pair)));
-      rows.push([`${one} and ${other}`, count(n), percent(same), number(kappa)]);
+      rows.push([`${one} and ${other}`, count(n), percent(same), threeDigits(kappa)]);
     }
   });
   const pairs = new Map();
@@ -87,7 +87,7 @@ function ratersCard(raters) {
   return make("article", { class: "card" }, make("h3", {}, "Agreement between raters"),
     plainTable("between-raters", ["raters", "common pairs", "same answer", "Cohen's kappa"], rows),
     named.length > 2 ? make("p", { class: "dim" },
-      `Fleiss' kappa ${number(kappa)} over ${counted(n, "pair")} with two votes or more`) : null);
+      `Fleiss' kappa ${threeDigits(kappa)} over ${counted(n, "pair")} with two votes or more`) : null);
 }
 
 async function importFiles(event) {
