@@ -12,7 +12,7 @@ from typing import Any
 
 from ds_dpo.errors import ConfigError
 from ds_dpo.evaluation.drawing.generate import file_name, short_labels
-from ds_dpo.evaluation.drawing.model_folder import ModelFolder
+from ds_dpo.evaluation.drawing.model_folder import ModelFolder, denoiser_in
 from ds_dpo.evaluation.drawing.named_model import FoundModel, ModelChoice, find_models
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.models.weights.hashes import remembered_sha256
@@ -72,6 +72,18 @@ def find_labelled(
         LabelledModel(label, str(choice), model, _digest(model))
         for label, choice, model in zip(names, choices, found, strict=True)
     ]
+
+
+def stated_resolution(model: FoundModel) -> int | None:
+    """Return the side of the images that a model in a folder was made for; None for one file, which must be loaded."""
+    source = model.source
+    if not isinstance(source, ModelFolder) or (kind := denoiser_in(source.folder)) is None:
+        return None
+    denoiser = read_json(source.folder / kind.folder / "config.json")
+    blocks = read_json(source.rest / "vae" / "config.json").get("block_out_channels")
+    side = denoiser.get("sample_size")
+    # as the pipelines of diffusers compute it
+    return side * 2 ** (len(blocks) - 1) if isinstance(side, int) and isinstance(blocks, list) and blocks else None
 
 
 def _digest(model: FoundModel) -> str:

@@ -24,7 +24,7 @@ from ds_dpo.evaluation.run.draw import Drawing, draw_missing
 from ds_dpo.evaluation.run.drawn_images import DrawnImage
 from ds_dpo.evaluation.run.gather import Scored, gather_results, gather_side_effects
 from ds_dpo.evaluation.run.line_log import mend
-from ds_dpo.evaluation.run.models import LabelledModel, find_labelled
+from ds_dpo.evaluation.run.models import LabelledModel, find_labelled, stated_resolution
 from ds_dpo.evaluation.run.prompt_sets import PromptSet, open_prompt_sets
 from ds_dpo.evaluation.run.ranks import join_ranks
 from ds_dpo.evaluation.run.report import (
@@ -145,10 +145,14 @@ class _Ranks:
             old,
             sets,
             default_dtype=dtype,
-            own_resolution=lambda: own_resolution(load_model(models[0].found, self._loading(dtype, "model"))),
+            own_resolution=lambda: self._own_resolution(models[0], dtype),
         )
         facts = {model.folder: model.facts for model in models}
         return agree(request.out, old, settings, sets, facts, say=self.say)
+
+    def _own_resolution(self, model: LabelledModel, dtype: Precision) -> int:
+        stated = stated_resolution(model.found)
+        return stated or own_resolution(load_model(model.found, self._loading(dtype, "model")))
 
     def _dtype(self, old: EvaluationRecord | None) -> Precision:
         """Return the precision asked for, else the recorded one, else the default of the device."""
