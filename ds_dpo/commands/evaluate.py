@@ -44,6 +44,17 @@ ROLES = {
 MINIATURE_SET, MINIATURE_SCORER = "miniature", "reward"
 
 
+class AddRefiner(argparse.Action):
+    """Gives the model named before it a refiner, as the third part of its entry."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
+    ) -> None:
+        if not namespace.models or len(namespace.models[-1]) > 2:
+            parser.error(f"--refiner {value} needs a --model before it, one refiner for each")
+        namespace.models[-1] = (*namespace.models[-1], value)
+
+
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = program_parser("evaluate", __doc__)
     _add_models(parser)
@@ -108,6 +119,14 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         type=model_name,
         metavar="FILE[:SCALE]",
         help="LoRA added to the --model before it.",
+    )
+    add(
+        "--refiner",
+        dest="models",
+        action=AddRefiner,
+        type=model_name,
+        metavar="MODEL",
+        help="Refiner of SDXL that finishes the images of the --model before it.",
     )
     add(
         "--labels",
@@ -206,9 +225,11 @@ def run(arguments: argparse.Namespace) -> tuple[Request, Results | None]:
         from ds_dpo.evaluation.drawing.named_model import ModelChoice, parse_lora
         from ds_dpo.evaluation.run.program import evaluate
         from ds_dpo.evaluation.run.request import Request
-    models = tuple(ModelChoice(name, tuple(map(parse_lora, loras))) for name, loras in given.pop("models"))
+    models = [
+        ModelChoice(name, tuple(map(parse_lora, loras)), *refiner) for name, loras, *refiner in given.pop("models")
+    ]
     lists: dict[str, Any] = {name: tuple(given.pop(name)) for name in ("labels", "prompts", "trained_on")}
-    request = Request(models=models, scorers=scorers, **lists, **given)
+    request = Request(models=tuple(models), scorers=scorers, **lists, **given)
     return request, evaluate(request, export=_export)
 
 

@@ -114,7 +114,7 @@ def load_pipeline(
     Raises ModelError for a family other than SDXL and Stable Diffusion 1, or files that are missing or unreadable.
     """
     _family(model.rest)
-    denoiser = _load_denoiser(model, dtype=dtype, variant=variant)
+    denoiser = load_denoiser(model, dtype=dtype, variant=variant)
     return pipeline_around(denoiser, model.rest, name=model.name, variant=variant, vae=vae, sampler=sampler)
 
 
@@ -157,7 +157,8 @@ def _family(rest: Path) -> str:
     return str(family)
 
 
-def _load_denoiser(model: ModelFolder, *, dtype: torch.dtype, variant: str | None) -> ModelMixin:
+def load_denoiser(model: ModelFolder, *, dtype: torch.dtype, variant: str | None) -> ModelMixin:
+    """Return a folder's denoiser on the CPU. Raises ModelError for files that are missing, unreadable or incomplete."""
     kind = denoiser_in(model.folder)
     if kind is None:
         raise ModelError(f"{model.folder}: no {_folders()}/config.json in it")

@@ -60,13 +60,15 @@ class Lora:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model with its LoRAs. name: as the user gives it."""
+    """A model with its LoRAs, and the refiner that finishes its images. name: as the user gives it."""
 
     name: str
     loras: tuple[Lora, ...] = ()
+    refiner: str | None = None
 
     def __str__(self) -> str:
-        return " + ".join([self.name, *(f"{lora.name}:{lora.scale:g}" for lora in self.loras)])
+        loras = [f"{lora.name}:{lora.scale:g}" for lora in self.loras]
+        return " + ".join([self.name, *loras, *([] if self.refiner is None else [self.refiner])])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ds_dpo.models.families.table import KINDS
 from ds_dpo.models.vae import PIXELS_AT_ONCE, decode_latents
 
 MAX_IMAGES_AT_ONCE = 24
+REFINER_SHARE = 0.2  # as in diffusers' documentation of SDXL
 
 
 def build_pipeline(
@@ -70,31 +71,40 @@ def draw_images(
     guidance_scale: float,
     resolution: int,
     images_at_once: int | None = None,
+    refiner: DiffusionPipeline | None = None,
 ) -> Tensor:
     """Draw an image for each prompt from the noise of its seed: (N, 3, X, Y) in 0..1, fp32, on the CPU.
 
     An image depends on its prompt and seed, not on other images. images_at_once: None is as many as have the pixels of
     one 1024 x 1024 image, at most 24. The VAE decodes in its own dtype, which may differ from the denoiser's.
+    refiner: takes the last REFINER_SHARE of the noise levels over, with the rest of the steps.
     Raises ValueError for unequal lengths, no image, a resolution that the VAE cannot make, or text encoders in
     another dtype than the denoiser.
     """
     at_once = images_at_once or min(MAX_IMAGES_AT_ONCE, max(1, PIXELS_AT_ONCE // resolution**2))
     _check_request(pipeline, prompts, seeds, resolution)
-    pipeline.set_progress_bar_config(disable=True)
+    for each in (pipeline, *([] if refiner is None else [refiner])):
+        each.set_progress_bar_config(disable=True)
     images = []
     for start in range(0, len(prompts), at_once):
         part = slice(start, start + at_once)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+        shared = {
+            "prompt": list(prompts[part]),
+            "generator": generators,  # samplers that add noise at each step continue after the starting noise
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "output_type": "latent",  # the pipeline would decode in the denoiser's dtype, or convert the VAE for good
+        }
         latents = pipeline(
-            prompt=list(prompts[part]),
+            **shared,
             latents=_noise(pipeline, generators, resolution),
-            generator=generators,  # samplers that add noise at each step continue after the starting noise
             height=resolution,
             width=resolution,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            output_type="latent",  # the pipeline would decode in the denoiser's dtype, or convert the VAE permanently
+            **({} if refiner is None else {"denoising_end": 1 - REFINER_SHARE}),
         ).images
+        if refiner is not None:
+            latents = refiner(**shared, image=latents, denoising_start=1 - REFINER_SHARE).images
         images.append(decode_latents(pipeline.vae, latents).cpu())
     return torch.cat(images)
 

@@ -15,6 +15,7 @@ from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.errors import ModelError, cut
 from ds_dpo.evaluation.drawing.generate import own_resolution
 from ds_dpo.evaluation.drawing.named_model import Loading, load_model
+from ds_dpo.evaluation.drawing.refiner import load_refiner
 from ds_dpo.evaluation.drawing.sampling import draw_images
 from ds_dpo.evaluation.run.drawn_images import DrawnImage, ImageWriter, as_drawn, missing_batches, verified_images
 from ds_dpo.evaluation.run.models import LabelledModel
@@ -76,6 +77,10 @@ def _draw_batches(
         return
     pipeline = load_model(model.found, drawing.loading)
     _require_resolution(pipeline, model, drawing.settings)
+    refiner = None
+    if model.refiner is not None:
+        name = model.found.choice.refiner or ""
+        refiner = load_refiner(model.refiner, pipeline, name=name, loading=drawing.loading)
     for batch in batches:
         images = draw_images(
             pipeline,
@@ -85,6 +90,7 @@ def _draw_batches(
             guidance_scale=drawing.settings.guidance,
             resolution=drawing.settings.resolution,
             images_at_once=len(batch),
+            refiner=refiner,
         )
         _require_finite(images, batch, model)
         writer.put(batch, [_pixels(image) for image in images])

@@ -14,6 +14,7 @@ from ds_dpo.errors import ConfigError
 from ds_dpo.evaluation.drawing.generate import file_name, short_labels
 from ds_dpo.evaluation.drawing.model_folder import ModelFolder, denoiser_in
 from ds_dpo.evaluation.drawing.named_model import FoundModel, ModelChoice, find_models
+from ds_dpo.evaluation.drawing.refiner import find_refiner
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.models.weights.hashes import remembered_sha256
 
@@ -26,13 +27,14 @@ DIGITS = 10  # of a digest in the name of a folder
 class LabelledModel:
     """A model that was found. name: as the user gives it, with its LoRAs.
 
-    digest: of the content of all files that its images depend on.
+    digest: of the content of all files that its images depend on. refiner: folder of the refiner that finishes them.
     """
 
     label: str
     name: str
     found: FoundModel
     digest: str
+    refiner: Path | None = None
 
     @property
     def folder(self) -> str:
@@ -68,9 +70,10 @@ def find_labelled(
         raise ConfigError(f"--labels: two of {', '.join(names)} are the same; each model needs a label of its own")
     files = [replace(choice, name=exported.get(choice.name, choice.name)) for choice in choices]
     found = find_models(files, base=None, variant=variant)
+    refiners = [None if choice.refiner is None else find_refiner(choice.refiner, variant=variant) for choice in choices]
     return [
-        LabelledModel(label, str(choice), model, _digest(model))
-        for label, choice, model in zip(names, choices, found, strict=True)
+        LabelledModel(label, str(choice), model, _digest(model, refiner), refiner)
+        for label, choice, model, refiner in zip(names, choices, found, refiners, strict=True)
     ]
 
 
@@ -86,10 +89,11 @@ def stated_resolution(model: FoundModel) -> int | None:
     return side * 2 ** (len(blocks) - 1) if isinstance(side, int) and isinstance(blocks, list) and blocks else None
 
 
-def _digest(model: FoundModel) -> str:
+def _digest(model: FoundModel, refiner: Path | None) -> str:
     """Return a digest of weights, configurations and LoRAs; names and dates of files do not count."""
     source = model.source
-    folders = [source.folder, source.rest] if isinstance(source, ModelFolder) else [source.rest]
+    own = [source.folder, source.rest] if isinstance(source, ModelFolder) else [source.rest]
+    folders = [*own, refiner]
     parts = [] if isinstance(source, ModelFolder) else [["file", remembered_sha256(source.path)]]
     for folder in dict.fromkeys(folder for folder in folders if folder is not None):
         parts += [[_inside(path, folder), remembered_sha256(path)] for path in _paths(folder, WEIGHTS)]

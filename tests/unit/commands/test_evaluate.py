@@ -29,3 +29,8 @@ def test_the_examples_of_the_pages_are_commands() -> None:
     for command in commands:
         words = shlex.split(command.partition("scripts/evaluate.py")[2])
         assert evaluate.parse_arguments(words).out
+
+
+def test_a_refiner_belongs_to_the_model_before_it() -> None:
+    line = "--model a --lora l --refiner r --model b --prompts p --scorer s --out o"
+    assert evaluate.parse_arguments(line.split()).models == [("a", ["l"], "r"), ("b", [])]
