@@ -23,10 +23,17 @@ def vote_row(
         "label": label,
         "model_0": models[0],
         "model_1": models[1],
+        "outcome": {1: "model_0", 0: "model_1"}.get(label, "tie"),
         "rater": rater,
         "evaluation": results.evaluation,
+        "shuffle_seed": 0,
+        "place": prompt,
+        "left": "model_0",
         "sha256_0": images[0].sha256,
         "sha256_1": images[1].sha256,
+        "image_seed": "0",
+        "prompt_set": results.prompts[prompt].prompt_set,
+        "category": results.prompts[prompt].category,
     }
 
 
