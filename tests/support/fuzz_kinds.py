@@ -9,6 +9,7 @@ from typing import Any
 
 from fuzz_data_kinds import DATA_KINDS
 from fuzz_files import Prepare, Prepared
+from fuzz_scorer_kinds import SCORER_KINDS
 
 from ds_dpo.config.asset_paths import resolve_asset
 
@@ -150,4 +151,5 @@ KINDS: dict[str, Prepare] = {
     "model_index.json": _model_index,
     "run YAML": _run_yaml,
     "DeepSpeed JSON": _deepspeed_json,
+    **SCORER_KINDS,
 }

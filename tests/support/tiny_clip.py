@@ -47,3 +47,16 @@ def random_images(count: int, *, size: tuple[int, int] = (40, 32), seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (count, 4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
     return [Image.fromarray(one).resize(size, Image.Resampling.BICUBIC) for one in coarse]
+
+
+NUMBERS_OF_LAYERS = (0, 2, 4, 6, 7)  # of the linear layers of LAION's head; dropout layers have the other numbers
+
+
+def random_head(width: int = 24) -> dict[str, torch.Tensor]:
+    """Return the tensors of an aesthetic head for embeddings of a width."""
+    torch.manual_seed(3)
+    widths = (width, 16, 8, 4, 2, 1)
+    head = {}
+    for number, before, after in zip(NUMBERS_OF_LAYERS, widths, widths[1:], strict=False):
+        head |= {f"layers.{number}.weight": torch.randn(after, before), f"layers.{number}.bias": torch.randn(after)}
+    return head

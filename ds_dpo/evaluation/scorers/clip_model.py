@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ds_dpo.errors import ScorerError, cut
+from ds_dpo.evaluation.scorers.batches import is_out_of_memory
 from ds_dpo.process.quiet import quiet_libraries
 
 WEIGHTS = "model*.safetensors"
@@ -68,6 +70,22 @@ class ClipModel:
         features = self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return normalize(_tensor_of(features), dim=-1)
 
+    def try_out(self, place: str) -> None:
+        """Embed an image and a prompt: files of different models load, but do not fit each other.
+
+        place: the beginning of an error's message. Raises ScorerError.
+        """
+        try:
+            cosine = float(self.cosines([Image.new("RGB", (64, 48), "grey")], ["a grey image"]))
+        except Exception as error:  # torch, transformers and numpy raise each their own
+            if is_out_of_memory(error):
+                raise
+            raise ScorerError(
+                f"{place}: model, tokenizer and image processor do not fit each other ({_reason(error)})"
+            ) from error
+        if not math.isfinite(cosine):
+            raise ScorerError(f"{place}: its weights give {cosine} for an image of one colour; download them again")
+
     def cosines(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Return the cosine of each image and its prompt, (N,) in fp64 on the host."""
         return (self.embed_images(images).double() * self.embed_prompts(prompts).double()).sum(-1).cpu()
@@ -108,7 +126,9 @@ def load_clip(weights: Path, processor: Path, device: str, *, scorer: str) -> Cl
             f"scorer {scorer}: {weights} lacks {len(missing)} weights of a CLIP model, such as {missing[0]}; "
             "give a whole CLIP model with text and vision parts"
         )
-    return ClipModel(model, *load_processor(processor, scorer=scorer), device)
+    clip = ClipModel(model, *load_processor(processor, scorer=scorer), device)
+    clip.try_out(f"scorer {scorer}: {weights}")
+    return clip
 
 
 def load_processor(folder: Path, *, scorer: str) -> tuple[Any, Any]:

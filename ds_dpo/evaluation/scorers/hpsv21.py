@@ -38,11 +38,11 @@ class HpsScore:
         weights = find_file(choice.source, WEIGHTS_FILES, scorer=choice.name)
         folder = self._processor_folder(weights.parent, choice, settings)
         tokenizer, processor = load_processor(folder, scorer=choice.name)
-        model = clip_from_open_clip(
-            read_tensors(weights, scorer=choice.name), tokenizer, place=f"scorer {choice.name}: {weights}"
-        )
+        place = f"scorer {choice.name}: {weights}"
+        model = clip_from_open_clip(read_tensors(weights, scorer=choice.name), tokenizer, place=place)
         self._side = model.config.vision_config.image_size
         self._clip = ClipModel(model, tokenizer, processor, device)
+        self._clip.try_out(place)
         self.record = record_of(choice, weights=[weights], packages=PACKAGES)
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> NDArray[np.float64]:

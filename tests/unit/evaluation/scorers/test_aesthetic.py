@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_clip import random_images, save_tiny_clip
+from tiny_clip import NUMBERS_OF_LAYERS, random_head, random_images, save_tiny_clip
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from ds_dpo.errors import ScorerError
@@ -13,16 +13,6 @@ from ds_dpo.evaluation.scorers.choice import ScorerChoice
 from ds_dpo.evaluation.scorers.opening import open_scorer
 
 WIDTH = 24
-NUMBERS = (0, 2, 4, 6, 7)  # of the linear layers; dropout layers have the other numbers
-
-
-def random_head(width: int = WIDTH) -> dict[str, torch.Tensor]:
-    torch.manual_seed(3)
-    widths = (width, 16, 8, 4, 2, 1)
-    head = {}
-    for number, before, after in zip(NUMBERS, widths, widths[1:], strict=False):
-        head |= {f"layers.{number}.weight": torch.randn(after, before), f"layers.{number}.bias": torch.randn(after)}
-    return head
 
 
 @pytest.fixture
@@ -43,7 +33,7 @@ def test_scores_are_the_layers_on_the_normalised_embedding(folder: Path, tmp_pat
     with torch.no_grad():
         embedding = CLIPModel.from_pretrained(folder).eval().get_image_features(pixel_values=pixels).pooler_output
     states = (embedding / embedding.norm(dim=-1, keepdim=True)).double()
-    for number in NUMBERS:
+    for number in NUMBERS_OF_LAYERS:
         states = states @ head[f"layers.{number}.weight"].double().T + head[f"layers.{number}.bias"].double()
     expected = states[:, 0].numpy()
     assert expected.std() > 0.1

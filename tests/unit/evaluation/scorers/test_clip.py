@@ -127,6 +127,19 @@ def _drop_the_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def _take_another_processor(folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("28", "32"))
+
+
+def _spoil_the_weights(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["text_projection.weight"][0, 0] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _spoil_the_config(folder: Path) -> None:
     (folder / "config.json").write_text("[]")
 
@@ -137,6 +150,8 @@ def _spoil_the_config(folder: Path) -> None:
         (_truncate, "cannot be loaded"),
         (_drop_a_weight, "lacks 1 weights of a CLIP model, such as visual_projection.weight"),
         (_drop_the_tokenizer, "tokenizer"),
+        (_take_another_processor, "do not fit each other .*32"),
+        (_spoil_the_weights, "its weights give nan for an image of one colour"),
         (_spoil_the_config, "cannot be loaded"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no config.json with model"),
     ],
