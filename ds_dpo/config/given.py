@@ -55,6 +55,7 @@ def _needs() -> Iterator[tuple[str, Need]]:
         yield f"data.{name}", Need(field="data.aspect_buckets")
     for name in ("beta_min", "beta_max", "gap_decay"):
         yield f"objective.{name}", Need(field="objective.target_gradient_factor")
+    yield "validation.scorers", Need(field="cadence.sample_every_steps")
     yield "watchdog.rate_factor", Need(field="watchdog.action", choices=("lower_rate", "roll_back"))
 
 

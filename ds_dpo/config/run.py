@@ -48,6 +48,11 @@ class ValidationConfig(Section):
     seeds: list[int] = free_field("Seeds of the starting noise.", default=[0], min_length=1)
     num_inference_steps: int = free_field("Number of DDIM steps per image.", default=30, ge=1)
     guidance_scale: float = free_field("Classifier-free guidance scale (1: off).", default=5.0, ge=1)
+    scorers: list[str] = free_field(
+        "Scorers of the validation images, such as pickscore or clip=FOLDER; docs/scorers.md lists them. Rank 0 loads "
+        "them onto its device (no scorers: images are drawn and not scored).",
+        default=[],
+    )
 
 
 class RunConfig(Section):

@@ -62,6 +62,10 @@ class RunFolder:
         return self.path / "evaluation" / "held_out.jsonl"
 
     @property
+    def validation(self) -> Path:
+        return self.path / "evaluation" / "validation.jsonl"
+
+    @property
     def stop_file(self) -> Path:
         return self.path / "STOP"
 

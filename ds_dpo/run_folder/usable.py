@@ -12,7 +12,7 @@ from ds_dpo.errors import ConfigError
 FOLDERS = ("checkpoints", "tensorboard", "samples", "samples/reference", "evaluation", "stacks", "non_finite")
 FILES = (
     *("config.yaml", "deepspeed.json", "environment.json", "log.txt"),
-    *("metrics.jsonl", "trackers.json", "evaluation/held_out.jsonl"),
+    *("metrics.jsonl", "trackers.json", "evaluation/held_out.jsonl", "evaluation/validation.jsonl"),
 )
 
 

@@ -26,6 +26,7 @@ from ds_dpo.training.restoring import RestoredRun, restore_run
 from ds_dpo.training.run_parts import RunParts, restore_part, states_of
 from ds_dpo.training.start import Start
 from ds_dpo.training.trainer import Cadence, Progress, Trainer, draw_missing
+from ds_dpo.training.validation_scores import ValidationScores
 from ds_dpo.watch.held_out.evaluation import HeldOut
 from ds_dpo.watch.held_out.record import HeldOutRecord
 from ds_dpo.watch.held_out.setup import build_held_out, build_watchdog
@@ -69,7 +70,8 @@ def _complete(built: BuiltRun, progress: Progress) -> None:
     opened = built.opened
     _open_log(built, progress)
     metrics = _metrics(opened, progress)
-    draw_missing(_drawing(built, _sampler(built), metrics), _cadence(opened.config), step=progress.step)
+    drawing = _drawing(built, _sampler(built), metrics, last_step=progress.step)
+    draw_missing(drawing, _cadence(opened.config), step=progress.step)
     if metrics is not None:
         metrics.close()
     path, last = opened.folder.path, opened.config.max_train_steps
@@ -107,17 +109,28 @@ def _cadence(config: RunConfig) -> Cadence:
 
 
 def _drawing(
-    built: BuiltRun, sampler: ValidationSampler | None, metrics: MetricsWriter | None
+    built: BuiltRun, sampler: ValidationSampler | None, metrics: MetricsWriter | None, *, last_step: int
 ) -> ValidationDrawing | None:
     if sampler is None:
         return None
     opened = built.opened
+    scores = None
+    if opened.scorers:
+        scores = ValidationScores(
+            opened.folder.validation,
+            opened.scorers,
+            prompts=sampler.prompts,
+            last_step=last_step,
+            writer=metrics,
+            say=opened.log.line,
+        )
     return ValidationDrawing(
         module=built.engine.module,
         sampler=sampler,
         pages=ValidationPages(opened.folder.samples, opened.config, say=opened.log.line),
         metrics=metrics,
         say=opened.log.line,
+        scores=scores,
     )
 
 
@@ -178,7 +191,7 @@ def _run(restored: RestoredRun, sampler: ValidationSampler | None, supervision: 
         checkpoints=restored.checkpoints,
         record=record,
         supervision=supervision,
-        drawing=_drawing(built, sampler, metrics),
+        drawing=_drawing(built, sampler, metrics, last_step=restored.progress.step),
         max_bad_rows=config.data.max_bad_rows,
     )
     try:

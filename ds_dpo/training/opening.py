@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from ds_dpo.distributed.together import node_turns, raised_everywhere
 from ds_dpo.encoding.feed import PairFeed, open_feed
 from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed
+from ds_dpo.evaluation.scorers.scorer import Scorer
 from ds_dpo.models.start import pin_start
 from ds_dpo.planning.description import describe
 from ds_dpo.reference.cache.errors import ReferenceErrors
@@ -30,6 +32,7 @@ from ds_dpo.run_folder.trackers import GuardedTracker, open_trackers
 from ds_dpo.run_folder.usable import require_usable
 from ds_dpo.training.belonging import require_own_checkpoint
 from ds_dpo.training.start import Start
+from ds_dpo.training.validation_scores import open_validation_scorers, validation_choices
 from ds_dpo.watch.held_out.setup import open_held_out_feed
 
 
@@ -53,6 +56,7 @@ class OpenedRun:
     held_out: PairFeed | None
     errors: ReferenceErrors | None
     trackers: list[GuardedTracker]
+    scorers: Sequence[Scorer]
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +84,7 @@ def open_run(
     variables (export_environment). Raises DsDpoError.
     """
     silence_deepspeed()
+    scorers_asked = validation_choices(config)
     config = pin_start(config)
     folder = RunFolder(Path(config.output_dir))
     require_usable(folder.path)
@@ -109,6 +114,12 @@ def open_run(
     with raised_everywhere():
         if is_main():
             trackers = open_trackers(config.trackers, folder.path, flatten(config.model_dump()))
+    scorers: Sequence[Scorer] = []
+    if scorers_asked:
+        start.part("loading the scorers of validation images")
+        with raised_everywhere():
+            if is_main():
+                scorers = open_validation_scorers(scorers_asked, picked.device)
     return OpenedRun(
         config=config,
         resolved=resolved,
@@ -122,4 +133,5 @@ def open_run(
         held_out=held_out,
         errors=errors,
         trackers=trackers,
+        scorers=scorers,
     )

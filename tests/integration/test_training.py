@@ -105,6 +105,7 @@ def runs(tmp_path_factory):
             micro=2,
             precision="bf16",
             objective__type="sft",
+            validation__scorers="reward",
             cadence__sample_every_steps=10,
             max_train_steps=3,
         )
@@ -222,12 +223,19 @@ def test_sft_trains_on_chosen_images_alone(runs):
     ]
 
 
+def test_validation_images_are_scored_at_each_drawing(runs):
+    lines = [json.loads(line) for line in (runs / "sft" / "evaluation" / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 3]
+    assert [line["scorers"]["reward"]["win_rate"] is None for line in lines] == [True, False]
+    assert all(len(line["scorers"]["reward"]["images"]) == len(line["prompts"]) for line in lines)
+
+
 def test_run_folder_has_its_shape(runs):
     run = runs / "sft"
     names = {path.name for path in run.iterdir()} - {"sharding.json"}  # which train_cases.py adds
     assert sorted(names) == [
-        "checkpoints", "config.yaml", "deepspeed.json", "environment.json", "log.txt", "metrics.jsonl", "samples",
-        "tensorboard",
+        "checkpoints", "config.yaml", "deepspeed.json", "environment.json", "evaluation", "log.txt", "metrics.jsonl",
+        "samples", "tensorboard",
     ]  # fmt: skip
     assert json.loads((run / "environment.json").read_text())[0]["world_size"] == 2
 

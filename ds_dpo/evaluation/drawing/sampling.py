@@ -167,6 +167,11 @@ class ValidationSampler:
         _check_request(self._pipeline, self._prompts, self._seeds, resolution)
 
     @property
+    def prompts(self) -> list[str]:
+        """Prompt of each image of a drawing."""
+        return list(self._prompts)
+
+    @property
     def captions(self) -> list[str]:
         """Prompt and seed of each image of a drawing."""
         return [f"{prompt}, seed {seed}" for prompt, seed in zip(self._prompts, self._seeds, strict=True)]

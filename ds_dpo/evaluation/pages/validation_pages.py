@@ -30,7 +30,10 @@ class ValidationPages:
         """Keep the settings of the drawing, which identify the reference's images when a run is resumed."""
         self._folder, self._say = folder, say
         self._prompts, self._seeds = config.validation.prompts, config.validation.seeds
-        self._drawn_with = {**config.validation.model_dump(mode="json"), "resolution": config.data.resolution}
+        self._drawn_with = {
+            **config.validation.model_dump(mode="json", exclude={"scorers"}),
+            "resolution": config.data.resolution,
+        }
         self._reference: Tensor | None = None
         self._has_looked = False
 
