@@ -19,6 +19,7 @@ from ds_dpo.evaluation.drawing.refiner import load_refiner
 from ds_dpo.evaluation.drawing.sampling import draw_images
 from ds_dpo.evaluation.run.drawn_images import DrawnImage, ImageWriter, as_drawn, missing_batches, verified_images
 from ds_dpo.evaluation.run.models import LabelledModel
+from ds_dpo.evaluation.run.pace import Pace
 from ds_dpo.evaluation.run.settings import Settings
 from ds_dpo.evaluation.run.work import Group, ImageTask, batches_of, share_of
 from ds_dpo.process.say import Say
@@ -58,7 +59,8 @@ def draw_missing(
     try:
         for model in models:
             start = time.perf_counter()
-            _draw_batches(drawing, model, [batch for label, batch in mine if label == model.label], writer)
+            own = [batch for label, batch in mine if label == model.label]
+            _draw_batches(drawing, model, own, writer, say=say)
             num_images, num_drawn = (sum(map(len, lists[model.label])) for lists in (batches, missing))
             seconds = f"{time.perf_counter() - start:.1f} s"
             what = f"drew {num_drawn} of {num_images} images with {cut(model.name)} in {seconds}"
@@ -71,7 +73,7 @@ def draw_missing(
 
 
 def _draw_batches(
-    drawing: Drawing, model: LabelledModel, batches: Sequence[Sequence[ImageTask]], writer: ImageWriter
+    drawing: Drawing, model: LabelledModel, batches: Sequence[Sequence[ImageTask]], writer: ImageWriter, *, say: Say
 ) -> None:
     if not batches:
         return
@@ -81,6 +83,7 @@ def _draw_batches(
     if model.refiner is not None:
         name = model.found.choice.refiner or ""
         refiner = load_refiner(model.refiner, pipeline, name=name, loading=drawing.loading)
+    progress = Pace(f"{model.label}: drew", total=sum(map(len, batches)), say=say)
     for batch in batches:
         images = draw_images(
             pipeline,
@@ -94,6 +97,7 @@ def _draw_batches(
         )
         _require_finite(images, batch, model)
         writer.put(batch, [_pixels(image) for image in images])
+        progress.add(len(batch))
 
 
 def _pixels(image: Tensor) -> np.ndarray:

@@ -40,6 +40,7 @@ from ds_dpo.evaluation.run.request import Request, check_request, choose_setting
 from ds_dpo.evaluation.run.run_models import Exporter, export_runs, is_run
 from ds_dpo.evaluation.run.score import SCORES_NAME, score_missing
 from ds_dpo.evaluation.run.settings import EvaluationRecord, agree, read_record, write_record
+from ds_dpo.evaluation.run.trained_on import recorded_scorers
 from ds_dpo.evaluation.run.work import IMAGES_NAME, Group, list_group
 from ds_dpo.evaluation.scorers.choice import ScorerChoice
 from ds_dpo.evaluation.scorers.opening import open_scorer
@@ -112,8 +113,10 @@ class _Ranks:
             results = None
             with raised_everywhere():
                 if is_main():
+                    recorded = recorded_scorers(choice.name for choice in request.models)
+                    trained_on = list(dict.fromkeys([*request.trained_on, *recorded]))
                     results = gather_results(
-                        record, models, sets, groups, drawn, scored, against=against, trained_on=request.trained_on
+                        record, models, sets, groups, drawn, scored, against=against, trained_on=trained_on
                     )
                     self._report(results, sets, groups, drawn)
         return results

@@ -22,6 +22,7 @@ from ds_dpo.errors import DataError, ScorerError
 from ds_dpo.evaluation.drawing.generate import file_name
 from ds_dpo.evaluation.run.drawn_images import DrawnImage
 from ds_dpo.evaluation.run.line_log import Line, LineLog, read_lines
+from ds_dpo.evaluation.run.pace import Pace
 from ds_dpo.evaluation.run.work import Group, batches_of, share_of
 from ds_dpo.evaluation.scorers.opening import is_judge
 from ds_dpo.evaluation.scorers.scorer import PairJudge, Scorer
@@ -93,7 +94,12 @@ def score_missing(
         return found
     start = time.perf_counter()
     lines = _score_batches(
-        scorer, share_of(missing, rank=place.rank, world_size=place.world_size), found, out=out, rank=place.rank
+        scorer,
+        share_of(missing, rank=place.rank, world_size=place.world_size),
+        found,
+        out=out,
+        rank=place.rank,
+        say=say,
     )
     for of_rank in gather_objects(lines):
         for line in of_rank:
@@ -139,8 +145,10 @@ def _score_batches(
     *,
     out: Path,
     rank: int,
+    say: Say,
 ) -> list[Line]:
     log, lines = LineLog(out / folder_of(scorer), rank=rank), []
+    pace = Pace(f"{scorer.name}: scored", total=sum(map(len, batches)), say=say)
     try:
         for batch, images, rivals in _decoded(batches, out):
             scores = _scores(scorer, images, rivals, [task.key.prompt for task in batch])
@@ -151,6 +159,7 @@ def _score_batches(
             ]
             log.append(new)
             lines += new
+            pace.add(len(batch))
     finally:
         log.close()
     return lines
