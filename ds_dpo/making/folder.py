@@ -26,20 +26,21 @@ def work_of(out: Path) -> Path:
     return out / WORK_NAME
 
 
-def begin(out: Path, plan: Mapping[str, Any], *, subfolders: Sequence[str], is_extension: bool) -> str:
+def begin(out: Path, plan: Mapping[str, Any], *, kind: str, subfolders: Sequence[str], is_extension: bool) -> str:
     """Prepare `out` for its units; returns "making", "continuing" or "extending".
 
-    subfolders: names of the folders to create inside `out`. is_extension: `out` is finished and gets more units; its
-    plan follows from its record. Raises ConfigError if `out` holds other files, or was begun with another plan.
+    kind: what the folder is, for messages. subfolders: names of the folders to create inside `out`. is_extension: `out`
+    is finished and gets more units; its plan follows from its record. Raises ConfigError if `out` holds other files, or
+    was begun with another plan.
     """
     work, plan_file = work_of(out), work_of(out) / PLAN_NAME
     if is_extension:
         state = "extending"
     elif plan_file.is_file():
-        require_same_plan(out, _read_plan(plan_file), plan)
+        require_same_plan(out, _read_plan(plan_file), plan, kind=kind)
         state = "continuing"
     else:
-        _require_empty(out)
+        _require_empty(out, kind)
         work.mkdir(exist_ok=True)
         replace_file(plan_file, json.dumps(plan, indent=1), sync=True)
         state = "making"
@@ -49,19 +50,21 @@ def begin(out: Path, plan: Mapping[str, Any], *, subfolders: Sequence[str], is_e
     return state
 
 
-def _require_empty(out: Path) -> None:
+def _require_empty(out: Path, kind: str) -> None:
     inside = sorted(path.name for path in out.iterdir() if path.name not in (LOCK_NAME, WORK_NAME))
     if inside:
-        raise ConfigError(f"--out {out} holds {inside[0]} and is not an unfinished cache; name another folder")
+        raise ConfigError(f"--out {out} holds {inside[0]} and is not an unfinished {kind}; name another folder")
 
 
-def require_same_plan(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise ConfigError that names each part in which two plans differ."""
-    changes = differences(flatten(old), flatten(json.loads(json.dumps(new))), asker="this command")
+def require_same_plan(out: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, kind: str) -> None:
+    """Raise ConfigError that names each part in which two plans of a folder of this kind differ."""
+    changes = differences(
+        flatten(old), flatten(json.loads(json.dumps(new))), holder=f"the {kind}", asker="this command"
+    )
     if changes:
         listed = "\n  ".join(changes)
         raise ConfigError(
-            f"--out {out} holds a cache that was begun with other settings:\n  {listed}\n"
+            f"--out {out} holds a {kind} that was begun with other settings:\n  {listed}\n"
             "restore these settings to continue it, or name another folder"
         )
 

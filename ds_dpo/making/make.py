@@ -58,14 +58,17 @@ class Finished(Generic[Record]):
 class Making(Protocol[Record]):
     """One kind of folder. Every rank calls `make_units`; only rank 0 calls the other methods.
 
-    say: prints on rank 0. verb: for the log, what is done to a unit, such as "encoded". things: what a unit consists
-    of, such as "pairs". subfolders: names of the folders inside `out` to which units are written.
+    say: prints on rank 0. kind: what the folder is, such as "cache". verb: for the log, what is done to a unit, such as
+    "encoded". things: what a unit consists of, such as "pairs". subfolders: names of the folders inside `out` to which
+    units are written.
     """
 
     @property
     def out(self) -> Path: ...
     @property
     def say(self) -> Say: ...
+    @property
+    def kind(self) -> str: ...
     @property
     def verb(self) -> str: ...
     @property
@@ -112,12 +115,12 @@ def _begin(making: Making[Record]) -> tuple[Record | None, list[int]]:
     """Prepare the folder; returns the missing units, and the folder's record if nothing is left to make."""
     out, plan, finished, units = making.out, making.plan(), making.finished(), making.units
     if finished is not None:
-        require_same_plan(out, finished.plan, plan)
+        require_same_plan(out, finished.plan, plan, kind=making.kind)
         if finished.is_enough:
             shutil.rmtree(work_of(out), ignore_errors=True)  # still there if a kill came just before its removal
             making.say(f"{out} is finished already; nothing is {making.verb}")
             return finished.record, []
-    state = begin(out, plan, subfolders=making.subfolders, is_extension=finished is not None)
+    state = begin(out, plan, kind=making.kind, subfolders=making.subfolders, is_extension=finished is not None)
     missing = making.missing()
     making.say(
         f"{state} {out}: {units.total} {making.things} in {len(units)} units of up to {units.size}; "

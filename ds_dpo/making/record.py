@@ -86,11 +86,13 @@ def check_sizes(folder: Path, files: Mapping[str, FileEntry]) -> None:
             )
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], *, asker: str) -> list[str]:
-    """Return a line for each name whose value in a cache is not the wanted one. asker: who wants it, for the line."""
+def differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], *, asker: str, holder: str = "the cache"
+) -> list[str]:
+    """Return a line for each name whose found value is not the wanted one. asker, holder: who wants and has it."""
     names = [*wanted, *(name for name in found if name not in wanted)]
     return [
-        f"{name}: the cache has {found.get(name, '(nothing)')}, {asker} {wanted.get(name, '(nothing)')}"
+        f"{name}: {holder} has {found.get(name, '(nothing)')}, {asker} {wanted.get(name, '(nothing)')}"
         for name in names
         if found.get(name) != wanted.get(name)
     ]

@@ -50,6 +50,7 @@ class PairCacheMaking:
     place: RankEnvironment
     device: torch.device
     say: Say
+    kind = "cache"
     verb = "encoded"
     things = "pairs"
     subfolders = (IMAGE_SHARDS, PROMPT_SHARDS)

@@ -66,6 +66,7 @@ class ScoresMaking:
     workers: int
     place: RankEnvironment
     say: Say
+    kind = "set of scores"
     verb = "scored"
     things = "pairs"
     subfolders = ()

@@ -73,6 +73,7 @@ class ReferenceErrorsMaking:
     load: Callable[[], Compute]
     place: RankEnvironment
     say: Say
+    kind = "cache"
     verb = "computed"
     things = "pair visits"
     subfolders = ()

@@ -34,6 +34,7 @@ class Squares:
     made: list[int]
     power: int = 2
     killed_before: int | None = None
+    kind = "cache"
     verb = "squared"
     things = "numbers"
     subfolders: Sequence[str] = ("parts",)

@@ -153,7 +153,8 @@ def test_other_options_write_other_labels_and_score_nothing_again(tmp_path, data
     assert agreement["accuracy"] < 1  # of the scorer, not of the labels that were kept
     with pytest.raises(ConfigError, match="scorer bright cannot be calibrated on human labels: 9 pairs have"):
         labels_of(out, data, [Scores(notes)], calibration="temperature")
-    with pytest.raises(ConfigError, match=r"scorers\.bright\.kind|scorers\.dark\.kind"):
+    changed = r"holds a set of scores that was begun with other settings:\n.*scorers\.dark\.kind: the set of scores has"
+    with pytest.raises(ConfigError, match=changed):
         labels_of(out, data, [Scores(notes, name="dark")])
 
 
