@@ -16,6 +16,7 @@ from transformers import CLIPImageProcessorPil
 from ds_dpo.errors import ScorerError
 from ds_dpo.evaluation.scorers.choice import ScorerChoice
 from ds_dpo.evaluation.scorers.hpsv21 import whole_in_square
+from ds_dpo.evaluation.scorers.open_clip_weights import clip_from_open_clip
 from ds_dpo.evaluation.scorers.opening import open_scorer
 from ds_dpo.miniature.models import TEXT_LENGTH, make_tokenizer, token_ids
 
@@ -23,47 +24,81 @@ SIDE, PATCH, VISION, TEXT, PROJECTION = 28, 14, 160, 128, 24
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def random_tensors() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
+def shapes_of(
+    *,
+    patches: int,
+    patch: int,
+    vision: int,
+    text: int,
+    projection: int,
+    length: int,
+    vocabulary: int,
+    vision_layers: int,
+    text_layers: int,
+    mlp: int,
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of open_clip's tensors. mlp: width of a hidden layer over that of its block."""
 
-    def normal(*shape: int, std: float = 0.15) -> Tensor:
-        return torch.randn(shape, generator=generator) * std
+    def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
-    def norm(name: str, width: int) -> dict[str, Tensor]:
-        return {f"{name}.weight": 1 + normal(width), f"{name}.bias": normal(width)}
-
-    def block(name: str, width: int) -> dict[str, Tensor]:
+    def block(name: str, width: int) -> dict[str, tuple[int, ...]]:
         return {
             **norm(f"{name}.ln_1", width),
             **norm(f"{name}.ln_2", width),
-            f"{name}.attn.in_proj_weight": normal(3 * width, width),
-            f"{name}.attn.in_proj_bias": normal(3 * width),
-            f"{name}.attn.out_proj.weight": normal(width, width),
-            f"{name}.attn.out_proj.bias": normal(width),
-            f"{name}.mlp.c_fc.weight": normal(2 * width, width),
-            f"{name}.mlp.c_fc.bias": normal(2 * width),
-            f"{name}.mlp.c_proj.weight": normal(width, 2 * width),
-            f"{name}.mlp.c_proj.bias": normal(width),
+            f"{name}.attn.in_proj_weight": (3 * width, width),
+            f"{name}.attn.in_proj_bias": (3 * width,),
+            f"{name}.attn.out_proj.weight": (width, width),
+            f"{name}.attn.out_proj.bias": (width,),
+            f"{name}.mlp.c_fc.weight": (mlp * width, width),
+            f"{name}.mlp.c_fc.bias": (mlp * width,),
+            f"{name}.mlp.c_proj.weight": (width, mlp * width),
+            f"{name}.mlp.c_proj.bias": (width,),
         }
 
-    patches = (SIDE // PATCH) ** 2
-    tensors = {
-        "logit_scale": torch.tensor(4.6),
-        "positional_embedding": normal(TEXT_LENGTH, TEXT),
-        "text_projection": normal(TEXT, PROJECTION),
-        "token_embedding.weight": normal(len(make_tokenizer(pad_token="<|endoftext|>")), TEXT, std=1.0),
-        **norm("ln_final", TEXT),
-        "visual.class_embedding": normal(VISION),
-        "visual.positional_embedding": normal(patches + 1, VISION),
-        "visual.proj": normal(VISION, PROJECTION),
-        "visual.conv1.weight": normal(VISION, 3, PATCH, PATCH, std=0.05),
-        **norm("visual.ln_pre", VISION),
-        **norm("visual.ln_post", VISION),
+    shapes = {
+        "logit_scale": (),
+        "positional_embedding": (length, text),
+        "text_projection": (text, projection),
+        "token_embedding.weight": (vocabulary, text),
+        **norm("ln_final", text),
+        "visual.class_embedding": (vision,),
+        "visual.positional_embedding": (patches + 1, vision),
+        "visual.proj": (vision, projection),
+        "visual.conv1.weight": (vision, 3, patch, patch),
+        **norm("visual.ln_pre", vision),
+        **norm("visual.ln_post", vision),
     }
-    for number in range(2):
-        tensors |= block(f"transformer.resblocks.{number}", TEXT)
-        tensors |= block(f"visual.transformer.resblocks.{number}", VISION)
-    return tensors
+    for number in range(text_layers):
+        shapes |= block(f"transformer.resblocks.{number}", text)
+    for number in range(vision_layers):
+        shapes |= block(f"visual.transformer.resblocks.{number}", vision)
+    return shapes
+
+
+TINY = {
+    "patches": (SIDE // PATCH) ** 2, "patch": PATCH, "vision": VISION, "text": TEXT, "projection": PROJECTION,
+    "length": TEXT_LENGTH, "vision_layers": 2, "text_layers": 2, "mlp": 2,
+}  # fmt: skip
+# of https://github.com/mlfoundations/open_clip, ViT-H-14.json
+VIT_H_14 = {
+    "patches": 16 * 16, "patch": 14, "vision": 1280, "text": 1024, "projection": 1024, "length": 77,
+    "vision_layers": 32, "text_layers": 24, "mlp": 4,
+}  # fmt: skip
+
+
+def random_tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = len(make_tokenizer(pad_token="<|endoftext|>"))
+    stds = {"token_embedding.weight": 1.0, "visual.conv1.weight": 0.05}
+    tensors = {
+        name: torch.randn(shape, generator=generator) * stds.get(name, 0.15)
+        for name, shape in shapes_of(vocabulary=vocabulary, **TINY).items()
+    }
+    return {
+        name: 1 + tensor if ".ln_" in f".{name}" and name.endswith("weight") else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def through_block(states: Tensor, tensors: dict[str, Tensor], name: str, head_width: int, *, causal: bool) -> Tensor:
@@ -137,6 +172,17 @@ def test_scores_are_open_clip_s(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "weights.safetensors")
     again = opened(tmp_path / "weights.safetensors", processor=str(folder))
     assert np.array_equal(again.score(images, prompts), scorer.score(images, prompts))
+
+
+def test_sizes_follow_from_the_shapes_of_the_real_model() -> None:
+    shapes = shapes_of(vocabulary=49408, **VIT_H_14)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    model = clip_from_open_clip(tensors, make_tokenizer(pad_token="<|endoftext|>"), place="x")
+    vision, text = model.config.vision_config, model.config.text_config
+    assert (vision.image_size, vision.num_attention_heads, vision.num_hidden_layers) == (224, 16, 32)
+    assert (text.max_position_embeddings, text.num_attention_heads, text.num_hidden_layers) == (77, 16, 24)
+    # as open_clip's page on models states
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(986.11e6, rel=1e-4)
 
 
 def test_an_image_that_is_not_square_is_whole_in_the_middle() -> None:
