@@ -232,7 +232,9 @@ def _prepare(out: Path, record: EvaluationRecord, *, say: Say) -> None:
     """Write the record, and clear away what a kill left; this process holds the folder."""
     write_record(out, record)
     try:
-        remove_partials(out, recursive=True)
+        remove_partials(out)
+        for name in (IMAGES_NAME, SCORES_NAME):
+            remove_partials(out / name, recursive=True)
     except OSError as error:
         raise ModelError(f"--out {out} cannot be cleared of partial files: {error.strerror}") from error
     for folder in (out / IMAGES_NAME, *(out / SCORES_NAME).glob("*")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ds_dpo.evaluation.drawing.model_folder import EXPORT_RECORD_NAME
 from ds_dpo.precision import Precision
 from ds_dpo.process.say import Say
 from ds_dpo.storage.manifest import MANIFEST_NAME, checkpoint_folders, step_folder_name, step_of, verify_manifest
+from ds_dpo.storage.replace import PARTIAL_SUFFIX
 
 MODELS_NAME = "models"
 RUN_AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>[0-9]{1,18})")
@@ -36,6 +38,8 @@ def export_runs(names: Iterable[str], out: Path, dtype: Precision, export: Expor
 
     Raises CheckpointError for a run without such a checkpoint, or one that cannot be exported.
     """
+    for unfinished in (out / MODELS_NAME).glob(f".*{PARTIAL_SUFFIX}"):  # an export that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
     exported = {}
     for name in dict.fromkeys(filter(is_run, names)):
         checkpoint = _checkpoint_of(name, out, dtype, say=say)

@@ -240,8 +240,12 @@ def test_a_run_is_evaluated_at_its_newest_valid_checkpoint_or_a_step(model_folde
     assert exports == ["step_00000004", "step_00000002"]
     alone = run(tmp_path / "alone", {"a": str(exported)}, [few], [Brightness("bright")])
     assert [image.sha256 for image in alone.images] == [i.sha256 for i in results.images if i.model == "second"]
-    # nothing is exported twice
+    # nothing is exported twice, and what a kill left is cleared away
+    torn = out / "models" / ".mine.host.1.partial"
+    (torn / "unet").mkdir(parents=True)
+    (out / "images" / ".a.png.host.1.partial").write_bytes(b"half")
     assert run(out, names, [few], [Brightness("bright")], export=export) == results
     assert len(exports) == 2
+    assert [path for path in out.rglob(".*.partial")] == []
     with pytest.raises(CheckpointError, match=r"mine@3: has no checkpoint of step 3, only of \[2, 4, 6\]"):
         run(out, {"a": f"{run_folder}@3"}, [few], [Brightness("bright")], export=export)
