@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_dpo.config.load import load_config
-from ds_dpo.config.program_options import program_parser, user_path
+from ds_dpo.config.program_options import count, program_parser, user_path
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.errors import ConfigError
@@ -41,7 +41,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--reference", action="store_true", help="Compute errors of the reference, and encode nothing.")
     parser.add_argument(
         "--visits",
-        type=_positive,
+        type=count,
         metavar="N",
         help="With --reference: compute all pairs of N epochs (default: only the pairs in max_train_steps steps).",
     )
@@ -64,14 +64,14 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument(
         "--shard_pairs",
-        type=_positive,
+        type=count,
         default=1024,
         metavar="N",
         help="Pairs in a shard; a kill loses at most one unfinished shard of each rank (default: 1024).",
     )
     parser.add_argument(
         "--batch",
-        type=_positive,
+        type=count,
         metavar="N",
         help="Images in one pass of the VAE (default: 1 of 1024 x 1024 pixels); with --reference: pairs in one pass of "
         "the denoiser (default: 4 of 1024 x 1024 pixels).",
@@ -98,12 +98,6 @@ def _require_options_of_the_kind(own: argparse.Namespace) -> None:
         raise ConfigError(f"{given[0]} is for encoded images, but --reference stores only errors; leave it out")
     if given:
         raise ConfigError(f"{given[0]} needs --reference: it is the number of epochs whose errors are computed")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; a whole number of 1 or more would fit")
-    return int(text)
 
 
 def default_folder(config: RunConfig, *, reference: bool) -> Path:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from ds_dpo.commands.generate import AddLora, AddModel
 from ds_dpo.config.program_options import model_name, model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.errors import ConfigError
+from ds_dpo.evaluation.scorers.table import SCORERS
 from ds_dpo.precision import TORCH_NAMES, Precision
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ ROLES = {
     "tuned": "Model with the label tuned.",
 }
 MINIATURE_SET, MINIATURE_SCORER = "miniature", "reward"
+MISSING = {
+    "prompts": "--prompts is missing: give at least one set, such as parti or prompts.txt",
+    "scorers": f"--scorer is missing: give at least one of {', '.join(SCORERS)}, or the name of a plugin",
+}
 
 
 class AddRefiner(argparse.Action):
@@ -196,8 +201,7 @@ def _complete(arguments: argparse.Namespace) -> None:
     for name, default in (("prompts", MINIATURE_SET), ("scorers", MINIATURE_SCORER)):
         given = getattr(arguments, name) or ([default] if in_roles else None)
         if given is None:
-            option = "--prompts" if name == "prompts" else "--scorer"
-            raise ConfigError(f"{option} is missing: give at least one; --help lists them")
+            raise ConfigError(MISSING[name])
         setattr(arguments, name, given)
 
 

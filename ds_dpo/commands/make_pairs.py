@@ -16,11 +16,10 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 
 from ds_dpo.commands import evaluate
-from ds_dpo.config.program_options import program_parser
+from ds_dpo.config.program_options import margin, program_parser
 from ds_dpo.errors import ConfigError
 
 
@@ -36,23 +35,13 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument(
         "--least_margin",
-        type=_margin,
+        type=margin,
         default=0.0,
         metavar="X",
         help="Leave out pairs whose scores differ by less. A score is measured in standard deviations of its scorer "
         "over all images, and several scorers by their mean (default: 0).",
     )
     return parser.parse_known_args(argv)
-
-
-def _margin(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}; a number of 0 or more would fit")
-    return value
 
 
 def _require_what_the_rule_needs(rule: str, arguments: argparse.Namespace) -> None:

@@ -13,12 +13,11 @@ joins to the same pairs, and OUT/report.json with the agreement with human label
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Sequence
 
 from ds_dpo.config.load import load_config
-from ds_dpo.config.program_options import program_parser, user_path
+from ds_dpo.config.program_options import count, margin, program_parser, user_path
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.errors import ConfigError
 from ds_dpo.evaluation.scorers.choice import read_choices
@@ -47,7 +46,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument(
         "--least_margin",
-        type=_margin,
+        type=margin,
         default=0.0,
         metavar="X",
         help="Pairs whose scores differ by less get no label. X is in units of the scorer; with several scorers, in "
@@ -68,28 +67,12 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument(
         "--unit_pairs",
-        type=_positive,
+        type=count,
         default=1024,
         metavar="N",
         help="Pairs that are scored as a whole; a kill loses at most one such unit of each rank (default: 1024).",
     )
     return parser.parse_known_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; a whole number of 1 or more would fit")
-    return int(text)
-
-
-def _margin(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}; a number of 0 or more would fit")
-    return value
 
 
 def main(argv: Sequence[str]) -> None:

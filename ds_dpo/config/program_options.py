@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from ds_dpo.config.base import UNSETTING, in_home
@@ -40,6 +41,24 @@ def model_name_or_none(text: str) -> str | None:
 def word_or_none(text: str) -> str | None:
     """Return a text, None for the word none, as in a configuration; for argparse."""
     return None if text.lower() in UNSETTING else _given(text, "text")
+
+
+def count(text: str) -> int:
+    """Return a whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; a whole number of 1 or more would fit")
+    return int(text)
+
+
+def margin(text: str) -> float:
+    """Return a finite number of 0 or more, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}; a number of 0 or more would fit")
+    return value
 
 
 def _given(text: str, what: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ds_dpo.evaluation.comparison import comparison_of
 from ds_dpo.evaluation.results import Comparison, ImageRow, PromptRow, ScorerRow
 from ds_dpo.evaluation.run.prompt_sets import PromptSet
 from ds_dpo.evaluation.statistics.paired import compare_paired
@@ -100,24 +101,8 @@ def _compare(
     figures = compare_paired(
         sign * np.array([own for _, own, _ in scored]), sign * np.array([rival for _, _, rival in scored]), names
     )
-    return Comparison(
-        model=label,
-        against=against,
-        scorer=scorer.name,
-        prompts=scope.prompts,
-        category=scope.category,
-        n=figures.n,
-        num_prompts=figures.num_prompts,
-        win_rate=figures.win_rate.mean,
-        low=figures.win_rate.low,
-        high=figures.win_rate.high,
-        mean_difference=figures.difference.mean,
-        mean_low=figures.difference.low,
-        mean_high=figures.difference.high,
-        median_difference=figures.median_difference,
-        p_value=figures.p_value,
-        adjusted_p_value=figures.p_value,
-        prompts_needed=figures.prompts_needed,
+    return comparison_of(
+        figures, model=label, against=against, scorer=scorer.name, prompts=scope.prompts, category=scope.category
     )
 
 

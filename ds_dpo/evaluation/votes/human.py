@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_dpo.errors import ConfigError
+from ds_dpo.evaluation.comparison import comparison_of
 from ds_dpo.evaluation.results import Comparison, Results
 from ds_dpo.evaluation.statistics.paired import compare_paired
 from ds_dpo.evaluation.votes.agreement import Agreement, cohen, fleiss
@@ -163,22 +164,4 @@ def _compare(
 ) -> Comparison:
     labels = np.array([label for _, label in votes])
     figures = compare_paired(labels, 1 - labels, [prompt for prompt, _ in votes])
-    return Comparison(
-        model=model,
-        against=against,
-        scorer=HUMAN,
-        prompts=prompts,
-        category=category,
-        n=figures.n,
-        num_prompts=figures.num_prompts,
-        win_rate=figures.win_rate.mean,
-        low=figures.win_rate.low,
-        high=figures.win_rate.high,
-        mean_difference=figures.difference.mean,
-        mean_low=figures.difference.low,
-        mean_high=figures.difference.high,
-        median_difference=figures.median_difference,
-        p_value=figures.p_value,
-        adjusted_p_value=figures.p_value,
-        prompts_needed=figures.prompts_needed,
-    )
+    return comparison_of(figures, model=model, against=against, scorer=HUMAN, prompts=prompts, category=category)
