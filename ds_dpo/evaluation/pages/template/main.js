@@ -36,10 +36,11 @@ function showView(name) {
 function chooseModels() {
   document.body.classList.toggle("alone", isAlone);
   const options = data.models.map(({ label }, place) => [place, label]);
-  const first = data.comparisons[0];
+  const last = data.comparisons.at(-1)?.model;  // the model that was named last is the one in question
+  const shown = data.comparisons.find((comparison) => comparison.model === last);
   const place = (label, otherwise) => Math.max(data.models.findIndex((model) => model.label === label), otherwise);
-  state.model = first ? place(first.model, 0) : data.models.length - 1;
-  state.against = first ? place(first.against, 0) : 0;
+  state.model = shown ? place(shown.model, 0) : data.models.length - 1;
+  state.against = shown ? place(shown.against, 0) : 0;
   for (const name of ["model", "against"]) {
     const select = byId(name);
     fillSelect(select, options, state[name]);
