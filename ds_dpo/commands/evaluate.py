@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_dpo.commands.generate import AddLora, AddModel
+from ds_dpo.config.objectives import SftConfig
 from ds_dpo.config.program_options import model_name, model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.errors import ConfigError
 from ds_dpo.evaluation.scorers.table import SCORERS
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     from ds_dpo.evaluation.results import Results
     from ds_dpo.evaluation.run.request import Request
 
+SFT = SftConfig.name()
 # of the first form of this command: the labels of its models in their order, and what they are
 ROLES = {
     "base": "Model with the label base; it comes first.",
-    "sft": "Model with the label sft, a control that was fine-tuned on preferred images alone.",
+    SFT: f"Model with the label {SFT}, a control that was fine-tuned on preferred images alone.",
     "tuned": "Model with the label tuned.",
 }
 MINIATURE_SET, MINIATURE_SCORER = "miniature", "reward"
@@ -142,7 +144,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
     add("--against", metavar="LABEL", help="Model that the others are compared with (default: the first one).")
     for role, words in ROLES.items():
-        add(f"--{role}", type=model_name_or_none if role == "sft" else model_name, metavar="MODEL", help=words)
+        add(f"--{role}", type=model_name_or_none if role == SFT else model_name, metavar="MODEL", help=words)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
