@@ -1,7 +1,8 @@
 """How relabelling scales over ranks: pairs per second of scripts/relabel.py on one rank and on two.
 
 Makes pairs of random 64 x 64 pixel images in Pick-a-Pic's form, and a CLIP of random weights, then labels the pairs
-with it, on 1 and on 2 ranks by turns. A quiet machine of two cores or more is needed.
+with it, on 1 and on 2 ranks by turns. Each rank has one core: without loader processes, which would give one rank two.
+A quiet machine of two cores or more is needed.
 
     python benchmarks/relabel.py [--pairs 20000] [--rounds 3] [--folder FOLDER]
 
@@ -68,7 +69,7 @@ def seconds_of(folder: Path, clip: Path, *, ranks: int) -> tuple[float, float]:
     shutil.rmtree(out, ignore_errors=True)
     program = [
         *("scripts/relabel.py", "--config", "miniature", "--dataset", str(folder / "pairs"), "--out", str(out)),
-        *("--data.workers", "1", "--data.cache_dir", str(folder / "cache"), "--scorer", f"clip={clip}"),
+        *("--data.workers", "0", "--data.cache_dir", str(folder / "cache"), "--scorer", f"clip={clip}"),
     ]
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
     command = [*(launcher if ranks > 1 else [sys.executable]), *program]
