@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run all checks: lint, format, types, layers, tests. Installs what they need into .venv. Safe to run again.
-#   scripts/test.sh            all checks; 25 to 45 minutes on two cores
-#   scripts/test.sh --fast     lint, types, layers, unit tests but the slow ones, two real launches; under 4 minutes
+#   scripts/test.sh            all checks; 25 to 50 minutes on two cores
+#   scripts/test.sh --fast     lint, types, layers, unit tests but the slow ones, two real launches; 4 to 7 minutes
 #   scripts/test.sh ARGS...    lint, types and layers, then pytest with these arguments
 set -euo pipefail
 cd "$(dirname "$0")/.."
