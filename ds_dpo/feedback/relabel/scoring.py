@@ -5,7 +5,7 @@ Legend: a place is 2 * pair for a pair's lower image and 2 * pair + 1 for its hi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,8 @@ def score_images(
     schema = pa.schema([("place", pa.int64()), *((column_of(scorer.name), pa.float64()) for scorer in scorers)])
     at_once = max(scorer.images_at_once for scorer in scorers)
     with new_shard(path, schema) as shard:
-        batch = _Batch()
-        for task, found in decoded(source, places, scan, workers=workers):
-            batch.add(task, found)
-            if len(batch.places) >= at_once:
-                _write_scores(batch, scorers, shard.rows.add)
-                batch = _Batch()
-        _write_scores(batch, scorers, shard.rows.add)
+        for batch in _batches(decoded(source, places, scan, workers=workers), at_once=at_once):
+            _write_scores(batch, scorers, shard.rows.add)
 
 
 class _Batch:
@@ -142,6 +137,17 @@ class _Batch:
             self.places.append(place)
             self.images.append(image)
             self.prompts.append(prompt)
+
+
+def _batches(tasks: Iterable[tuple[Sequence[int], Decoded]], *, at_once: int) -> Iterator[_Batch]:
+    """Yield tasks joined to batches of at_once images or a few more, the last one smaller."""
+    batch = _Batch()
+    for places, found in tasks:
+        batch.add(places, found)
+        if len(batch.places) >= at_once:
+            yield batch
+            batch = _Batch()
+    yield batch
 
 
 def _write_scores(batch: _Batch, scorers: Sequence[Scorer], add: Callable[[Mapping[str, Any]], None]) -> None:
@@ -178,14 +184,9 @@ def judge_pairs(
     at_once = max(judge.images_at_once for judge in judges)
     places = [place for pair in pairs for place in (2 * pair, 2 * pair + 1)]
     with new_shard(path, schema) as shard:
-        batch = _Batch()
-        for task, found in decoded(source, places, scan, workers=workers):
-            batch.add(task, found)
-            # a task holds whole pairs
-            if len(batch.places) >= at_once:
-                _write_judgements(batch, judges, shard.rows.add)
-                batch = _Batch()
-        _write_judgements(batch, judges, shard.rows.add)
+        # a task holds whole pairs, and so does a batch
+        for batch in _batches(decoded(source, places, scan, workers=workers), at_once=at_once):
+            _write_judgements(batch, judges, shard.rows.add)
 
 
 def _write_judgements(batch: _Batch, judges: Sequence[PairJudge], add: Callable[[Mapping[str, Any]], None]) -> None:
