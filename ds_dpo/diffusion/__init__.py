@@ -1,1 +1,1 @@
-"""The forward process: noise schedules, targets, timestep distributions, squared errors."""
+"""The forward process: noise schedules and flows, targets, timestep distributions, squared errors."""

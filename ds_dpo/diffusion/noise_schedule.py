@@ -6,6 +6,7 @@ returned in fp32.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -62,6 +63,21 @@ class NoiseSchedule:
         """Return what the denoiser should predict, (N, C, H, W) fp32, by the model's prediction type."""
         return TARGETS[self.prediction_type](self, latents, noise, timesteps)
 
+    def denoiser_time(self, timesteps: Tensor) -> Tensor:
+        """Return the timesteps themselves, (N,) int64: a model of noise prediction takes the index."""
+        return timesteps
+
+    def holds_signal(self, timestep: int) -> bool:
+        """Return False for epsilon at alpha_bar 0: the noisy latent is the target there, whatever the image.
+
+        Source: arXiv:2305.08891, section 3.2.
+        """
+        return self.prediction_type != "epsilon" or bool(self.alphas_cumprod[timestep] > 0)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the signal levels, as 64 hex digits."""
+        return hashlib.sha256(self.alphas_cumprod.cpu().numpy().tobytes()).hexdigest()
+
     def error_weight(self, timesteps: Tensor) -> Tensor:
         """Return the factor of an image's squared error at each timestep, (N,) fp32, finite and at least 0.
 
@@ -113,8 +129,8 @@ SMALLEST_SIGNAL_SHARE = 1e-60  # instead of 0: a quotient takes its limit, and a
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return each image's squared error, the mean over C,H,W: (N, C, H, W) twice -> (N,) fp32."""
-    return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+    """Return each image's squared error, the mean over C,H,W: (N, C, H, W) twice -> (N,) fp32 (fp64 of fp64)."""
+    return (at_least_fp32(prediction) - at_least_fp32(target)).square().mean(dim=(1, 2, 3))
 
 
 def paired_error_difference(policy: Tensor, reference: Tensor, target: Tensor) -> Tensor:
@@ -123,5 +139,10 @@ def paired_error_difference(policy: Tensor, reference: Tensor, target: Tensor) -
     policy, reference, target: (N, C, H, W). mean((p - q)(p + q - 2t)) equals mean((p - t)^2) - mean((q - t)^2), but
     does not subtract two nearly equal means, whose rounding is as large as the signal early in training.
     """
-    p, q, t = policy.float(), reference.float(), target.float()
+    p, q, t = at_least_fp32(policy), at_least_fp32(reference), at_least_fp32(target)
     return ((p - q) * (p + q - 2 * t)).mean(dim=(1, 2, 3))
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Return fp32 of any smaller type, and fp64 as it is, so that a check in fp64 goes through the same code."""
+    return values if values.dtype == torch.float64 else values.float()

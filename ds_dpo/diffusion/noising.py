@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ds_dpo.config.diffusion import DiffusionConfig
-from ds_dpo.diffusion.noise_schedule import NoiseSchedule
+from ds_dpo.diffusion.forward_process import ForwardProcess
 from ds_dpo.diffusion.timesteps import TimestepDistribution, timestep_distribution
 from ds_dpo.errors import ConfigError
 
@@ -28,7 +28,7 @@ class Noising:
         return cls(timesteps=TimestepDistribution(values=range(num_train_timesteps)))
 
 
-def noising_of(diffusion: DiffusionConfig, schedule: NoiseSchedule) -> Noising:
+def noising_of(diffusion: DiffusionConfig, schedule: ForwardProcess) -> Noising:
     """Return how a run adds noise to its pairs. schedule: the one that it trains on, on any device.
 
     Raises ConfigError if a timestep cannot be drawn or, for epsilon prediction, holds no signal.
@@ -40,12 +40,9 @@ def noising_of(diffusion: DiffusionConfig, schedule: NoiseSchedule) -> Noising:
     )
 
 
-def _require_signal(schedule: NoiseSchedule, noisiest: int) -> None:
-    """Refuse epsilon at alpha_bar 0: the noisy latent is the target there, so copying it is right for any image.
-
-    Source: arXiv:2305.08891, section 3.2.
-    """
-    if schedule.prediction_type == "epsilon" and schedule.alphas_cumprod[noisiest] == 0:
+def _require_signal(schedule: ForwardProcess, noisiest: int) -> None:
+    """Refuse a noisiest timestep at which copying the noisy latent is right for any image."""
+    if not schedule.holds_signal(noisiest):
         raise ConfigError(
             f"timestep {noisiest} of this schedule (zero terminal SNR) is pure noise, so predicting it (epsilon) "
             f"teaches nothing about images; set model.prediction_type v_prediction with a model made for it, or "

@@ -92,8 +92,8 @@ class PreferenceStep:
         reference = None
         if self._objective.uses_reference and self._reference is not None:
             # first, without activations of the policy, whose backward pass then directly follows its forward pass
-            reference = self._reference.predict(inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
-        prediction = self._predict(self._policy, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+            reference = self._reference.predict(inputs.noisy_latents, inputs.denoiser_time, inputs.conditioning)
+        prediction = self._predict(self._policy, inputs.noisy_latents, inputs.denoiser_time, inputs.conditioning)
         policy_error = squared_error(prediction, inputs.target)
         if not self._objective.uses_rejected:
             return PairErrors(policy_chosen_error=policy_error, target_probability=batch.target_probabilities)
@@ -148,7 +148,7 @@ class PreferenceStep:
         """
         assert self._reference is not None, "a reference without a module has no modules to compare"
         inputs = _noisy_inputs(batch, self._schedule, with_rejected=self._objective.uses_rejected)
-        given = (inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+        given = (inputs.noisy_latents, inputs.denoiser_time, inputs.conditioning)
         return first_difference(
             Side(module=self._policy, predict=partial(self._predict, self._policy, *given)),
             Side(module=self._reference.module, predict=partial(self._reference.predict, *given)),
@@ -169,16 +169,16 @@ def squared_errors_of_pairs(
     They are plain means over C,H,W; weights are applied when errors are compared.
     """
     inputs = _noisy_inputs(batch, schedule, with_rejected=True)
-    prediction = predict(denoiser, inputs.noisy_latents, inputs.timesteps, inputs.conditioning)
+    prediction = predict(denoiser, inputs.noisy_latents, inputs.denoiser_time, inputs.conditioning)
     return split_pair(squared_error(prediction, inputs.target))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _NoisyInputs:
-    """noisy_latents, target: (N, C, H, W) fp32. timesteps: (N,) int64."""
+    """noisy_latents, target: (N, C, H, W) fp32. denoiser_time: (N,), as ForwardProcess gives it."""
 
     noisy_latents: Tensor
-    timesteps: Tensor
+    denoiser_time: Tensor
     conditioning: Conditioning
     target: Tensor
 
@@ -189,7 +189,7 @@ def _noisy_inputs(batch: PreferenceBatch, schedule: ForwardProcess, *, with_reje
     noise, timesteps = images.image_noise(), images.image_timesteps()
     return _NoisyInputs(
         noisy_latents=schedule.add_noise(images.latents, images.image_input_noise(), timesteps),
-        timesteps=timesteps,
+        denoiser_time=schedule.denoiser_time(timesteps),
         conditioning=images.conditioning(),
         target=schedule.target(images.latents, noise, timesteps),
     )

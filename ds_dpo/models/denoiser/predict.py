@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ds_dpo.batch import Conditioning
 from ds_dpo.models.layout import row_major
 
-# A denoiser, noisy latents (N, C, H, W) fp32, timesteps (N,) int64 and conditioning of N images into the prediction,
-# (N, C, H, W) in the denoiser's own dtype. Each kind of denoiser has its own.
+# A denoiser, noisy latents (N, C, H, W) fp32, its time (N,) and conditioning of N images into the prediction,
+# (N, C, H, W) in the denoiser's own dtype. The time is ForwardProcess.denoiser_time's: int64 timesteps of a noise
+# schedule, or 1000 sigma in fp32 of a flow. Each kind of denoiser has its own.
 Predict = Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
 
 

@@ -77,7 +77,7 @@ def fingerprint_of(config: RunConfig, feed: PairFeed, start: StartOfPolicy, *, p
         "encoding": feed.encoding,
         **encoder_parts(config, text_dtype=precision),
         **_noising_fields(config),
-        "noise_schedule": hashlib.sha256(schedule.alphas_cumprod.numpy().tobytes()).hexdigest(),
+        "noise_schedule": schedule.fingerprint(),
         "prediction_type": schedule.prediction_type,
         "unet.weights": start.weights,
         "unet.config": start.config,
