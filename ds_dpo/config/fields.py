@@ -109,12 +109,18 @@ def field_path(name: str, *, other_names: Iterable[str] = ()) -> str:
         return path
     reason = EXPLAINED.get(plain.rpartition(".")[2])
     if reason is not None:
-        raise ConfigError(f"{name} is not accepted: {reason}")
+        raise ConfigError(f"{name} is not accepted: {reason}{_fields_named(plain)}")
     if plain in SECTIONS:
         inside = ", ".join(spec.path for spec in FIELDS.values() if spec.section == plain)
         raise ConfigError(f"{name} is a section; its fields are {inside}")
     near = _near_field(plain, other_names)
     raise ConfigError(f"{name} is not known{near or '; --help lists all'}")
+
+
+def _fields_named(name: str) -> str:
+    """Return '; fields of this name are ...', or '' if no section has a field of this name."""
+    same = [path for path in FIELDS if path.endswith(f".{name}")]
+    return f"; fields of this name are {', '.join(same)}" if same else ""
 
 
 def _near_field(name: str, other_names: Iterable[str]) -> str:

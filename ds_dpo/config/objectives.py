@@ -108,6 +108,79 @@ class DmpoConfig(ObjectiveSection):
         )
 
 
+class PolyConfig(ObjectiveSection):
+    """Poly-DPO: -log sigmoid(u) + a (1 - sigmoid(u))."""
+
+    title: ClassVar[str] = "Poly-DPO"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2604.24953"
+    builds_on_dpo: ClassVar[bool] = True
+    recipe_group: ClassVar[str | None] = LOGIT_GROUP
+    takes_soft_targets: ClassVar[bool] = True
+    type: Literal["poly"] = identity_field("Loss of preference pairs.", default="poly")
+    beta: float = beta_field()
+    poly_weight: float = identity_field(
+        "Factor of 1 - sigmoid(u), which is added to -log sigmoid(u); the paper calls it alpha. Above 0 for noisy "
+        "labels, below 0 for pairs that are easily told apart, 0 for plain dpo.",
+        default=1.0,
+        ge=-1,
+    )
+
+    def formula(self) -> str:
+        return (
+            f"poly, beta {self.beta:g}: loss = -log sigmoid(-{self.beta / 2:g} x difference) + {self.poly_weight:g} x "
+            f"sigmoid({self.beta / 2:g} x difference), where {DIFFERENCE}"
+        )
+
+
+class AlphaConfig(ObjectiveSection):
+    """alpha-DPO: an alpha divergence whose a follows the mean of sigmoid(u)."""
+
+    title: ClassVar[str] = "alpha-DPO, robust to wrong labels"
+    paper: ClassVar[str | None] = "https://openreview.net/forum?id=wqbnA6PcKr"
+    builds_on_dpo: ClassVar[bool] = True
+    recipe_group: ClassVar[str | None] = LOGIT_GROUP
+    takes_soft_targets: ClassVar[bool] = True
+    also_named: ClassVar[Mapping[str, str]] = {"alpha_dpo": "alpha_scale"}
+    type: Literal["alpha"] = identity_field("Loss of preference pairs.", default="alpha")
+    beta: float = beta_field()
+    alpha_scale: float = identity_field(
+        "The exponent a is this factor times the mean of sigmoid(u) over the pairs of the previous step.",
+        default=0.9999,
+        gt=0,
+        lt=1,
+    )
+
+    def formula(self) -> str:
+        return (
+            f"alpha, beta {self.beta:g}: loss = (p^a - (1 - a) - a p) / (a (a - 1)), p = sigmoid(-{self.beta / 2:g} x "
+            f"difference), a = {self.alpha_scale:g} x the mean of p over the previous step, where {DIFFERENCE}"
+        )
+
+
+class LinearConfig(ObjectiveSection):
+    """Linear-DPO: c (m_w - m_l), where the constant c is linear in the gap."""
+
+    title: ClassVar[str] = "Linear-DPO"
+    paper: ClassVar[str | None] = "https://arxiv.org/abs/2605.21123"
+    builds_on_dpo: ClassVar[bool] = True
+    takes_soft_targets: ClassVar[bool] = True
+    also_named: ClassVar[Mapping[str, str]] = {"eta_dpo": "eta"}
+    type: Literal["linear"] = identity_field("Loss of preference pairs.", default="linear")
+    beta: float = beta_field()
+    eta: float = identity_field(
+        "Least weight of a pair, which pairs keep that the policy tells apart; the largest is 1 - eta.",
+        default=0.001,
+        ge=0,
+        lt=0.5,
+    )
+
+    def formula(self) -> str:
+        return (
+            f"linear, beta {self.beta:g}: loss = c x (chosen error - rejected error), where c is the constant 1/2 + "
+            f"{0.2 * self.beta:g} x difference, from {self.eta:g} to {1 - self.eta:g}, and {DIFFERENCE}"
+        )
+
+
 class SdpoConfig(AutomaticBetaFields):
     """Diffusion-SDPO: dpo whose push away from the rejected image spares the chosen one."""
 
@@ -267,6 +340,9 @@ ObjectiveConfig = Annotated[
     | IpoConfig
     | HingeConfig
     | DmpoConfig
+    | PolyConfig
+    | AlphaConfig
+    | LinearConfig
     | SdpoConfig
     | KtoConfig
     | MapoConfig

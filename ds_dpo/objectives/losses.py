@@ -21,27 +21,27 @@ from torch.nn.functional import logsigmoid, relu
 
 from ds_dpo.config.objective_section import ObjectiveSection, ReferenceNeed
 from ds_dpo.config.objectives import (
+    AlphaConfig,
     DmpoConfig,
     DpoConfig,
     DspoConfig,
     HingeConfig,
     IpoConfig,
     KtoConfig,
+    LinearConfig,
     MapoConfig,
     OrpoConfig,
+    PolyConfig,
     SdpoConfig,
     SftConfig,
 )
 from ds_dpo.objectives.kto_utilities import UTILITIES
+from ds_dpo.objectives.logit import expected_over_labels, preference_logit
 from ds_dpo.objectives.pair_errors import PairErrors
-from ds_dpo.objectives.statistics import AutomaticBeta, KtoBaseline, ObjectiveStatistic
+from ds_dpo.objectives.reweighted import alpha, alpha_quantities, linear, linear_quantities, poly_term
+from ds_dpo.objectives.statistics import AutomaticBeta, KtoBaseline, MeanProbability, ObjectiveStatistic
 
 __all__ = ["OBJECTIVES", "Objective", "PairErrors", "with_terms"]
-
-
-def preference_logit(errors: PairErrors, *, beta: float) -> Tensor:
-    """Return u = -beta/2 D, (B,): sigmoid(u) is the policy's probability that the chosen image is the better one."""
-    return -0.5 * beta * errors.difference_gap
 
 
 # ---- with a reference ----
@@ -69,7 +69,7 @@ def ipo(errors: PairErrors, *, beta: float) -> Tensor:
     Source: arXiv:2310.12036, eq. 17.
     """
     logit = preference_logit(errors, beta=beta)
-    return _expected(errors, (logit - 0.5).square(), (logit + 0.5).square())
+    return expected_over_labels(errors, (logit - 0.5).square(), (logit + 0.5).square())
 
 
 def hinge(errors: PairErrors, *, beta: float) -> Tensor:
@@ -78,7 +78,7 @@ def hinge(errors: PairErrors, *, beta: float) -> Tensor:
     Source: arXiv:2305.10425 (SLiC-HF), eq. 2, on dpo's logit as in huggingface/diffusers, train_diffusion_dpo.py.
     """
     logit = preference_logit(errors, beta=beta)
-    return _expected(errors, relu(1 - logit), relu(1 + logit))
+    return expected_over_labels(errors, relu(1 - logit), relu(1 + logit))
 
 
 def dmpo(errors: PairErrors, *, beta: float, alpha: float = 0.01) -> Tensor:
@@ -96,6 +96,16 @@ def dmpo(errors: PairErrors, *, beta: float, alpha: float = 0.01) -> Tensor:
     preferred = torch.sigmoid(logit) * (logsigmoid(logit) - right.log())
     dispreferred = torch.sigmoid(-logit) * (logsigmoid(-logit) - wrong.log())
     return preferred + dispreferred
+
+
+def poly(errors: PairErrors, *, beta: float, poly_weight: float = 1.0) -> Tensor:
+    """Poly-DPO loss of each pair, (B,): dpo's plus poly_weight (1 - sigmoid(u)), the authors' alpha as poly_weight.
+
+    The gradient by u is -(1 - s)(1 + poly_weight s), s = sigmoid(u): above 0 it is larger than dpo's, and most so for
+    pairs of which the policy is unsure; below 0 it is smaller. poly_weight: at least -1. 0 is dpo, to the bit.
+    Source: arXiv:2604.24953; the formula is on liming-ai.github.io/ViPO.
+    """
+    return dpo(errors, beta=beta) + poly_weight * poly_term(errors, beta=beta)
 
 
 def sdpo(errors: PairErrors, *, beta: float, mu: float = 0.6) -> Tensor:
@@ -213,11 +223,6 @@ def anchor(errors: PairErrors) -> Tensor:
     return 0.5 * (errors.chosen_distance + errors.rejected_distance)
 
 
-def _expected(errors: PairErrors, of_label: Tensor, of_swapped: Tensor) -> Tensor:
-    """Return the mean of a loss over both possible labels."""
-    return errors.target_probability * of_label + (1 - errors.target_probability) * of_swapped
-
-
 # ---- quantities for the log ----
 
 
@@ -270,6 +275,9 @@ OBJECTIVES: dict[str, Objective] = dict(
         _row(IpoConfig, ipo),
         _row(HingeConfig, hinge),
         _row(DmpoConfig, dmpo),
+        _row(PolyConfig, poly),
+        _row(AlphaConfig, alpha, quantities=alpha_quantities, statistic=MeanProbability),
+        _row(LinearConfig, linear, quantities=linear_quantities),
         _row(SdpoConfig, sdpo, uses_residual_product=True, quantities=sdpo_quantities, statistic=AutomaticBeta),
         _row(KtoConfig, kto, statistic=KtoBaseline),
         _row(MapoConfig, mapo),

@@ -71,6 +71,38 @@ class KtoBaseline(ObjectiveStatistic):
         self._baseline = float(state["baseline"])
 
 
+class MeanProbability(ObjectiveStatistic):
+    """alpha's `mean_probability`: the mean over the previous step's pairs of sigmoid(u), 1/2 in the first step.
+
+    Source: yangli-lab/Diffusion_alpha-DPO_ICLR2026, which uses the mean of the micro-batch itself over all ranks.
+    """
+
+    name = "mean_probability"
+
+    def __init__(self) -> None:
+        self._mean = 0.5
+
+    @classmethod
+    def of(cls, config: ObjectiveSection) -> Self:
+        return cls()
+
+    def options(self) -> Mapping[str, float]:
+        return {"mean_probability": self._mean}
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Update from a step's mean probability of the labels; returns the mean that the step itself used."""
+        used = self._mean
+        if math.isfinite(metrics["label_probability"]):
+            self._mean = metrics["label_probability"]
+        return {"mean_probability": used}
+
+    def state(self) -> dict[str, Any]:
+        return {"mean_probability": self._mean}
+
+    def restore(self, state: Mapping[str, Any], folder: Path) -> None:
+        self._mean = float(state["mean_probability"])
+
+
 class AutomaticBeta(ObjectiveStatistic):
     """`beta` such that a pair with the running mean of |gap| has a given gradient factor.
 

@@ -26,9 +26,12 @@ METRICS: dict[str, str] = {
     "implicit_accuracy": "share of pairs whose chosen image the policy favours more than the reference; ties count 1/2",
     "implicit_margin": "mean of rejected_difference - chosen_difference; training should make it positive",
     "absolute_margin": "mean size of rejected_difference - chosen_difference without its sign; automatic beta uses it",
-    "gradient_factor": "mean of sigmoid(-u), the share of a pair's largest gradient that is left; 0.5 at the start",
+    "gradient_factor": "mean of sigmoid(-u), Linear-DPO's c: the share of a pair's largest gradient that is left; "
+    "0.5 at the start",
+    "label_probability": "mean of sigmoid(u), the policy's own probability of the labels; alpha-DPO only",
     "rejected_gradient_scale": "mean lambda of Diffusion-SDPO, the share of the rejected images' gradient that is left",
     "beta": "automatic beta that this step used",
+    "mean_probability": "label_probability of the previous step, which alpha-DPO's a followed in this step",
     "baseline": "the baseline of Diffusion-KTO that this step used",
     "policy_chosen_error": "mean squared error of the policy's prediction, chosen images",
     "policy_rejected_error": "mean squared error of the policy's prediction, rejected images",

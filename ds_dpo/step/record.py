@@ -16,7 +16,7 @@ from ds_dpo.storage.replace import replace_file
 
 FORMAT = 1
 # metrics that are also an objective's statistics of earlier steps
-OPTIONS_OF_STATISTICS = ("beta", "baseline")
+OPTIONS_OF_STATISTICS = ("beta", "baseline", "mean_probability")
 
 
 @dataclass(frozen=True, kw_only=True)

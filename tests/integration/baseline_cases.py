@@ -14,6 +14,9 @@ OBJECTIVES: dict[str, dict[str, object]] = {
     "ipo": BETA,
     "hinge": BETA,
     "dmpo": BETA,
+    "poly": BETA,
+    "alpha": BETA,
+    "linear": BETA,
     "sdpo": BETA,
     # with equal weights both images' errors rise, and the baseline stays at its least, 0
     "kto": {**BETA, "objective.undesirable_weight": 0.02},

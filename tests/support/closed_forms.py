@@ -50,6 +50,36 @@ def closed_dmpo(pair: Pair, beta: float, alpha: float = 0.01) -> tuple[float, di
     return value, by_gap(beta, s * (1 - s) * (u - log(q / (1 - q))))
 
 
+def closed_poly(pair: Pair, beta: float, poly_weight: float = 1.0) -> tuple[float, dict[str, float]]:
+    u, p = -beta / 2 * (pair.d_w - pair.d_l), pair.target
+    s = sigma(u)
+    value = p * (-log(s) + poly_weight * (1 - s)) + (1 - p) * (-log(1 - s) + poly_weight * s)
+    return value, by_gap(beta, s - p + poly_weight * s * (1 - s) * (1 - 2 * p))
+
+
+def closed_alpha(
+    pair: Pair, beta: float, alpha_scale: float = 0.9999, mean_probability: float = 0.5
+) -> tuple[float, dict[str, float]]:
+    u, a = -beta / 2 * (pair.d_w - pair.d_l), alpha_scale * mean_probability
+
+    def divergence(s: float) -> tuple[float, float]:
+        """The authors' line, and its derivative by s."""
+        return 1 / (a * (a - 1)) * (s**a - (1 - a) - a * s), (s ** (a - 1) - 1) / (a - 1)
+
+    s, p = sigma(u), pair.target
+    (right, right_slope), (wrong, wrong_slope) = divergence(s), divergence(sigma(-u))
+    value = p * right + (1 - p) * wrong
+    return value, by_gap(beta, s * (1 - s) * (p * right_slope - (1 - p) * wrong_slope))
+
+
+def closed_linear(pair: Pair, beta: float, eta: float = 0.001) -> tuple[float, dict[str, float]]:
+    of_label, of_swapped = (
+        min(1 - eta, max(eta, 0.5 + 0.2 * beta * gap)) for gap in (pair.d_w - pair.d_l, pair.d_l - pair.d_w)
+    )
+    weight = pair.target * of_label - (1 - pair.target) * of_swapped
+    return weight * (pair.m_w - pair.m_l), {"policy_chosen_error": weight, "policy_rejected_error": -weight}
+
+
 def closed_sdpo(pair: Pair, beta: float, mu: float = 0.6) -> tuple[float, dict[str, float]]:
     value, slopes = closed_dpo(pair, beta)
     kept = 1.0
@@ -136,6 +166,17 @@ CLOSED_FORMS: dict[str, tuple[ClosedForm, list[dict[str, Any]]]] = {
     "ipo": (closed_ipo, [{"beta": 1.0}, {"beta": 500.0}]),
     "hinge": (closed_hinge, [{"beta": 1.0}, {"beta": 500.0}]),
     "dmpo": (closed_dmpo, [{"beta": 500.0}, {"beta": 500.0, "alpha": 0.2}]),
+    "poly": (closed_poly, [{"beta": 500.0}, {"beta": 500.0, "poly_weight": -1.0}, {"beta": 1.0, "poly_weight": 3.0}]),
+    "alpha": (
+        closed_alpha,
+        [
+            {"beta": 500.0},
+            {"beta": 500.0, "mean_probability": 0.05},
+            {"beta": 500.0, "mean_probability": 0.99},
+            {"beta": 50.0, "alpha_scale": 0.7, "mean_probability": 1.0},
+        ],
+    ),
+    "linear": (closed_linear, [{"beta": 500.0}, {"beta": 100.0, "eta": 0.0}, {"beta": 500.0, "eta": 0.2}]),
     "sdpo": (closed_sdpo, [{"beta": 500.0}, {"beta": 500.0, "mu": 0.0}, {"beta": 500.0, "mu": 1.0}]),
     "kto": (
         closed_kto,
@@ -155,5 +196,7 @@ CLOSED_FORMS: dict[str, tuple[ClosedForm, list[dict[str, Any]]]] = {
     "dspo": (closed_dspo, [{"beta": 0.001}, {"beta": 500.0, "shift": 0.3}]),
     "sft": (closed_sft, [{}]),
 }
+# their gradients are not those of their values, on purpose
+HOLDING_BACK_GRADIENTS = ("sdpo", "linear")
 CASES = [(name, options) for name, (_, cases) in CLOSED_FORMS.items() for options in cases]
 TAKING_SOFT_TARGETS = [name for name, section in OBJECTIVE_SECTIONS.items() if section.takes_soft_targets]

@@ -93,6 +93,7 @@ def test_a_dry_run_may_reckon_with_other_ranks() -> None:
         ("--scale_lr", "the learning rate is never scaled"),
         ("--train_batch_size 4", "give --micro_batch_pairs (one rank, at once) or --pairs_per_step"),
         ("--mixed_precision fp16", "precision is set in the file of --deepspeed_config"),
+        ("--alpha 16", "give --objective.type alpha; fields of this name are adapter.alpha, objective.alpha"),
         ("--objective sft", "is a section; its fields are objective.type, objective.beta"),
         ("--seed", "expected one argument"),
         ("miniature", "unrecognized arguments: miniature"),

@@ -111,7 +111,7 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
         (["--data.flip", "maybe"], "'off', 'shared' or 'independent'"),
         (
             ["--objective.type", "rlhf"],
-            "objective.type = rlhf: one of dpo, ipo, hinge, dmpo, sdpo, kto",
+            "objective.type = rlhf: one of dpo, ipo, hinge, dmpo, poly, alpha, linear, sdpo",
         ),
         (["--schedule.name", "constant"], "constant ignores warmup_steps 200; take constant_with_warmup"),
         (["--schedule.decay_steps", "9"], "constant_with_warmup ignores decay_steps 9"),

@@ -46,6 +46,10 @@ def test_extremes_have_their_limits() -> None:
     assert losses("hinge", [ahead, behind], {"beta": 1e5}) == [0, 1 + 1e9]
     assert losses("dmpo", [ahead, behind], {"beta": 1e5, "alpha": 0.01}) == pytest.approx([-log(0.99), -log(0.01)])
     assert losses("kto", [ahead, behind], {"beta": 1e5}) == [0, 1]
+    assert losses("poly", [ahead, behind], {"beta": 1e5}) == [0, 1e9 + 1]
+    # 1 / a of a pair that is surely on the wrong side, whatever u is; the limit a -> 0 has no such bound
+    assert losses("alpha", [ahead, behind], {"beta": 1e5, "mean_probability": 0.5}) == pytest.approx([0, 2 / 0.9999])
+    assert losses("alpha", [ahead, behind], {"beta": 1e5, "mean_probability": 0.9}) == pytest.approx([0, 1 / 0.89991])
     # an alpha that 1 - alpha loses in fp32
     behind_in_fp32 = as_errors([behind], dtype=torch.float32)
     assert OBJECTIVES["dmpo"].loss(behind_in_fp32, beta=1e5, alpha=1e-9).item() == pytest.approx(-log(1e-9), rel=1e-6)

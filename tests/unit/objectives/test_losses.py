@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import CASES, CLOSED_FORMS, CLOSED_UTILITIES, TAKING_SOFT_TARGETS, sigma
+from closed_forms import CASES, CLOSED_FORMS, CLOSED_UTILITIES, HOLDING_BACK_GRADIENTS, TAKING_SOFT_TARGETS, sigma
 from pairs_of_numbers import FIELDS, Pair, as_errors, gradients, losses, of_columns, some_pairs
 from torch import Tensor
 
@@ -44,9 +44,8 @@ def test_values_and_gradients_are_those_of_the_closed_form(name: str, options: d
             assert found[field][index].item() == pytest.approx(slopes.get(field, 0.0), rel=1e-10, abs=1e-10), field
 
 
-@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] != "sdpo"])
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] not in HOLDING_BACK_GRADIENTS])
 def test_gradients_are_those_of_finite_differences(name: str, options: dict[str, Any]) -> None:
-    """sdpo's is not its value's, on purpose: see its closed form."""
     columns = [getattr(as_errors(some_pairs(8)), field) for field in FIELDS]
 
     def loss(*values: Tensor) -> Tensor:
@@ -94,8 +93,38 @@ def test_the_first_losses_of_an_untrained_policy() -> None:
     assert values["hinge"] == 1
     assert values["sft"] == values["dspo"] == 0.12
     assert values["dmpo"] == pytest.approx(0.5 * log(0.5 / 0.99) + 0.5 * log(0.5 / 0.01))
+    assert values["poly"] == pytest.approx(log(2) + 0.5)
+    # a is almost 1/2: (sqrt(1/2) - 3/4) / (-1/4)
+    assert values["alpha"] == pytest.approx(3 - 2 * 2**0.5, abs=1e-4)
+    assert values["linear"] == pytest.approx(0.5 * 0.02)
     (kto,) = losses("kto", [start], {"beta": 5000.0})
     assert kto == 0.5
+
+
+def test_poly_without_its_term_is_dpo_to_the_bit() -> None:
+    for target in (1.0, 0.5, 0.8):
+        pairs, options = some_pairs(target=target), {"beta": 5000.0}
+        assert losses("poly", pairs, {**options, "poly_weight": 0.0}) == losses("dpo", pairs, options)
+        plain, term = (as_errors(pairs) for _ in range(2))
+        found = gradients(OBJECTIVES["poly"].loss(term, beta=5000.0, poly_weight=0.0), term)
+        for field, gradient in gradients(OBJECTIVES["dpo"].loss(plain, **options), plain).items():
+            assert torch.equal(found[field], gradient)
+
+
+def test_alpha_of_a_small_exponent_is_poly_of_minus_1() -> None:
+    """a -> 0 is -log s - (1 - s); a -> 1 is s log s + 1 - s, which is no divergence of a surely wrong label's size."""
+    pairs = some_pairs()
+    least = losses("alpha", pairs, {"beta": 500.0, "mean_probability": 0.0})
+    assert least == pytest.approx(losses("poly", pairs, {"beta": 500.0, "poly_weight": -1.0}), rel=1e-9)
+    probabilities = [sigma(-250 * (pair.d_w - pair.d_l)) for pair in pairs]
+    most = losses("alpha", pairs, {"beta": 500.0, "alpha_scale": 1 - 1e-9, "mean_probability": 1.0})
+    assert most == pytest.approx([s * log(s) + 1 - s for s in probabilities], rel=1e-6, abs=1e-9)
+
+
+def test_linear_keeps_eta_of_pairs_that_are_told_apart_and_reads_the_gap_alone() -> None:
+    # 0.2 x 1000 x D = -0.5 at D = -0.0025: from there on the weight is eta
+    far, near = Pair(0.3, 0.1, -0.01, 0.0, 0, 0, 0), Pair(0.3, 0.1, -0.0005, 0.0, 0, 0, 0)
+    assert losses("linear", [far, near], {"beta": 1000.0, "eta": 0.1}) == pytest.approx([0.1 * 0.2, 0.4 * 0.2])
 
 
 def test_orpo_raises_the_rejected_error_where_diffusers_lowers_it() -> None:

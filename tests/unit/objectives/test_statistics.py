@@ -10,13 +10,14 @@ import torch
 from small_step import ElementwiseUNet, only, random_pairs, step_of
 
 from ds_dpo.config.objective_section import ObjectiveSection
-from ds_dpo.config.objectives import DpoConfig, KtoConfig, SdpoConfig
+from ds_dpo.config.objectives import AlphaConfig, DpoConfig, KtoConfig, SdpoConfig
 from ds_dpo.objectives.losses import OBJECTIVES, with_terms
-from ds_dpo.objectives.statistics import AutomaticBeta, KtoBaseline, ObjectiveStatistic
+from ds_dpo.objectives.statistics import AutomaticBeta, KtoBaseline, MeanProbability, ObjectiveStatistic
 from ds_dpo.run_folder.metrics import METRICS, StepSums
 
 KTO = KtoConfig(beta=200)
 AUTOMATIC = DpoConfig(beta=100, target_gradient_factor=0.2, beta_min=1, beta_max=1e6, gap_decay=0.5)
+ALPHA = AlphaConfig(beta=200)
 SAFEGUARDED = SdpoConfig(beta=100, target_gradient_factor=0.3, beta_min=1, beta_max=1e6)
 
 
@@ -49,6 +50,14 @@ def test_kto_s_baseline_is_the_mean_of_the_step_before_and_never_below_0() -> No
     assert baseline.options() == {"baseline": pytest.approx(0.02)}, "what is not finite leaves it as it was"
     baseline.after_step(3, {"chosen_difference": 0.05, "rejected_difference": -0.01})
     assert baseline.options() == {"baseline": 0}
+
+
+def test_alpha_s_mean_probability_is_that_of_the_step_before() -> None:
+    mean = MeanProbability()
+    assert mean.options() == {"mean_probability": 0.5}, "policy and reference are equal in the first step"
+    assert mean.after_step(1, {"label_probability": 0.625}) == {"mean_probability": 0.5}
+    assert mean.after_step(2, {"label_probability": math.nan}) == {"mean_probability": 0.625}
+    assert mean.options() == {"mean_probability": 0.625}, "what is not finite leaves it as it was"
 
 
 def test_automatic_beta_gives_the_mean_gap_its_gradient_factor() -> None:
@@ -115,7 +124,9 @@ def assert_same(first: list[dict[str, float]], second: list[dict[str, float]], *
         assert one == pytest.approx(other, rel=rel, abs=1e-8)
 
 
-@pytest.mark.parametrize(("config", "name"), [(KTO, "baseline"), (AUTOMATIC, "beta"), (SAFEGUARDED, "beta")])
+@pytest.mark.parametrize(
+    ("config", "name"), [(KTO, "baseline"), (AUTOMATIC, "beta"), (SAFEGUARDED, "beta"), (ALPHA, "mean_probability")]
+)
 def test_a_run_is_the_same_however_its_steps_are_cut(config: ObjectiveSection, name: str) -> None:
     whole = trace(config, cut=4)
     assert len({row[name] for row in whole}) > 3, "the statistic must move for the test to see anything"
@@ -123,7 +134,7 @@ def test_a_run_is_the_same_however_its_steps_are_cut(config: ObjectiveSection, n
         assert_same(trace(config, cut=cut), whole, rel=1e-4)
 
 
-@pytest.mark.parametrize("config", [KTO, AUTOMATIC, SAFEGUARDED])
+@pytest.mark.parametrize("config", [KTO, AUTOMATIC, SAFEGUARDED, ALPHA])
 def test_a_resumed_run_goes_on_with_what_it_had(config: ObjectiveSection) -> None:
     assert trace(config, cut=2, resume_after=3) == trace(config, cut=2)
 

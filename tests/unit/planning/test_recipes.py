@@ -43,6 +43,10 @@ def test_a_run_is_compared_with_its_own_kind() -> None:
     # the miniature's rate would be far for SDXL, and SDXL's for the miniature
     assert len(warnings("--learning_rate", "3e-4")) == 1
     assert len(warnings("--config", "miniature", "--learning_rate", "1e-5")) == 1
+    # poly has dpo's logit and none of its own; linear has a logit of its own beta
+    assert "nearest is 6000" in warnings("--objective.type", "poly", "--beta", "1e5")[0]
+    assert warnings("--objective.type", "linear", "--beta", "500", "--lr", "1e-5", "--pairs_per_step", "128") == []
+    assert "nearest is 500" in warnings("--objective.type", "linear", "--beta", "6000")[0]
     # LoRA recipes have few pairs a step
     lora = ("--adapter.type", "lora", "--micro_batch_pairs", "1")
     assert warnings(*lora, "--pairs_per_step", "16") == []
@@ -54,8 +58,8 @@ def test_a_run_is_compared_with_its_own_kind() -> None:
 
 def test_the_file_holds_what_the_sources_publish() -> None:
     known = known_recipes()
-    assert len(known) == RECIPES_FILE.read_text(encoding="utf-8").count("- objective:") == 18
-    assert len({recipe.source for recipe in known if recipe.model != "miniature"}) == 16, "each row has its own source"
+    assert len(known) == RECIPES_FILE.read_text(encoding="utf-8").count("- objective:") == 21
+    assert len({recipe.source for recipe in known if recipe.model != "miniature"}) == 19, "each row has its own source"
     sdxl = next(recipe for recipe in known if recipe.source.startswith("SalesforceAIResearch/DiffusionDPO sdxl.sh"))
     # the authors' 1e-8 x 2048 pairs of scale_lr
     assert sdxl.learning_rate == pytest.approx(1e-8 * 2048)
@@ -94,6 +98,12 @@ def test_a_row_that_cannot_be_is_refused(change: dict[str, Any], message: str) -
         ("ipo --beta 1000", "loss = (-500 x difference - 1/2)^2, smallest at a difference of -0.001, where"),
         ("hinge --beta 1000", "loss = max(0, 1 + 500 x difference), 0 below a difference of -0.002, where"),
         ("dmpo --beta 3000", "KL(Bernoulli(sigmoid(-1500 x difference)) || Bernoulli(0.99))"),
+        ("poly --beta 5000 --objective.poly_weight 0.5", "(-2500 x difference) + 0.5 x sigmoid(2500 x difference)"),
+        ("alpha --beta 4000", "p = sigmoid(-2000 x difference), a = 0.9999 x the mean of p over the previous step"),
+        (
+            "linear --beta 500",
+            "c is the constant 1/2 + 100 x difference, from 0.001 to 0.999, and difference = (policy",
+        ),
         ("sdpo --beta 5000 --objective.mu 0.7", "until at least 0.7 of the chosen image's own descent is left"),
         ("kto --beta 2000", "h is the utility sigmoid of 1000 x (reference - policy error - the mean of that"),
         ("mapo", "chosen error - 0.1 x log sigmoid(1000 x (f(chosen error) - f(rejected error)))"),
