@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-FamilyName = Literal["sdxl", "sdxl_refiner", "sd15", "sd21"]
+FamilyName = Literal["sdxl", "sdxl_refiner", "sd15", "sd21", "sd3"]
 FAMILY_NAMES: tuple[FamilyName, ...] = get_args(FamilyName)
 DEFAULT_FAMILY: FamilyName = "sdxl"
 
@@ -28,4 +28,5 @@ LIMITS: dict[FamilyName, FamilyLimits] = {
     ),
     "sd15": FamilyLimits(takes_sizes=False),
     "sd21": FamilyLimits(takes_sizes=False),
+    "sd3": FamilyLimits(takes_sizes=False),
 }

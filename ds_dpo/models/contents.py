@@ -11,9 +11,8 @@ from pathlib import Path
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.models.families.table import FAMILIES
-from ds_dpo.models.loading import tokenizer_of
 from ds_dpo.models.pipelines.locate import locate_denoiser, locate_pipeline, locate_vae
-from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae
+from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae, tokenizer_of
 from ds_dpo.models.start import checkpoint_start
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.models.weights.hashes import remembered_sha256
@@ -23,9 +22,9 @@ from ds_dpo.storage.manifest import MANIFEST_NAME
 
 DENOISER, SCHEDULER = "denoiser", "scheduler"
 HASHING_THREADS = 4
-# what a tokenizer of CLIP is read from; other files may come and go beside them
+# what a tokenizer of CLIP or T5 is read from; other files may come and go beside them
 TOKENIZER_FILES = {
-    *("vocab.json", "merges.txt", "merges.txt.gz", "tokenizer.json", "tokenizer_config.json"),
+    *("vocab.json", "merges.txt", "merges.txt.gz", "tokenizer.json", "tokenizer_config.json", "spiece.model"),
     *("special_tokens_map.json", "added_tokens.json"),
 }
 
@@ -53,7 +52,7 @@ def read_contents(model: ModelConfig, *, with_encoders: bool) -> ModelContents:
     files = {DENOISER: _denoiser_files(model, pipeline), SCHEDULER: _scheduler_files(model)}
     if with_encoders:
         files["vae"] = _files(open_vae(model))
-        for name in FAMILIES[model.family].text_encoders:
+        for name in pipeline.text_encoders():
             files[name] = _files(pipeline.text_encoder(name))
             found = pipeline.tokenizer_files(tokenizer_of(name))
             files[tokenizer_of(name)] = [path for path in found if path.name in TOKENIZER_FILES]

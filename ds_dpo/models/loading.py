@@ -6,20 +6,21 @@ Each rank calls these functions by itself. No code of a model's files runs: weig
 from __future__ import annotations
 
 import functools
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
 from ds_dpo.errors import ModelError, cut, shown
 from ds_dpo.models.families.table import FAMILIES, family_of, kind_of
-from ds_dpo.models.families.text import TextEncoder, TextTower, say_nothing
+from ds_dpo.models.families.text import AbsentTower, TextEncoder, TextTower, Tower, say_nothing
 from ds_dpo.models.layout import read_row_major
-from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae
+from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae, tokenizer_of
 from ds_dpo.models.sampler import ddim_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
 from ds_dpo.precision import torch_dtype
@@ -60,10 +61,23 @@ def load_denoiser(model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str,
         denoiser = part.load(dtype=dtype)
     else:
         denoiser = skeleton(FAMILIES[model.family].denoiser.model_class(), part.config)
-        fill(denoiser, start or file_weights(model), dtype=dtype, source=f"model.denoiser_init {model.denoiser_init}")
+        weights = _with_tables(denoiser, start or file_weights(model), part)
+        fill(denoiser, weights, dtype=dtype, source=f"model.denoiser_init {model.denoiser_init}")
     assert isinstance(denoiser, ModelMixin)
     read_row_major(denoiser)
     return denoiser.train()
+
+
+def _with_tables(denoiser: nn.Module, weights: Mapping[str, Tensor], own: Part) -> Mapping[str, Tensor]:
+    """Return weights, with the pipeline's own tables (buffers, such as positions) where they have none.
+
+    A checkpoint holds what is trained, and not tables.
+    """
+    missing = denoiser.state_dict().keys() - weights.keys() - dict(denoiser.named_parameters()).keys()
+    if not missing:
+        return weights
+    found = own.weights()
+    return ChainMap({name: found[name] for name in missing if name in found}, cast(Any, weights))
 
 
 @_names_the_model
@@ -79,7 +93,7 @@ def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
 def load_vae(model: ModelConfig) -> AutoencoderKL:
     """Return the frozen VAE, model.vae's or the pipeline's own, on the host in model.vae_dtype.
 
-    Raises ModelError if it is missing, does not fit the UNet, or would overflow in fp16.
+    Raises ModelError if it is missing, does not fit the denoiser, or would overflow in fp16.
     """
     part = open_vae(model)
     _check_vae(model, part.config)
@@ -95,17 +109,22 @@ def load_text(model: ModelConfig, *, dtype: torch.dtype, say: Say = say_nothing)
     say: gets a line on prompts that are too long. Raises ModelError if one is missing or incomplete.
     """
     pipeline, family = open_pipeline(model), FAMILIES[model.family]
-    towers = []
-    for name in family.text_encoders:
-        encoder = pipeline.text_encoder(name).load(dtype=dtype)
+    found = pipeline.text_encoders()
+    towers: list[Tower] = []
+    for name, text in family.text_encoders.items():
+        if name not in found:
+            assert text.num_tokens is not None, "a test compares the families"
+            towers.append(AbsentTower(num_tokens=text.num_tokens, width=_width_of_text(pipeline)))
+            continue
+        encoder = pipeline.text_encoder(name).load(dtype=dtype).requires_grad_(False).eval()
         tokenizer = pipeline.tokenizer(tokenizer_of(name))
-        towers.append(TextTower(tokenizer=tokenizer, encoder=encoder.requires_grad_(False).eval()))
+        towers.append(TextTower(tokenizer=tokenizer, encoder=encoder, num_tokens=text.num_tokens))
     return TextEncoder(towers, encode=family.encode, say=say)
 
 
-def tokenizer_of(text_encoder: str) -> str:
-    """Return the name of a text encoder's tokenizer, which has the same number."""
-    return text_encoder.replace("text_encoder", "tokenizer")
+def _width_of_text(pipeline: Pipeline) -> int:
+    """Return the width of the text states that a transformer attends to, as its configuration has it."""
+    return int(pipeline.denoiser().config["joint_attention_dim"])
 
 
 @_names_the_model
@@ -133,15 +152,21 @@ def drawing_scheduler(model: ModelConfig) -> DDIMScheduler:
 def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return (C, H, W) of an image's latent, from the VAE's config. size: height and width in pixels.
 
-    Raises ModelError if a side is not a multiple of the VAE's factor.
+    Raises ModelError if a side is not a multiple of the VAE's factor, times the side of the denoiser's patches if it
+    divides latents into patches, or has more patches than the denoiser knows positions of.
     """
     config = open_vae(model).config
     factor = 2 ** (len(config["block_out_channels"]) - 1)
+    denoiser = open_pipeline(model).denoiser().config
+    patch, most = int(denoiser.get("patch_size") or 1), denoiser.get("pos_embed_max_size")
     height, width = size
-    if height % factor or width % factor:
+    what = f"training images of {height} x {width} pixels (data.resolution, data.bucket_step)"
+    if height % (factor * patch) or width % (factor * patch):
+        whose = f"the VAE of {model.vae or model.pretrained}" + (f" and patches of {patch}" if patch > 1 else "")
+        raise ModelError(f"{what} have a side that is not a multiple of {factor * patch}, the factor of {whose}")
+    if most is not None and max(height, width) > factor * patch * most:
         raise ModelError(
-            f"training images of {height} x {width} pixels (data.resolution, data.bucket_step) have a side that is not "
-            f"a multiple of {factor}, the factor of the VAE of {model.vae or model.pretrained}"
+            f"{what} have a side of more than {factor * patch * most}, for which {model.pretrained} has no positions"
         )
     return int(config["latent_channels"]), height // factor, width // factor
 
@@ -150,7 +175,7 @@ def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, i
 def peak_host_gib(
     model: ModelConfig, *, dtype: torch.dtype, ranks_at_once: int, start_bytes: int | None = None
 ) -> float:
-    """Return the largest host memory in GiB that loading the UNet needs on a node, from file headers alone.
+    """Return the largest host memory in GiB that loading the denoiser needs on a node, from file headers alone.
 
     The mapped file counts once, because ranks share its pages; each rank that loads at once adds a copy in dtype.
     start_bytes: size of other weights than those that the model section names.
@@ -164,21 +189,21 @@ def _start_part(model: ModelConfig) -> Part:
     return open_pipeline(model).denoiser() if model.denoiser_init is None else open_denoiser_init(model)
 
 
-def _check_family(model: ModelConfig, pipeline: Pipeline, unet_config: Mapping[str, Any]) -> None:
+def _check_family(model: ModelConfig, pipeline: Pipeline, config: Mapping[str, Any]) -> None:
     """Raise ModelError if the denoiser is not of model.family, or is not a text-to-image model."""
-    kind_of(unet_config)
-    family = family_of(unet_config, pipeline.text_config)
+    title = kind_of(config).title
+    family = family_of(config, pipeline.text_config)
     found = None if family is None else family.name
     if found != model.family:
         raise ModelError(
-            f"model.family {model.family}, but the UNet of {model.pretrained} (addition_embed_type "
-            f"{unet_config.get('addition_embed_type')}, cross_attention_dim {unet_config.get('cross_attention_dim')}) "
+            f"model.family {model.family}, but the {title} of {model.pretrained} (addition_embed_type "
+            f"{config.get('addition_embed_type')}, cross_attention_dim {config.get('cross_attention_dim')}) "
             + (f"is of family {found}; set model.family to {found}" if found else f"is none of {', '.join(FAMILIES)}")
         )
-    if unet_config["in_channels"] != unet_config["out_channels"]:
+    if config["in_channels"] != config["out_channels"]:
         raise ModelError(
-            f"{model.pretrained}: its UNet has {unet_config['in_channels']} input and {unet_config['out_channels']} "
-            "output channels; only text-to-image models can be trained, not inpainting or upscaling models"
+            f"{model.pretrained}: its {title} has {config['in_channels']} input and {config['out_channels']} output "
+            "channels; only text-to-image models can be trained, not inpainting or upscaling models"
         )
 
 
@@ -188,11 +213,11 @@ def _check_vae(model: ModelConfig, config: Mapping[str, Any]) -> None:
             f"model.vae_dtype fp16 with the VAE of {model.vae or model.pretrained}, whose config has force_upcast: "
             "SDXL's own gives NaN in fp16; use vae_dtype fp32 or bf16, or model.vae madebyollin/sdxl-vae-fp16-fix"
         )
-    unet_channels = open_pipeline(model).denoiser().config["in_channels"]
-    if config["latent_channels"] != unet_channels:
+    channels, title = open_pipeline(model).denoiser().config["in_channels"], FAMILIES[model.family].denoiser.title
+    if config["latent_channels"] != channels:
         raise ModelError(
-            f"the VAE of {model.vae or model.pretrained} has {config['latent_channels']} latent channels, but the UNet "
-            f"of {model.pretrained} takes {unet_channels}"
+            f"the VAE of {model.vae or model.pretrained} has {config['latent_channels']} latent channels, but the "
+            f"{title} of {model.pretrained} takes {channels}"
         )
 
 
@@ -226,7 +251,7 @@ def _check_schedule(config: Mapping[str, Any], name: str) -> None:
 
 @_names_the_model
 def describe_model(model: ModelConfig) -> str:
-    """Return a line with the family, and with what the UNet predicts and where that is stated."""
+    """Return a line with the family, and with what the denoiser predicts and where that is stated."""
     used = _scheduler_config(model)["prediction_type"]
     own = open_pipeline(model).scheduler_config(model.prediction_type)["prediction_type"]
     source = "its scheduler config" if model.prediction_type is None else "model.prediction_type"
@@ -243,5 +268,5 @@ def describe_loading(model: ModelConfig, *, dtype: torch.dtype, with_encoders: b
     text = f"loading the {FAMILIES[model.family].denoiser.title} of {source} ({size})"
     if not with_encoders:
         return text
-    encoders = [open_vae(model), *map(pipeline.text_encoder, FAMILIES[model.family].text_encoders)]
+    encoders = [open_vae(model), *map(pipeline.text_encoder, pipeline.text_encoders())]
     return f"{text}, then VAE and text encoders ({sum(each.num_bytes() for each in encoders) / 1e9:.3g} GB)"

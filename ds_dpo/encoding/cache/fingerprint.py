@@ -12,9 +12,7 @@ from ds_dpo.config.fields import FIELDS
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.reading.labels_file import content_of_labels
 from ds_dpo.errors import ConfigError
-from ds_dpo.models.families.table import FAMILIES
-from ds_dpo.models.loading import tokenizer_of
-from ds_dpo.models.pipelines.pretrained import open_pipeline, open_vae
+from ds_dpo.models.pipelines.pretrained import open_pipeline, open_vae, tokenizer_of
 from ds_dpo.models.weights.hashes import remembered_sha256
 from ds_dpo.models.weights.parts import Part
 from ds_dpo.precision import Precision
@@ -43,7 +41,7 @@ def encoder_parts(config: RunConfig, *, text_dtype: Precision) -> dict[str, str]
     parts["model.family"] = model.family
     parts["model.vae_dtype"] = model.vae_dtype
     parts["vae"] = _content_of_model(open_vae(model))
-    for name in FAMILIES[model.family].text_encoders:
+    for name in pipeline.text_encoders():
         parts[name] = _content_of_model(pipeline.text_encoder(name))
         tokenizer = tokenizer_of(name)
         parts[tokenizer] = _content_of_files(pipeline.tokenizer_files(tokenizer))

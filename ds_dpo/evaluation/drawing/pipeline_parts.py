@@ -17,8 +17,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from ds_dpo.errors import ModelError, shown
 from ds_dpo.models.families.family import Family
 from ds_dpo.models.families.table import FAMILIES
-from ds_dpo.models.loading import tokenizer_of
-from ds_dpo.models.pipelines.pretrained import FolderPipeline
+from ds_dpo.models.pipelines.pretrained import FolderPipeline, tokenizer_of
 from ds_dpo.models.pipelines.single_file import SingleFile
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.outside import check_all_regular
@@ -36,7 +35,7 @@ def text_parts(rest: Path, pipeline_class: str, *, dtype: torch.dtype, variant: 
     something else than a class of diffusers for a part that diffusers reads.
     """
     pipeline = FolderPipeline(folder=rest, family=_family(pipeline_class), variant=variant)
-    encoders = {name: pipeline.text_encoder(name) for name in pipeline.family.text_encoders}
+    encoders = {name: pipeline.text_encoder(name) for name in pipeline.text_encoders()}
     return _with_encoders(pipeline, encoders, dtype=dtype)
 
 
@@ -66,8 +65,10 @@ def _with_encoders(pipeline: FolderPipeline, encoders: Mapping[str, Any], *, dty
         if name in index and not _is_class_of_diffusers(index[name], base):
             problem = f"{name} is {shown(index[name])}; a {base.__name__} of diffusers would fit"
             raise ModelError(f"{pipeline.folder / INDEX_NAME}: {problem}")
+    absent = pipeline.family.text_encoders.keys() - encoders.keys()
     return {
         **dict.fromkeys(name for name in UNUSED_PARTS if name in index),
+        **dict.fromkeys([*absent, *map(tokenizer_of, absent)]),
         **{tokenizer_of(name): pipeline.tokenizer(tokenizer_of(name)) for name in encoders},
         **{name: part.load(dtype=dtype).eval() for name, part in encoders.items()},
     }

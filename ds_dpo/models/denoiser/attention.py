@@ -7,7 +7,12 @@ from typing import Literal
 
 import torch
 from diffusers import ModelMixin
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    JointAttnProcessor2_0,
+    XFormersAttnProcessor,
+)
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -42,6 +47,11 @@ def choose_attention(
     if asked != "xformers":
         why = "as configured" if asked == "sdpa" else "auto; xformers would call the same kernels"
         return AttentionChoice(name="sdpa", sentence=f"attention: sdpa ({why})")
+    if _has_joint_attention(denoiser):
+        raise ModelError(
+            f"model.attention xformers: a {type(denoiser).__name__} has joint attention, which uses PyTorch's SDPA; "
+            "set it to auto or sdpa"
+        )
     problem = _problem_of_xformers(_head_widths(denoiser), torch.device(device), dtype)
     if problem is None:
         return AttentionChoice(name="xformers", sentence=f"attention: xformers (tried on {device} in {dtype})")
@@ -52,8 +62,15 @@ def choose_attention(
 
 
 def set_attention(denoiser: ModelMixin, choice: AttentionChoice) -> None:
-    """Give every attention layer of a denoiser the chosen kernels."""
+    """Give every attention layer of a denoiser the chosen kernels; joint attention has those of SDPA from the start."""
+    if _has_joint_attention(denoiser):
+        return
     denoiser.set_attn_processor(XFormersAttnProcessor() if choice.name == "xformers" else AttnProcessor2_0())
+
+
+def _has_joint_attention(denoiser: ModelMixin) -> bool:
+    """Return whether image and text attend together, as in the transformer of Stable Diffusion 3."""
+    return any(isinstance(processor, JointAttnProcessor2_0) for processor in denoiser.attn_processors.values())
 
 
 def _head_widths(denoiser: ModelMixin) -> list[int]:

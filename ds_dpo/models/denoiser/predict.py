@@ -35,6 +35,24 @@ def predict_by_unet(unet: nn.Module, noisy_latents: Tensor, timesteps: Tensor, c
     return prediction
 
 
+def predict_by_sd3_transformer(
+    transformer: nn.Module, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+) -> Tensor:
+    """Return what Stable Diffusion 3's transformer predicts, with its pooled text; see Predict."""
+    assert conditioning.pooled is not None, "this transformer is conditioned on pooled text"
+    dtype = parameter_dtype(transformer)
+    # The only cast to the model's precision; from here to the prediction everything is in it.
+    prediction = transformer(
+        hidden_states=row_major(noisy_latents.to(dtype)),
+        encoder_hidden_states=row_major(conditioning.text_states.to(dtype)),
+        pooled_projections=row_major(conditioning.pooled.to(dtype)),
+        timestep=timesteps,
+        return_dict=False,
+    )[0]
+    assert isinstance(prediction, Tensor)
+    return prediction
+
+
 def parameter_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype of a module's parameters; a DeepSpeed engine's ZeRO-3 parts keep it."""
     return next(module.parameters()).dtype

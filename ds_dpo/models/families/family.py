@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ds_dpo.config.families import FamilyName
 from ds_dpo.models.denoiser.predict import Predict
-from ds_dpo.models.families.text import EncodedPrompts, TextTower
+from ds_dpo.models.families.text import EncodedPrompts, Tower
 from ds_dpo.models.weights.derived_configs import Config, Shapes
 from ds_dpo.models.weights.ldm_parts import Places
 
@@ -20,6 +20,11 @@ TextConfig = Callable[[str], Mapping[str, Any]]
 
 # (N, 6) time ids into what else conditions N images, (N, ...) each, by name
 Extras = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+def no_extras(time_ids: Tensor) -> dict[str, Tensor]:
+    """Return nothing, for a family whose denoisers are not conditioned on sizes."""
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +62,18 @@ class TextPart:
     """A text encoder of a family: its class in transformers, and where a whole checkpoint in one file has it.
 
     prefix: beginning of its tensors' names there. places: returns the tensors there that hold its parameters. derive:
-    returns the configuration that their shapes imply, given the family's usual one.
+    returns the configuration that their shapes imply, given the family's usual one. tokenizer_class: in transformers.
+    num_tokens: number of tokens of a prompt that it reads; None for as many as it has positions. may_be_absent: a
+    pipeline may leave it out; it then needs num_tokens.
     """
 
     class_name: str
     prefix: str
     places: Places
     derive: Callable[[Shapes, Config], Config]
+    tokenizer_class: str = "CLIPTokenizer"
+    num_tokens: int | None = None
+    may_be_absent: bool = False
 
     def model_class(self) -> Any:
         """Return the class, importing transformers, which takes seconds."""
@@ -97,17 +107,17 @@ class Published:
 class Family:
     """A model family: how it is recognised, read, conditioned, and published.
 
-    is_of: returns whether a denoiser's diffusers configuration is of this family, using the configurations of the
-    pipeline's text encoders if they are available. text_encoders: under the names of their folders in a pipeline.
-    extras: turns (N, 6) time ids of data.stream.prepare into Conditioning.extras. unsaid_prediction: advice for a file
-    that does not state what it predicts, if models of the family differ in that.
+    is_of: returns whether a diffusers configuration of the denoiser's class is of this family, using the configurations
+    of the pipeline's text encoders if they are available. text_encoders: under the names of their folders in a
+    pipeline. extras: turns (N, 6) time ids of data.stream.prepare into Conditioning.extras. unsaid_prediction: advice
+    for a file that does not state what it predicts, if models of the family differ in that.
     """
 
     name: FamilyName
     denoiser: DenoiserKind
     is_of: Callable[[Mapping[str, Any], TextConfig | None], bool]
     text_encoders: Mapping[str, TextPart]
-    encode: Callable[[Sequence[TextTower], Sequence[str]], EncodedPrompts]
-    extras: Extras
+    encode: Callable[[Sequence[Tower], Sequence[str]], EncodedPrompts]
+    extras: Extras = no_extras
     unsaid_prediction: str | None = None
     published: Published

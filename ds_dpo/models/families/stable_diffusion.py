@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from ds_dpo.models.families.clip import clip_part, open_clip_part
 from ds_dpo.models.families.family import Family, Published, TextConfig
 from ds_dpo.models.families.text import encode_sd15
 from ds_dpo.models.families.unet import UNET
-
-
-def no_extras(time_ids: Tensor) -> dict[str, Tensor]:
-    """Return nothing: the prompt alone conditions these UNets."""
-    return {}
 
 
 def _is_sd15(config: Mapping[str, Any], text_config: TextConfig | None) -> bool:
@@ -33,7 +26,6 @@ SD15 = Family(
     is_of=_is_sd15,
     text_encoders={"text_encoder": clip_part(prefix="cond_stage_model.transformer.")},
     encode=encode_sd15,
-    extras=no_extras,
     published=Published(
         pipeline_class="StableDiffusionPipeline",
         guidance_scale="7.5",
@@ -51,7 +43,6 @@ SD21 = Family(
     },
     # its text encoder's config leaves out the last layer, so that the last states are the second to last ones
     encode=encode_sd15,
-    extras=no_extras,
     unsaid_prediction="SD2.1 has two kinds; set model.prediction_type to v_prediction (SD2.1 of 768 pixels) or epsilon "
     "(SD2.1-base, of 512)",
     published=Published(

@@ -7,20 +7,23 @@ from typing import Any
 
 from ds_dpo.errors import ModelError, shown
 from ds_dpo.models.families.family import DenoiserKind, Family, TextConfig
+from ds_dpo.models.families.sd3 import SD3
 from ds_dpo.models.families.sdxl import SDXL, SDXL_REFINER
 from ds_dpo.models.families.stable_diffusion import SD15, SD21
 from ds_dpo.models.families.unet import UNET
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SDXL_REFINER, SD15, SD21)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SDXL_REFINER, SD15, SD21, SD3)}
 KINDS: dict[str, DenoiserKind] = {family.denoiser.class_name: family.denoiser for family in FAMILIES.values()}
 
 
 def family_of(config: Mapping[str, Any], text_config: TextConfig | None = None) -> Family | None:
-    """Return the family of a denoiser's diffusers configuration; None if it is none of these.
+    """Return the family of a denoiser's diffusers configuration, a UNet's where it names no class; None if of none.
 
     text_config: the configurations of the pipeline's text encoders; None in an export.
     """
-    return next((family for family in FAMILIES.values() if family.is_of(config, text_config)), None)
+    class_name = config.get("_class_name", UNET.class_name)
+    of_its_class = [family for family in FAMILIES.values() if family.denoiser.class_name == class_name]
+    return next((family for family in of_its_class if family.is_of(config, text_config)), None)
 
 
 def kind_of(config: Mapping[str, Any]) -> DenoiserKind:

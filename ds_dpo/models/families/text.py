@@ -1,4 +1,4 @@
-"""Encode prompts for a UNet, as the pipelines of diffusers do.
+"""Encode prompts for a denoiser, as the pipelines of diffusers do.
 
 Legend: B prompts; L text tokens; D text width; P pooled width.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ds_dpo.models.families.cut_prompts import CutPrompts
 from ds_dpo.process.say import Say
@@ -26,14 +27,20 @@ class EncodedPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """A tokenizer and its text encoder, both of transformers."""
+    """A tokenizer and its text encoder, both of transformers.
+
+    num_tokens: number of tokens of a prompt that are read; None for as many as the encoder has positions.
+    """
 
     tokenizer: Any
     encoder: nn.Module
+    num_tokens: int | None = None
 
     @property
     def max_tokens(self) -> int:
         """Number of tokens of a prompt that are read, with the start and end tokens."""
+        if self.num_tokens is not None:
+            return self.num_tokens
         config: Any = self.encoder.config
         # a tokenizer saved without its length has 1e30
         return int(min(self.tokenizer.model_max_length, config.max_position_embeddings))
@@ -53,28 +60,64 @@ class TextTower:
         return self.encoder(_sent(tokens.input_ids, device), attention_mask=mask, output_hidden_states=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AbsentTower:
+    """The place of a text encoder that a pipeline leaves out: its states are zeros, (B, num_tokens, width)."""
+
+    num_tokens: int
+    width: int
+
+
+Tower = TextTower | AbsentTower
+
+
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the host on the device, without waiting for the device: a GPU copies pinned memory so."""
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)
 
 
-def encode_sdxl(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedPrompts:
+def encode_sdxl(towers: Sequence[Tower], prompts: Sequence[str]) -> EncodedPrompts:
     """Return both encoders' second to last states side by side, and the second encoder's pooled text.
 
     Source: arXiv:2307.01952, section 2.1; StableDiffusionXLPipeline.encode_prompt.
     """
-    outputs = [tower(prompts) for tower in towers]
+    outputs = [tower(prompts) for tower in present(towers)]
     return EncodedPrompts(
         text_states=torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
         pooled=outputs[-1].text_embeds,
     )
 
 
-def encode_sd15(towers: Sequence[TextTower], prompts: Sequence[str]) -> EncodedPrompts:
+def encode_sd15(towers: Sequence[Tower], prompts: Sequence[str]) -> EncodedPrompts:
     """Return the encoder's last states after its final layer norm. Source: StableDiffusionPipeline.encode_prompt."""
-    (tower,) = towers
+    (tower,) = present(towers)
     return EncodedPrompts(text_states=tower(prompts).last_hidden_state, pooled=None)
+
+
+def encode_sd3(towers: Sequence[Tower], prompts: Sequence[str]) -> EncodedPrompts:
+    """Return both CLIPs' second to last states side by side, T5's last states behind them, and both pooled texts.
+
+    The CLIPs' states are filled up with zeros to the width of T5's. T5 reads its padding tokens too, without a mask.
+    Source: arXiv:2403.03206, section 4; StableDiffusion3Pipeline.encode_prompt.
+    """
+    *clips, last = towers
+    outputs = [tower(prompts) for tower in present(clips)]
+    clip_states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    if isinstance(last, AbsentTower):
+        last_states = clip_states.new_zeros(len(prompts), last.num_tokens, last.width)
+    else:
+        last_states = last(prompts).last_hidden_state
+    clip_states = pad(clip_states, (0, last_states.shape[-1] - clip_states.shape[-1]))
+    return EncodedPrompts(
+        text_states=torch.cat([clip_states, last_states], dim=-2),
+        pooled=torch.cat([output.text_embeds for output in outputs], dim=-1),
+    )
+
+
+def present(towers: Sequence[Tower]) -> list[TextTower]:
+    """Return the towers that have an encoder."""
+    return [tower for tower in towers if isinstance(tower, TextTower)]
 
 
 def say_nothing(line: str) -> None:
@@ -86,18 +129,21 @@ class TextEncoder:
 
     def __init__(
         self,
-        towers: Sequence[TextTower],
+        towers: Sequence[Tower],
         *,
-        encode: Callable[[Sequence[TextTower], Sequence[str]], EncodedPrompts],
+        encode: Callable[[Sequence[Tower], Sequence[str]], EncodedPrompts],
         say: Say = say_nothing,
     ) -> None:
         """Join the towers of a family with its `encode`, such as encode_sdxl. say: gets a line on prompts that are cut.
 
-        The tokenizers of a family divide a text alike, so the first one counts for all.
+        A prompt is cut if no encoder reads its end, so the first one of those that read the most decides. CLIP's
+        tokenizers divide a text alike.
         """
-        self.towers = tuple(towers)
+        self._all_towers = tuple(towers)
+        self.towers = tuple(present(towers))
         self._encode = encode
-        self.cut_prompts = CutPrompts(towers[0].tokenizer, max_tokens=towers[0].max_tokens, say=say)
+        longest = max(self.towers, key=lambda tower: tower.max_tokens)
+        self.cut_prompts = CutPrompts(longest.tokenizer, max_tokens=longest.max_tokens, say=say)
 
     def to(self, device: torch.device | str) -> TextEncoder:
         """Move the encoders and return this object, as a module does."""
@@ -110,7 +156,7 @@ class TextEncoder:
         """Encode B prompts, each distinct one once; '' is encoded like any other prompt, as by the authors."""
         distinct = {prompt: position for position, prompt in enumerate(dict.fromkeys(prompts))}
         self.cut_prompts.note(distinct)
-        encoded = self._encode(self.towers, list(distinct))
+        encoded = self._encode(self._all_towers, list(distinct))
         if len(distinct) == len(prompts):
             return encoded
         rows = _sent(torch.tensor([distinct[prompt] for prompt in prompts]), encoded.text_states.device)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from diffusers import AutoencoderKL
-from transformers import CLIPTokenizer
 
 from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError, cut
 from ds_dpo.models.families.family import Family
-from ds_dpo.models.families.table import FAMILIES
+from ds_dpo.models.families.table import FAMILIES, KINDS, family_of
 from ds_dpo.models.pipelines.locate import locate_denoiser, locate_pipeline, locate_vae
 from ds_dpo.models.pipelines.single_file import VAE_PREFIX, SingleFile, denoiser_places, prefixed
 from ds_dpo.models.weights.derived_configs import derived_vae_config
@@ -25,19 +25,28 @@ from ds_dpo.models.weights.soundness import wrapper_hint
 from ds_dpo.outside import check_all_regular
 from ds_dpo.process.quiet import quiet_output
 
+INDEX_NAME = "model_index.json"
+
 
 class Pipeline(Protocol):
     """The model that a run starts from. Text encoders and tokenizers have the names of diffusers' folders."""
 
     def denoiser(self) -> Part: ...
     def vae(self) -> Part: ...
+
+    def text_encoders(self) -> tuple[str, ...]:
+        """Return the names of the family's text encoders that this pipeline has, in the family's order."""
+        ...
+
     def text_encoder(self, name: str) -> Part: ...
 
     def text_config(self, name: str) -> Mapping[str, Any]:
         """Return a text encoder's configuration, whatever family the pipeline is taken for."""
         ...
 
-    def tokenizer(self, name: str) -> CLIPTokenizer: ...
+    def tokenizer(self, name: str) -> Any:
+        """Return a tokenizer of transformers, by the name of its folder."""
+        ...
 
     def tokenizer_files(self, name: str) -> list[Path]:
         """Return the files that define a tokenizer."""
@@ -63,20 +72,29 @@ class FolderPipeline:
     def vae(self) -> FolderPart:
         return self._part("vae", AutoencoderKL, DIFFUSERS_STEM)
 
+    def text_encoders(self) -> tuple[str, ...]:
+        texts = self.family.text_encoders
+        if not any(text.may_be_absent for text in texts.values()):
+            return tuple(texts)
+        index = read_json(self.folder / INDEX_NAME)
+        return tuple(name for name, text in texts.items() if not text.may_be_absent or _is_named(index.get(name)))
+
     def text_encoder(self, name: str) -> FolderPart:
         return self._part(name, self.family.text_encoders[name].model_class(), TEXT_STEM)
 
     def text_config(self, name: str) -> Mapping[str, Any]:
         return read_json(self.folder / name / "config.json")
 
-    def tokenizer(self, name: str) -> CLIPTokenizer:
+    def tokenizer(self, name: str) -> Any:
         folder = self._tokenizer_folder(name)
+        class_name = self.family.text_encoders[text_encoder_of(name)].tokenizer_class
+        tokenizer_class = getattr(import_module("transformers"), class_name)
         try:
             check_all_regular(folder)
             with quiet_output():
-                return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+                return tokenizer_class.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # foreign settings can fail in any line of the library
-            raise ModelError(f"{folder}: cannot be loaded as CLIPTokenizer: {cut(str(error))}") from error
+            raise ModelError(f"{folder}: cannot be loaded as {class_name}: {cut(str(error))}") from error
 
     def tokenizer_files(self, name: str) -> list[Path]:
         return sorted(path for path in self._tokenizer_folder(name).iterdir() if path.is_file())
@@ -103,13 +121,44 @@ class FolderPipeline:
         return folder
 
 
+def tokenizer_of(text_encoder: str) -> str:
+    """Return the name of a text encoder's tokenizer, which has the same number."""
+    return text_encoder.replace("text_encoder", "tokenizer")
+
+
+def text_encoder_of(tokenizer: str) -> str:
+    """Return the name of a tokenizer's text encoder, which has the same number."""
+    return tokenizer.replace("tokenizer", "text_encoder")
+
+
+def _is_named(entry: object) -> bool:
+    """Return whether an entry of model_index.json names a class; diffusers writes [null, null] for an absent part."""
+    return isinstance(entry, list) and entry[:1] != [None]
+
+
+def _require_its_denoiser(model: ModelConfig, place: Path) -> None:
+    """Raise ModelError for a folder whose denoiser is of another class than the family's, and name the family of it."""
+    kind = FAMILIES[model.family].denoiser
+    if (place / kind.folder / "config.json").is_file():
+        return
+    for other in {each.folder for each in KINDS.values()} - {kind.folder}:
+        path = place / other / "config.json"
+        family = family_of(read_json(path)) if path.is_file() else None
+        if family is not None:
+            raise ModelError(
+                f"model.family {model.family}, but {model.pretrained} has a {family.denoiser.title} of family "
+                f"{family.name}; set model.family to {family.name}"
+            )
+
+
 def open_pipeline(model: ModelConfig) -> Pipeline:
     """Return the pipeline of model.pretrained, its headers read.
 
-    Raises ModelError if there is none, or a file is of another family than model.family.
+    Raises ModelError if there is none, or a folder's kind of denoiser or a file is of another family than model.family.
     """
     place = locate_pipeline(model)
     if place.is_dir():
+        _require_its_denoiser(model, place)
         return FolderPipeline(folder=place, family=FAMILIES[model.family], variant=model.variant)
     unused = {"revision": model.revision, "variant": model.variant}
     for field, value in unused.items():

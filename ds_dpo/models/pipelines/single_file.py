@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 from ds_dpo.errors import ModelError
 from ds_dpo.models.families.family import DenoiserKind, Family
 from ds_dpo.models.families.table import FAMILIES, KINDS
+from ds_dpo.models.families.unet import UNET
 from ds_dpo.models.weights import file_flags
 from ds_dpo.models.weights.derived_configs import Config, Shapes, derived_vae_config
 from ds_dpo.models.weights.files import Header, read_header, read_json, shipped_configs
@@ -27,11 +28,15 @@ from ds_dpo.models.weights.parts import FilePart, skeleton
 VAE_PREFIX = "first_stage_model."
 _MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
 _FOREIGN = {  # beginnings of names in files of other kinds
-    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
-    "model.diffusion_model.double_blocks.": "Flux",
-    "double_blocks.": "Flux's transformer alone",
-    "joint_blocks.": "Stable Diffusion 3's transformer alone",
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is read as a diffusers folder alone",
+    "model.diffusion_model.double_blocks.": "Flux, which cannot be trained",
+    "double_blocks.": "Flux's transformer alone, which cannot be trained",
+    "joint_blocks.": "Stable Diffusion 3's transformer alone, which is read as a diffusers folder alone",
 }
+
+
+# the families whose checkpoints in one file are read
+_READ = {name: family for name, family in FAMILIES.items() if family.denoiser is UNET}
 
 
 class SingleFile:
@@ -63,6 +68,9 @@ class SingleFile:
             config=config,
             places=prefixed(places, VAE_PREFIX),
         )
+
+    def text_encoders(self) -> tuple[str, ...]:
+        return tuple(self.family.text_encoders)
 
     def text_encoder(self, name: str, *, config: Mapping[str, Any] | None = None) -> FilePart:
         """Return a text encoder. config: its configuration if it is known, else the shapes decide."""
@@ -163,11 +171,9 @@ def _family_of(header: Header) -> Family:
         )
     for beginning, what in _FOREIGN.items():
         if any(name.startswith(beginning) for name in names):
-            raise ModelError(f"{header.path}: {what}; only UNets of {', '.join(FAMILIES)} can be trained")
+            raise ModelError(f"{header.path}: {what}; only single files of {', '.join(_READ)} are read")
     fitting = [
-        family
-        for family in FAMILIES.values()
-        if all(header.under(text.prefix) for text in family.text_encoders.values())
+        family for family in _READ.values() if all(header.under(text.prefix) for text in family.text_encoders.values())
     ]
     has_vae = bool(header.under(VAE_PREFIX))
     if fitting and header.under(fitting[0].denoiser.prefix) and has_vae:
@@ -181,8 +187,7 @@ def _family_of(header: Header) -> Family:
             "and this file as model.denoiser_init"
         )
     raise ModelError(
-        f"{header.path}: not a checkpoint of {', '.join(FAMILIES)}; its first tensor is "
-        f"{min(names, default='absent')!r}"
+        f"{header.path}: not a checkpoint of {', '.join(_READ)}; its first tensor is {min(names, default='absent')!r}"
     )
 
 

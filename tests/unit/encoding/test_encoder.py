@@ -13,8 +13,8 @@ from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import DataError
 from ds_dpo.models import vae as models_vae
 from ds_dpo.models.families import text as families_text
+from ds_dpo.models.families.family import no_extras
 from ds_dpo.models.families.sdxl import refiner_extras, sdxl_extras
-from ds_dpo.models.families.stable_diffusion import no_extras
 from ds_dpo.models.families.text import TextEncoder, encode_sd15, encode_sdxl
 from ds_dpo.models.loading import load_text, load_vae
 

@@ -1,0 +1,76 @@
+"""Stable Diffusion 3 and 3.5: a transformer of joint blocks, two CLIPs and T5, and latents of 16 channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ds_dpo.errors import ModelError
+from ds_dpo.models.denoiser.predict import predict_by_sd3_transformer
+from ds_dpo.models.families.clip import clip_part
+from ds_dpo.models.families.family import DenoiserKind, Family, Published, TextConfig, TextPart
+from ds_dpo.models.families.text import encode_sd3
+from ds_dpo.models.weights.derived_configs import Config, Shapes
+from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
+from ds_dpo.models.weights.ldm_parts import same_names
+from ds_dpo.models.weights.sd3_shapes import sd3_shapes
+
+# of T5; the default of diffusers' StableDiffusion3Pipeline
+T5_TOKENS = 256
+NO_SINGLE_FILE = "single files of SD3 are neither read nor written; use a diffusers folder (--format pipeline)"
+
+
+def _no_file_names(names: Iterable[str], config: Mapping[str, Any]) -> Mapping[str, str]:
+    raise ModelError(NO_SINGLE_FILE)
+
+
+def _no_derived_config(shapes: Shapes, usual: Config) -> Config:
+    raise ModelError(NO_SINGLE_FILE)
+
+
+def _is_of(config: Mapping[str, Any], text_config: TextConfig | None) -> bool:
+    """Return True: its class shows a transformer of SD3, of any size."""
+    return True
+
+
+SD3_TRANSFORMER = DenoiserKind(
+    class_name="SD3Transformer2DModel",
+    title="transformer",
+    folder="transformer",
+    prefix=UNET_PREFIX,
+    file_beginning="joint_blocks.",
+    own_beginning="transformer_blocks.",
+    file_names=_no_file_names,
+    shapes=sd3_shapes,
+    derive=_no_derived_config,
+    unseen_settings={},
+    predict=predict_by_sd3_transformer,
+)
+SD3 = Family(
+    name="sd3",
+    denoiser=SD3_TRANSFORMER,
+    is_of=_is_of,
+    text_encoders={
+        "text_encoder": clip_part(prefix="text_encoders.clip_l.transformer.", is_projected=True),
+        "text_encoder_2": clip_part(prefix="text_encoders.clip_g.transformer.", is_projected=True),
+        "text_encoder_3": TextPart(
+            class_name="T5EncoderModel",
+            prefix="text_encoders.t5xxl.transformer.",
+            places=same_names,
+            derive=_no_derived_config,
+            tokenizer_class="T5TokenizerFast",
+            num_tokens=T5_TOKENS,
+            may_be_absent=True,
+        ),
+    },
+    encode=encode_sd3,
+    published=Published(
+        pipeline_class="StableDiffusion3Pipeline",
+        guidance_scale="7.0",
+        hub_tag="stable-diffusion-3",
+        architecture="stable-diffusion-3",
+        kohya_base="sd3",
+        # ComfyUI knows its flow by the names of its tensors
+        prediction_taken=None,
+    ),
+)
