@@ -37,6 +37,12 @@ class ModelConfig(Section):
         "run's folder or checkpoint (the pipeline's own if unset).",
         default=None,
     )
+    policy_init: PathText | None = identity_field(
+        "Weights that the policy alone starts from, while the reference keeps the others: a run's folder or "
+        "checkpoint, a diffusers folder, a hub id or a .safetensors file; with an adapter, a run that trained one "
+        "like it (the reference's own weights if unset).",
+        default=None,
+    )
     vae: PathText | None = identity_field(
         "Another VAE: hub id, folder or .safetensors file (the pipeline's own if unset).", default=None
     )

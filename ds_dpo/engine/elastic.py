@@ -42,7 +42,7 @@ def read_into(raw: Any, folder: Path, *, average: MovingAverage | None, has_froz
         prepare()  # ZeRO 3: afterwards no weight is whole
     with raised_everywhere():
         _read(raw, checkpoint, training, layout, average=average, with_frozen=has_frozen_weights)
-    _follow_masters(raw)
+    follow_masters(raw)
     return training.client_state
 
 
@@ -156,7 +156,7 @@ def _read_frozen(raw: Any, checkpoint: ZeroCheckpoint) -> None:
             checkpoint.read_part(name, start=start, out=own)
 
 
-def _follow_masters(raw: Any) -> None:
+def follow_masters(raw: Any) -> None:
     """Set the working weights of all ranks to the rounded masters, as DeepSpeed's update does."""
     optimizer = raw.optimizer
     if raw.zero_optimization_partition_weights():

@@ -20,6 +20,7 @@ from ds_dpo.engine.learning_rate import build_schedule
 from ds_dpo.engine.moving_average import MovingAverage, average_file_name
 from ds_dpo.engine.noting_engine import NotingCheckpointEngine
 from ds_dpo.engine.optimizers import build_optimizer, require_countable
+from ds_dpo.engine.other_weights import set_weights
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.process.quiet import quiet_output
 from ds_dpo.storage.state_files import StateFile
@@ -136,6 +137,14 @@ class Engine:
         layout = engine_layout(self._raw)
         for part in layout.parts:
             part.of(layout.masters).copy_(weights[part.name].flatten()[part.start : part.start + part.numel])
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the master weights and what follows from them, and the frozen weights that are named.
+
+        Every rank must call this. weights: at least the trained ones, of the engine's shapes, each read once. Raises on
+        all ranks what reading them raises; the engine must not be used after that.
+        """
+        set_weights(self._raw, weights)
 
     @torch.no_grad()
     def copy_weights_to(self, module: nn.Module) -> None:

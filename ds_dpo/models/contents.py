@@ -20,7 +20,7 @@ from ds_dpo.models.weights.hub import commit_of
 from ds_dpo.models.weights.parts import FolderPart, Part
 from ds_dpo.storage.manifest import MANIFEST_NAME
 
-DENOISER, SCHEDULER = "denoiser", "scheduler"
+DENOISER, SCHEDULER, POLICY = "denoiser", "scheduler", "policy"
 HASHING_THREADS = 4
 # what a tokenizer of CLIP or T5 is read from; other files may come and go beside them
 TOKENIZER_FILES = {
@@ -42,10 +42,11 @@ class ModelContents:
     commits: dict[str, str]
 
 
-def read_contents(model: ModelConfig, *, with_encoders: bool) -> ModelContents:
+def read_contents(model: ModelConfig, *, with_encoders: bool, with_policy: bool = True) -> ModelContents:
     """Return the contents of the models that a run uses; hub models are downloaded first.
 
     Files are hashed whole, once: see remembered_sha256. with_encoders: also those of VAE, text encoders and tokenizers.
+    with_policy: also those of model.policy_init, if it is set; a run that has a checkpoint reads them no more.
     Raises ModelError if a file is missing.
     """
     pipeline = open_pipeline(model)
@@ -56,7 +57,9 @@ def read_contents(model: ModelConfig, *, with_encoders: bool) -> ModelContents:
             files[name] = _files(pipeline.text_encoder(name))
             found = pipeline.tokenizer_files(tokenizer_of(name))
             files[tokenizer_of(name)] = [path for path in found if path.name in TOKENIZER_FILES]
-    fields = dict.fromkeys(files, "model.pretrained")
+    if with_policy and model.policy_init is not None:
+        files[POLICY] = _files_of(model, "policy_init")
+    fields = dict.fromkeys(files, "model.pretrained") | {POLICY: "model.policy_init"}
     if model.denoiser_init is not None:
         fields[DENOISER] = "model.denoiser_init"
     if with_encoders and model.vae is not None:
@@ -67,7 +70,7 @@ def read_contents(model: ModelConfig, *, with_encoders: bool) -> ModelContents:
     return ModelContents(
         hashes={name: _joined(paths, hashes) for name, paths in files.items() if paths},
         fields=fields,
-        commits=hub_commits(model),
+        commits=hub_commits(model if with_policy else model.model_copy(update={"policy_init": None})),
     )
 
 
@@ -76,8 +79,11 @@ def hub_commits(model: ModelConfig) -> dict[str, str]:
     places = {"model.pretrained": locate_pipeline(model)}
     if model.vae is not None:
         places["model.vae"] = locate_vae(model.vae)
-    if model.denoiser_init is not None and checkpoint_start(model) is None:
-        places["model.denoiser_init"] = locate_denoiser(model.denoiser_init, kind=FAMILIES[model.family].denoiser)
+    kind = FAMILIES[model.family].denoiser
+    for field in ("denoiser_init", "policy_init"):
+        name = getattr(model, field)
+        if name is not None and checkpoint_start(model, field=field) is None:
+            places[f"model.{field}"] = locate_denoiser(name, kind=kind, field=field)
     commits = {field: commit_of(place) for field, place in places.items()}
     return {field: commit for field, commit in commits.items() if commit is not None}
 
@@ -88,12 +94,17 @@ def _denoiser_files(model: ModelConfig, pipeline: Pipeline) -> list[Path]:
     if model.denoiser_init is None:
         return _files(own)
     config = [own.folder / "config.json"] if isinstance(own, FolderPart) else []
-    start = checkpoint_start(model)
+    return config + _files_of(model, "denoiser_init")
+
+
+def _files_of(model: ModelConfig, field: str) -> list[Path]:
+    """Return the files of the weights that a field names, a checkpoint's or a denoiser's."""
+    start = checkpoint_start(model, field=field)
     if start is None:
-        return config + _files(open_denoiser_init(model))
+        return _files(open_denoiser_init(model, field=field))
     folder = start.checkpoint.folder
     manifest = folder / MANIFEST_NAME  # it has the checksums of all files
-    return config + ([manifest] if manifest.is_file() else sorted(folder.glob("*.pt")))
+    return [manifest] if manifest.is_file() else sorted(folder.glob("*.pt"))
 
 
 def _scheduler_files(model: ModelConfig) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ds_dpo.checkpoints.identity import RunIdentity, none_usable
@@ -11,7 +12,7 @@ from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.distributed.together import raised_everywhere, said_once
 from ds_dpo.errors import CheckpointError, ModelError
-from ds_dpo.models.contents import ModelContents, read_contents
+from ds_dpo.models.contents import POLICY, ModelContents, read_contents
 from ds_dpo.run_folder.folder import RunFolder
 from ds_dpo.run_folder.resuming import Resume
 from ds_dpo.storage.manifest import checkpoint_folders, read_manifest, step_of
@@ -46,11 +47,14 @@ def require_same_models(
     Raises ModelError on all ranks, naming each component, if they are not those of the run, or not those of rank 0.
     """
     own: ModelContents | None = None
+    is_new = not checkpoint_folders(folder.checkpoints)
     with raised_everywhere():
         if place.local_rank == 0:
-            own = read_contents(config.model, with_encoders=with_encoders)
+            own = read_contents(config.model, with_encoders=with_encoders, with_policy=is_new)
             if place.rank == 0:
                 _require_recorded(config, folder, own)
+                if not is_new and POLICY in (saved := folder.saved_models("hashes")):
+                    own = replace(own, hashes={**own.hashes, POLICY: saved[POLICY]})
     of_hosts = [found for found in gather_objects(own) if found is not None]
     first = of_hosts[0]
     for found in of_hosts:

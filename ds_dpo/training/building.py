@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.encoding.feed import PairFeed
 from ds_dpo.engine.engine import Engine, build_engine
 from ds_dpo.models.contents import ModelContents
 from ds_dpo.models.loading import file_weights
+from ds_dpo.models.policy_start import PolicyStart, open_policy_start
 from ds_dpo.models.start import checkpoint_start
 from ds_dpo.reference.cache.feed import with_reference_errors
 from ds_dpo.training.belonging import require_same_models
@@ -37,6 +39,26 @@ class BuiltRun:
         if self.models.adapter is None:  # the weights of an adapter are not in the files
             self.engine.set_master_weights(checkpoint_start(config.model) or file_weights(config.model))
         self.keep_average()  # again, from the values of the files
+
+    def policy_start(self) -> PolicyStart | None:
+        """Return the weights of model.policy_init, compared with the policy's names and shapes; None if it is unset.
+
+        Every rank calls it. Raises ModelError or CheckpointError on all ranks.
+        """
+        with raised_everywhere():
+            return open_policy_start(
+                self.opened.config.model, self.engine.module, has_adapter=self.models.adapter is not None
+            )
+
+    def begin_from(self, start: PolicyStart) -> None:
+        """Give the policy other weights than the reference has; every rank calls it."""
+        model = self.opened.config.model
+        self.engine.set_weights(start)
+        self.keep_average()  # again, from these
+        self.opened.log.line(
+            f"policy: starts from {start.source} ({len(start)} tensors); the reference stays "
+            f"{model.denoiser_init or model.pretrained}, with whose weights the preflight compared both"
+        )
 
     def keep_average(self) -> None:
         """Keep a moving average of the weights, if the configuration asks for one."""

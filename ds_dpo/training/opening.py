@@ -21,7 +21,7 @@ from ds_dpo.encoding.feed import PairFeed, open_feed
 from ds_dpo.engine.device import silence_deepspeed, start_communication
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.evaluation.scorers.scorer import Scorer
-from ds_dpo.models.start import pin_start
+from ds_dpo.models.start import pin_policy_start, pin_start
 from ds_dpo.planning.description import describe
 from ds_dpo.reference.cache.errors import ReferenceErrors
 from ds_dpo.reference.cache.feed import open_covering_errors
@@ -88,6 +88,8 @@ def open_run(
     config = pin_start(config)
     folder = RunFolder(Path(config.output_dir))
     require_usable(folder.path)
+    began_from = folder.saved_config().model.policy_init if folder.config.exists() else None
+    config = pin_policy_start(config, began_from=began_from)
     require_resumable(folder.checkpoints, resume, max_train_steps=config.max_train_steps)
     changes = folder.require_same_run(config, precision=resolved.precision)
     own = identity_of(config, resolved, accepted=folder.accepted_changes(config))

@@ -23,6 +23,7 @@ from ds_dpo.encoding.feed import PairFeed, build_encode, open_feed
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.errors import CheckpointError, ConfigError, DataError
 from ds_dpo.models.families.table import FAMILIES
+from ds_dpo.models.policy_start import open_policy_start
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.outside import parse_json
@@ -157,7 +158,7 @@ class _Run:
             feed = with_reference_errors(
                 feed, errors, config=config, start=models.start, precision=self.resolved.precision
             )
-        _take_weights(models, step, say=say)
+        _take_weights(config, models, step, say=say)
         if config.adapter.dropout:
             say("the adapter's dropout draws again here: it drops other values than in the run")
         return _do(config, step, feed, models, device=device, detect_anomaly=detect_anomaly, say=say)
@@ -271,12 +272,16 @@ def _complaints(found: Examination, *, num_parameters: int) -> list[str]:
 
 
 @torch.no_grad()
-def _take_weights(models: Models, step: Step, *, say: Say) -> None:
+def _take_weights(config: RunConfig, models: Models, step: Step, *, say: Say) -> None:
     """Load a checkpoint's weights into the policy, rounded as in the run.
 
     A reference that follows the policy also gets its weights from the checkpoint.
     """
     if step.checkpoint is None:
+        start = open_policy_start(config.model, models.policy, has_adapter=models.adapter is not None)
+        if start is not None:
+            for name in start:
+                models.policy.get_parameter(name).copy_(start[name])
         say(f"weights: those at the start of the run{_age(0, step)}")
         return
     checkpoint = open_checkpoint(step.checkpoint, verify=True)

@@ -64,8 +64,10 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progres
     progress = _progress(built, saved)
     if progress.step >= config.max_train_steps:
         return progress
+    other = None
     if progress.step == 0:
         built.start_weights()
+        other = built.policy_start()
     statistic = _statistic(built)
     step = _preference_step(built, statistic)
     reference = built.models.reference
@@ -85,16 +87,20 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progres
     if saved is not None:
         for part in parts:
             restore_part(part, states_of(saved), saved.folder)
+    checkpoints = RunCheckpoints(store=store, saving=_saving(built, identity, parts, progress))
+    micro_batches = _micro_batches(built, step, progress)
+    if other is not None:  # after the preflight, which compares policy and reference with the same weights
+        built.begin_from(other)
     return RestoredRun(
         built=built,
         saved=saved,
         progress=progress,
         parts=parts,
-        checkpoints=RunCheckpoints(store=store, saving=_saving(built, identity, parts, progress)),
+        checkpoints=checkpoints,
         optimizer_step=OptimizerStep(
             engine=engine,
             preference_step=step,
-            micro_batches=_micro_batches(built, step, progress),
+            micro_batches=micro_batches,
             accumulation_steps=opened.resolved.accumulation_steps,
         ),
         watch=watch,

@@ -14,14 +14,23 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from ds_dpo.config.documents import read_json
 from ds_dpo.config.optimization import AdapterConfig
-from ds_dpo.errors import CheckpointError, ConfigError
+from ds_dpo.errors import CheckpointError, ConfigError, ModelError, shown
 from ds_dpo.run_part import RunPart
 from ds_dpo.storage.state_files import StateFile
 
 CONFIG_FILE = "adapter_config.json"
 NAME = "default"  # peft's name for the only adapter of a model
 KINDS: dict[str, dict[str, bool]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+# settings of peft without which the same weights are another change, and the fields that set them
+_SAME = {
+    "r": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "target_modules": "adapter.targets",
+    "use_rslora": "adapter.type",
+    "use_dora": "adapter.type",
+}
 _SAMPLED_ELEMENTS = 1024  # of each weight; another training of the model changes them
 
 
@@ -149,6 +158,22 @@ class AdapterPart(RunPart):
         if self._config.lora_dropout:
             key = hashlib.sha256(f"dropout {self._seed} {after_step} {self._rank}".encode()).digest()
             torch.manual_seed(int.from_bytes(key[:8], "big") % 2**63)
+
+
+def require_same_adapter(denoiser: nn.Module, folder: Path, *, source: str) -> None:
+    """Raise ModelError that names the setting in which a checkpoint's adapter is not like the denoiser's.
+
+    source: what names the folder, for the message. Raises ConfigError if its settings cannot be read.
+    """
+    saved = read_json(folder / CONFIG_FILE, dict)
+    config: Any = denoiser.peft_config
+    for name, field in _SAME.items():
+        values = saved.get(name), getattr(config[NAME], name)
+        one, other = (sorted(map(str, value)) if isinstance(value, list | set) else value for value in values)
+        if one != other:
+            raise ModelError(
+                f"{source}: its adapter has {name} {shown(one)}, but this run's has {other}; set {field} to fit"
+            )
 
 
 def _write_config(config: Any, path: Path) -> None:

@@ -58,19 +58,19 @@ def locate_vae(name: str) -> Path:
     return found
 
 
-def locate_denoiser(name: str, *, kind: DenoiserKind) -> Path:
+def locate_denoiser(name: str, *, kind: DenoiserKind, field: str = "denoiser_init") -> Path:
     """Return a denoiser's folder with config.json and weights, downloaded for a hub id, or its .safetensors file.
 
-    Raises ModelError if there is none.
+    field: names it in the section `model`. Raises ModelError if there is none.
     """
     stem, inside = DIFFUSERS_STEM, f"{kind.folder}/"
     names = ("config.json", f"{stem}.safetensors", f"{stem}*-of-*.safetensors", f"{stem}*.index.json")
     patterns = tuple(f"{part}{name}" for part in ("", inside) for name in names)
-    place = locate(name, field="model.denoiser_init", revision=None, patterns=patterns)
+    place = locate(name, field=f"model.{field}", revision=None, patterns=patterns)
     found = place if place.is_file() else _with_config(place, kind.folder)
     if found is None:
         raise ModelError(
-            f"model.denoiser_init {name}: {place} is not a {kind.title}, since it has neither config.json nor "
+            f"model.{field} {name}: {place} is not a {kind.title}, since it has neither config.json nor "
             f"{inside}config.json"
         )
     return found

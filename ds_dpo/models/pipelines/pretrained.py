@@ -207,21 +207,23 @@ def _vae_file(path: Path, usual: Mapping[str, Any]) -> FilePart:
     return FilePart(path=path, title="VAE", model_class=AutoencoderKL, config=config, places=places)
 
 
-def open_denoiser_init(model: ModelConfig) -> Part:
+def open_denoiser_init(model: ModelConfig, *, field: str = "denoiser_init") -> Part:
     """Return the denoiser of model.denoiser_init: a diffusers folder, a hub id or a file with any of the usual names.
 
-    Its configuration is that of the pipeline's denoiser. Raises ModelError if there is none.
+    Its configuration is that of the pipeline's denoiser. field: another field of the section that names it. Raises
+    ModelError if there is none.
     """
-    assert model.denoiser_init is not None
+    name = getattr(model, field)
+    assert name is not None
     kind = FAMILIES[model.family].denoiser
-    place = locate_denoiser(model.denoiser_init, kind=kind)
+    place = locate_denoiser(name, kind=kind, field=field)
     if place.is_dir():
         find = partial(find_weights, stem=DIFFUSERS_STEM, variant=None)
         return FolderPart(folder=place, model_class=kind.model_class(), find=find)
     names, config = read_header(place).shapes, open_pipeline(model).denoiser().config
     if any("lora" in name for name in names):
         raise ModelError(
-            f"model.denoiser_init {place}: a LoRA, not a {kind.title}; fuse it into its model first, with "
+            f"model.{field} {place}: a LoRA, not a {kind.title}; fuse it into its model first, with "
             "diffusers' load_lora_weights, fuse_lora and save_pretrained"
         )
     prefix = kind.prefix if any(name.startswith(kind.prefix) for name in names) else ""
@@ -232,6 +234,6 @@ def open_denoiser_init(model: ModelConfig) -> Part:
     else:
         first = min(names, default="absent")
         raise ModelError(
-            f"model.denoiser_init {place}: not a {kind.title}; its first tensor is {first!r}{wrapper_hint(names)}"
+            f"model.{field} {place}: not a {kind.title}; its first tensor is {first!r}{wrapper_hint(names)}"
         )
     return FilePart(path=place, title=kind.title, model_class=kind.model_class(), config=config, places=places)

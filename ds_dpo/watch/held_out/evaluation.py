@@ -75,6 +75,7 @@ class HeldOut(RunPart):
         micro_batch_pairs: int,
         beta: float | None,
         is_due: Callable[[int], bool],
+        starts_as_reference: bool = True,
         record: Callable[[Evaluation], None],
         rewind: Callable[[int], None],
         say: Say,
@@ -83,12 +84,14 @@ class HeldOut(RunPart):
 
         policy_step: computes the errors of both images of a pair. reference_step: compares them with the reference;
         only used when the pairs change during a run, None if no reference is loaded. module: set to evaluation mode
-        meanwhile. record: called with each evaluation, on all ranks. rewind: called when the run goes back to a step.
+        meanwhile. starts_as_reference: whether the policy of step 0 has the reference's weights. record: called with
+        each evaluation, on all ranks. rewind: called when the run goes back to a step.
         """
         self._pairs, self._grid = pairs, grid
         self._policy_step, self._reference_step = policy_step, reference_step
         self._module, self._device = module, device
         self._micro_batch_pairs, self._beta = micro_batch_pairs, beta
+        self._starts_as_reference = starts_as_reference
         self._is_due, self._record, self._rewind, self._say = is_due, record, rewind, say
         self._batches = _cut(pairs, grid, micro_batch_pairs)
         # under ZeRO-3 each forward pass is a collective: a rank with fewer pairs repeats one
@@ -106,6 +109,8 @@ class HeldOut(RunPart):
     def begin(self, step: int) -> None:
         """Evaluate a new run; in a resumed run, compute the errors of the start if the checkpoint has none."""
         if step == 0:
+            if not self._starts_as_reference:
+                self._start, self._start_step = self._errors_of_start(step)
             self._evaluate(step)
         elif self._start is None:
             self._start, self._start_step = self._errors_of_start(step)
@@ -164,7 +169,7 @@ class HeldOut(RunPart):
         began = time.perf_counter()
         errors = self._errors(self._policy_errors)
         if self._start is None:
-            self._start = errors  # at step 0 the policy is the reference
+            self._start = errors  # the policy of step 0 is the reference
         grid_errors = _by_decile(errors, self._start)
         before, self._chosen_before = self._chosen_before, by_pair(grid_errors.chosen)
         self._latest = Evaluation(
@@ -183,9 +188,8 @@ class HeldOut(RunPart):
         """Return the reference's errors of pairs that are new to a running run, and the step that they belong to."""
         if self._reference_step is not None:
             return self._errors(partial(_reference_errors, self._reference_step)), 0
-        self._say(
-            f"the held-out pairs are new to this run, and no reference is loaded: they are compared with step {step}"
-        )
+        why = "the held-out pairs are new to this run" if step else "the policy starts from model.policy_init"
+        self._say(f"{why}, and no reference is loaded: held-out pairs are compared with step {step}")
         return self._errors(self._policy_errors), step
 
     @torch.no_grad()

@@ -87,6 +87,7 @@ def build_held_out(
         micro_batch_pairs=config.batch.micro_batch_pairs,
         beta=getattr(config.objective, "beta", None),
         is_due=lambda step: step % every_steps == 0 or step == max_train_steps,
+        starts_as_reference=config.model.policy_init is None,
         record=record,
         rewind=record.rewind,
         say=say,

@@ -14,7 +14,7 @@ from ds_dpo.config.load import load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import CheckpointError
 from ds_dpo.models.loading import load_denoiser
-from ds_dpo.models.start import checkpoint_start, pin_start
+from ds_dpo.models.start import checkpoint_start, pin_policy_start, pin_start
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,19 @@ def test_a_start_that_is_no_checkpoint_is_left_to_the_models_part(tmp_path: Path
         config = run_config(start)
         assert pin_start(config) is config
         assert checkpoint_start(config.model) is None
+
+
+def test_a_run_keeps_the_checkpoint_that_its_policy_started_from(earlier: Path, tmp_path: Path) -> None:
+    def asked(start: Path) -> RunConfig:
+        return load_config(["--config", "miniature", "--output_dir", "x", "--model.policy_init", str(start)]).config
+
+    checkpoints = earlier / "checkpoints"
+    older, newest = str(checkpoints / "step_00000007"), str(checkpoints / "step_00000009")
+    new = pin_policy_start(asked(earlier), began_from=None)
+    assert (new.model.policy_init, new.model.denoiser_init) == (newest, None)
+    assert pin_policy_start(asked(earlier), began_from=older).model.policy_init == older  # it has trained on since
+    assert pin_policy_start(asked(tmp_path / "other"), began_from=older) == asked(tmp_path / "other")  # refused later
+    earlier.rename(tmp_path / "gone")
+    assert pin_policy_start(asked(earlier), began_from=older).model.policy_init == older
+    plain = run_config(tmp_path)
+    assert pin_policy_start(plain, began_from=older) is plain
