@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import pi
 from typing import Literal
 
 from pydantic import model_validator
@@ -15,9 +16,9 @@ class DiffusionConfig(Section):
     A cache of encoded pairs depends on none of these fields.
     """
 
-    timestep_sampling: Literal["uniform", "logit_normal", "turbo"] = identity_field(
+    timestep_sampling: Literal["uniform", "logit_normal", "mode", "turbo"] = identity_field(
         "Distribution of training timesteps. uniform: all alike. logit_normal: floor(T sigmoid(z)) with a normal z. "
-        "turbo: only SDXL-Turbo's four timesteps.",
+        "mode: Stable Diffusion 3's mode sampling with heavy tails. turbo: only SDXL-Turbo's four timesteps.",
         default="uniform",
     )
     min_timestep: int = identity_field("Smallest timestep that is drawn.", default=0, ge=0)
@@ -29,6 +30,25 @@ class DiffusionConfig(Section):
         default=None,
     )
     logit_std: float | None = identity_field("Standard deviation of z, for logit_normal only.", default=None, gt=0)
+    mode_scale: float | None = identity_field(
+        "Scale of mode sampling, for mode only. Above 0 draws the middle more often, below 0 both ends.",
+        default=None,
+        ge=-1,
+        le=2 / (pi - 2),
+    )
+    timestep_shift: Literal["model", "none", "static", "by_resolution"] = identity_field(
+        "How drawn times of a flow model are moved, after timestep_sampling. model: as its scheduler config says. "
+        "none: not at all. static: by diffusion.shift. by_resolution: by the number of latent tokens, with the numbers "
+        "of the scheduler config.",
+        default="model",
+    )
+    shift: float | None = identity_field(
+        "Factor k of timestep_shift static: the share of noise s becomes k s / (1 + (k - 1) s). Above 1 draws noisier "
+        "timesteps, below 1 cleaner ones.",
+        default=None,
+        gt=0,
+        le=1000,
+    )
     zero_terminal_snr: bool = identity_field(
         "Rescale the noise schedule so that the last timestep is pure noise. A model whose scheduler asks for this "
         "gets it in any case.",
@@ -45,9 +65,11 @@ class DiffusionConfig(Section):
         default=0.0,
         ge=0,
     )
-    error_weighting: Literal["none", "snr", "min_snr"] = identity_field(
+    error_weighting: Literal["none", "snr", "min_snr", "epsilon", "x0"] = identity_field(
         "Weight of an image's squared error by its timestep. none: every prediction error counts alike. snr: the clean "
-        "latents' error is weighted by SNR. min_snr: it is weighted by min(SNR, snr_gamma).",
+        "latents' error is weighted by SNR. min_snr: it is weighted by min(SNR, snr_gamma). For flow models only, with "
+        "the share of noise s, epsilon: (1 - s)^2, every error of the noise counts alike; x0: s^2, every error of the "
+        "clean latents does.",
         default="none",
     )
     snr_gamma: float | None = identity_field(
@@ -79,6 +101,30 @@ class DiffusionConfig(Section):
                     f"diffusion.timestep_sampling {self.timestep_sampling} ignores {name} {value}; set it to "
                     f"logit_normal, or {name} to none"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def only_mode_has_a_scale(self) -> DiffusionConfig:
+        if self.timestep_sampling == "mode" and self.mode_scale is None:
+            raise ValueError(
+                "diffusion.timestep_sampling mode needs mode_scale; the paper's best is 1.29 (arXiv:2403.03206)"
+            )
+        if self.timestep_sampling != "mode" and self.mode_scale is not None:
+            raise ValueError(
+                f"diffusion.timestep_sampling {self.timestep_sampling} ignores mode_scale {self.mode_scale}; set it to "
+                "mode, or mode_scale to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def only_a_static_shift_has_a_factor(self) -> DiffusionConfig:
+        if self.timestep_shift == "static" and self.shift is None:
+            raise ValueError("diffusion.timestep_shift static needs shift; Stable Diffusion 3 has 3")
+        if self.timestep_shift != "static" and self.shift is not None:
+            raise ValueError(
+                f"diffusion.timestep_shift {self.timestep_shift} ignores shift {self.shift:g}; set it to static, or "
+                "shift to none"
+            )
         return self
 
     @model_validator(mode="after")

@@ -46,6 +46,8 @@ def _needs() -> Iterator[tuple[str, Need]]:
             yield f"{section}.{name}", Need(field=chooser, choices=choices)
     for name in ("logit_mean", "logit_std"):
         yield f"diffusion.{name}", Need(field="diffusion.timestep_sampling", choices=("logit_normal",))
+    yield "diffusion.mode_scale", Need(field="diffusion.timestep_sampling", choices=("mode",))
+    yield "diffusion.shift", Need(field="diffusion.timestep_shift", choices=("static",))
     yield "diffusion.snr_gamma", Need(field="diffusion.error_weighting", choices=("min_snr",))
     with_reference = tuple(name for name, kind in OBJECTIVE_SECTIONS.items() if kind.reference_need != "none")
     for name in ("residency", "refresh_every_steps", "preflight"):

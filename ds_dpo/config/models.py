@@ -29,8 +29,10 @@ class ModelConfig(Section):
     family: FamilyName = identity_field(
         "Model family: how prompts and image sizes condition the denoiser.", default=DEFAULT_FAMILY
     )
-    prediction_type: Literal["epsilon", "v_prediction"] | None = identity_field(
-        "What the denoiser predicts (as the model's scheduler config says if unset).", default=None
+    prediction_type: Literal["epsilon", "v_prediction", "flow"] | None = identity_field(
+        "What the denoiser predicts (as the model's scheduler config says if unset). flow: the velocity of a flow "
+        "model, whose scheduler config must be a flow's.",
+        default=None,
     )
     denoiser_init: PathText | None = identity_field(
         "Other weights that policy and reference start from: a diffusers folder, a hub id, a .safetensors file, or a "

@@ -46,7 +46,7 @@ class ValidationConfig(Section):
 
     prompts: list[str] = free_field("Prompts to draw; each is drawn with each seed.", default=[])
     seeds: list[int] = free_field("Seeds of the starting noise.", default=[0], min_length=1)
-    num_inference_steps: int = free_field("Number of DDIM steps per image.", default=30, ge=1)
+    num_inference_steps: int = free_field("Number of sampling steps per image.", default=30, ge=1)
     guidance_scale: float = free_field("Classifier-free guidance scale (1: off).", default=5.0, ge=1)
     scorers: list[str] = free_field(
         "Scorers of the validation images, such as pickscore or clip=FOLDER; docs/scorers.md lists them. Rank 0 loads "

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ds_dpo.diffusion.shift import Shift
+from ds_dpo.diffusion.shift import NO_SHIFT, Shift
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
     """x_t = (1 - s) x0 + s e, from which the denoiser predicts the velocity v = e - x0.
 
-    error_weighting: a key of FLOW_WEIGHTS. shift: how the model's sampler moves its times, the default of training.
+    error_weighting: a key of FLOW_WEIGHTS. shift: how the times that are drawn for training are moved.
     """
 
     num_train_timesteps: int = 1000
     error_weighting: str = "none"
-    shift: Shift = field(default_factory=Shift)
+    shift: Shift = NO_SHIFT
 
     @property
     def prediction_type(self) -> str:
@@ -68,8 +68,8 @@ class Flow:
         return True
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of what noises an image, as 64 hex digits: it depends on T alone."""
-        return hashlib.sha256(f"flow {self.num_train_timesteps}".encode()).hexdigest()
+        """Return the SHA-256 of T and of the shift, as 64 hex digits."""
+        return hashlib.sha256(f"flow {self.num_train_timesteps} {self.shift}".encode()).hexdigest()
 
 
 FLOW_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {

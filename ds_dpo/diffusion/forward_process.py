@@ -7,6 +7,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from ds_dpo.diffusion.shift import Shift
+
 
 class ForwardProcess(Protocol):
     """How images become noise, and what a denoiser learns from that. N images; latents are (N, C, H, W) fp32.
@@ -22,6 +24,11 @@ class ForwardProcess(Protocol):
     @property
     def prediction_type(self) -> str:
         """What the denoiser predicts: epsilon, v_prediction or flow."""
+        ...
+
+    @property
+    def shift(self) -> Shift:
+        """How drawn times are moved by the resolution of an image; NO_SHIFT for a noise schedule."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
@@ -49,5 +56,8 @@ class ForwardProcess(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of what noises an image, as 64 hex digits; the weights of errors have no part in it."""
+        """Return the SHA-256 of what noises an image, and of how its times are moved, as 64 hex digits.
+
+        The weights of errors have no part in it.
+        """
         ...

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ds_dpo.diffusion.shift import NO_SHIFT, Shift
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSchedule:
@@ -31,6 +33,10 @@ class NoiseSchedule:
     @property
     def num_train_timesteps(self) -> int:
         return len(self.alphas_cumprod)
+
+    @property
+    def shift(self) -> Shift:
+        return NO_SHIFT
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.diffusion.forward_process import ForwardProcess
-from ds_dpo.diffusion.timesteps import TimestepDistribution, timestep_distribution
+from ds_dpo.diffusion.timesteps import TimestepDistribution, TimestepsBySize, timestep_distribution
 from ds_dpo.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ class Noising:
     normal draw for each element, which is added to the noise in the denoiser's input, but not to its target.
     """
 
-    timesteps: TimestepDistribution
+    timesteps: TimestepDistribution | TimestepsBySize
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
 
@@ -33,11 +33,20 @@ def noising_of(diffusion: DiffusionConfig, schedule: ForwardProcess) -> Noising:
 
     Raises ConfigError if a timestep cannot be drawn or, for epsilon prediction, holds no signal.
     """
-    timesteps = timestep_distribution(diffusion, num_train_timesteps=schedule.num_train_timesteps)
+    timesteps = _timesteps(diffusion, schedule)
     _require_signal(schedule, timesteps.values[-1])
     return Noising(
         timesteps=timesteps, noise_offset=diffusion.noise_offset, input_perturbation=diffusion.input_perturbation
     )
+
+
+def _timesteps(diffusion: DiffusionConfig, schedule: ForwardProcess) -> TimestepDistribution | TimestepsBySize:
+    shift, number = schedule.shift, schedule.num_train_timesteps
+    if shift.by_tokens is None:
+        return timestep_distribution(diffusion, num_train_timesteps=number, shift_factor=shift.factor)
+    for tokens in (shift.by_tokens.base_tokens, shift.by_tokens.max_tokens):  # refuses now what they would refuse later
+        timestep_distribution(diffusion, num_train_timesteps=number, shift_factor=shift.by_tokens.factor(tokens))
+    return TimestepsBySize(diffusion=diffusion, num_train_timesteps=number, shift=shift)
 
 
 def _require_signal(schedule: ForwardProcess, noisiest: int) -> None:

@@ -49,6 +49,9 @@ class Shift:
         return self.by_tokens.factor((height // self.patch) * (width // self.patch))
 
 
+NO_SHIFT = Shift()
+
+
 def shifted(sigma: float, factor: float) -> float:
-    """Return s' = k s / (1 + (k - 1) s), in [0, 1]; the factor 1 / k takes it back to s."""
-    return factor * sigma / (1 + (factor - 1) * sigma)
+    """Return s' = k s / (1 + (k - 1) s), exact at 0, at 1 and for a factor of 1; the factor 1 / k takes it back."""
+    return sigma if factor == 1 else sigma / (sigma + (1 - sigma) / factor)

@@ -28,7 +28,7 @@ from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.families.text import TextEncoder, say_nothing
-from ds_dpo.models.loading import latent_shape, load_text, load_vae, read_noise_schedule
+from ds_dpo.models.loading import latent_shape, load_text, load_vae
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.process.say import Say
@@ -98,7 +98,7 @@ def open_held_out(config: RunConfig, trained_on: PairFeed, *, say: Say) -> PairF
     """
     data = held_out_data(config)
     # plain, because the evaluation grid draws its own noise
-    noising = Noising.plain(read_noise_schedule(config.model).num_train_timesteps)
+    noising = Noising.plain(training_schedule(config.model, config.diffusion).num_train_timesteps)
     feed = _online(open_held_out_pairs(config, say=say), config, data, config.held_out.seed, noising, say=say)
     if config.held_out.share is not None:
         return feed  # the same rows, divided by prompt

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, ModelMixin
+from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin
 from torch import Tensor, nn
 
 from ds_dpo.config.models import ModelConfig
@@ -19,9 +19,10 @@ from ds_dpo.diffusion.noise_schedule import TARGETS, NoiseSchedule
 from ds_dpo.errors import ModelError, cut, shown
 from ds_dpo.models.families.table import FAMILIES, family_of, kind_of
 from ds_dpo.models.families.text import AbsentTower, TextEncoder, TextTower, Tower, say_nothing
+from ds_dpo.models.flow_scheduler import FLOW, flow_of, is_flow
 from ds_dpo.models.layout import read_row_major
 from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae, tokenizer_of
-from ds_dpo.models.sampler import ddim_from
+from ds_dpo.models.sampler import Sampler, sampler_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
 from ds_dpo.precision import torch_dtype
 from ds_dpo.process.say import Say
@@ -133,9 +134,11 @@ def read_noise_schedule(model: ModelConfig) -> NoiseSchedule:
 
     model.prediction_type, if given, replaces the config's.
 
-    Raises ModelError for a process without betas, such as flow matching, and for a prediction type without a target.
+    Raises ModelError for a flow, and for a prediction type without a target.
     """
-    config = _scheduler_config(model)
+    config = scheduler_config(model)
+    if is_flow(config):
+        raise ModelError(f"{model.pretrained}: its scheduler is of a flow, which has no noise schedule")
     schedule: Any = DDPMScheduler.from_config(config)
     return NoiseSchedule(
         alphas_cumprod=schedule.alphas_cumprod.float(), prediction_type=schedule.config["prediction_type"]
@@ -143,9 +146,9 @@ def read_noise_schedule(model: ModelConfig) -> NoiseSchedule:
 
 
 @_names_the_model
-def drawing_scheduler(model: ModelConfig) -> DDIMScheduler:
-    """Return the DDIM sampler for validation images, over the pipeline's own noise schedule."""
-    return ddim_from(_scheduler_config(model))
+def drawing_scheduler(model: ModelConfig) -> Sampler:
+    """Return the sampler for validation images, over the pipeline's own noise schedule or flow."""
+    return sampler_from(scheduler_config(model))
 
 
 @_names_the_model
@@ -221,9 +224,23 @@ def _check_vae(model: ModelConfig, config: Mapping[str, Any]) -> None:
         )
 
 
-def _scheduler_config(model: ModelConfig) -> dict[str, Any]:
+def scheduler_config(model: ModelConfig) -> dict[str, Any]:
+    """Return the checked settings of the pipeline's scheduler, with what the denoiser predicts.
+
+    Raises ModelError for settings of which no forward process follows.
+    """
     config = open_pipeline(model).scheduler_config(model.prediction_type)
-    prediction_type = model.prediction_type or config["prediction_type"]
+    asked = model.prediction_type
+    if asked is not None and (asked == FLOW) != is_flow(config):
+        own = "a flow" if is_flow(config) else "a noise schedule"
+        raise ModelError(
+            f"model.prediction_type {asked}: the scheduler config of {model.pretrained} is of {own}, and a model keeps "
+            "the process that it was trained with; leave prediction_type out"
+        )
+    if is_flow(config):
+        flow_of(config, name=model.pretrained)
+        return {**config, "prediction_type": FLOW}
+    prediction_type = asked or config["prediction_type"]
     if not isinstance(prediction_type, str) or prediction_type not in TARGETS:
         raise ModelError(
             f"{model.pretrained}: its scheduler has prediction_type {prediction_type}; only {', '.join(TARGETS)} can "
@@ -252,7 +269,7 @@ def _check_schedule(config: Mapping[str, Any], name: str) -> None:
 @_names_the_model
 def describe_model(model: ModelConfig) -> str:
     """Return a line with the family, and with what the denoiser predicts and where that is stated."""
-    used = _scheduler_config(model)["prediction_type"]
+    used = scheduler_config(model)["prediction_type"]
     own = open_pipeline(model).scheduler_config(model.prediction_type)["prediction_type"]
     source = "its scheduler config" if model.prediction_type is None else "model.prediction_type"
     over = f", instead of {own} in its scheduler config" if used != own else ""

@@ -21,8 +21,8 @@ from ds_dpo.diffusion.noising import Noising
 class PairDraws:
     """The random draws of one visit of a pair.
 
-    timestep: from the run's distribution. noise: (C, H, W) fp32, from which the target is made: standard normal plus
-    the offset. input_noise: (C, H, W), the noise in the denoiser's input; None if it is the same.
+    timestep: from the run's distribution for images of this size. noise: (C, H, W) fp32, from which the target is made:
+    standard normal plus the offset. input_noise: (C, H, W), the noise in the denoiser's input; None if it is the same.
     chosen_posterior_noise, rejected_posterior_noise: (C, H, W) standard normal. chosen_flip, rejected_flip, crop_top,
     crop_left, prompt_dropout: uniform in [0, 1), before an option is applied to them.
     """
@@ -63,7 +63,7 @@ def draw_pair(
         input_noise = noise + noising.input_perturbation * normal("input_perturbation")
     flips, crop = generator("flip").random(2), generator("crop").random(2)
     return PairDraws(
-        timestep=noising.timesteps.draw(generator("timestep")),
+        timestep=noising.timesteps.at(latent_shape).draw(generator("timestep")),
         noise=noise,
         input_noise=input_noise,
         chosen_posterior_noise=normal("chosen_posterior_noise"),

@@ -21,7 +21,7 @@ from ds_dpo.errors import ModelError, cut
 from ds_dpo.evaluation.drawing.pipeline_parts import INDEX_NAME, text_parts
 from ds_dpo.models.families.family import DenoiserKind
 from ds_dpo.models.families.table import FAMILIES, KINDS, kind_of
-from ds_dpo.models.sampler import ddim_from
+from ds_dpo.models.sampler import sampler_from
 from ds_dpo.models.weights.files import DIFFUSERS_STEM, TEXT_STEM, read_json
 from ds_dpo.models.weights.hub import fetch_folder
 from ds_dpo.models.weights.parts import require_plain_numbers
@@ -105,12 +105,12 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
     vae: AutoencoderKL | None = None,
-    sampler: Callable[[Mapping[str, Any]], Any] | None = ddim_from,
+    sampler: Callable[[Mapping[str, Any]], Any] | None = sampler_from,
 ) -> DiffusionPipeline:
-    """Return the model on the CPU, with DDIM over its own noise schedule; runs no code from the folder.
+    """Return the model on the CPU, with DDIM over its own noise schedule, or Euler over its own flow.
 
-    variant: used for each part that has it; a part with only one kind of weights uses that. vae: replaces the model's
-    own. sampler: makes a sampler from the configuration of its scheduler; None keeps that scheduler.
+    No code of the folder runs. variant: used for each part that has it; a part with only one kind of weights uses that.
+    vae: replaces the model's own. sampler: makes a sampler from the configuration of its scheduler; None keeps that.
     Raises ModelError for a family other than SDXL and Stable Diffusion 1, or files that are missing or unreadable.
     """
     _family(model.rest)
@@ -125,7 +125,7 @@ def pipeline_around(
     name: str,
     variant: str | None = None,
     vae: AutoencoderKL | None = None,
-    sampler: Callable[[Mapping[str, Any]], Any] | None = ddim_from,
+    sampler: Callable[[Mapping[str, Any]], Any] | None = sampler_from,
 ) -> DiffusionPipeline:
     """Return the pipeline in the folder rest with another denoiser, in its dtype; else as load_pipeline.
 

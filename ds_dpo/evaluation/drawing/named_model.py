@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import is_peft_available
 
 from ds_dpo.config.models import ModelConfig
@@ -37,16 +37,16 @@ from ds_dpo.evaluation.drawing.single_file_model import (
 )
 from ds_dpo.models.loading import load_vae
 from ds_dpo.models.pipelines.pretrained import open_vae
-from ds_dpo.models.sampler import ddim_from
+from ds_dpo.models.sampler import dpmpp_from, euler_from, sampler_from
 from ds_dpo.models.weights.files import DIFFUSERS_STEM
 from ds_dpo.precision import Precision, torch_dtype
 from ds_dpo.process.quiet import quiet_output
 
 SAMPLERS: dict[str, Callable[[Mapping[str, Any]], Any] | None] = {
     "model": None,
-    "ddim": ddim_from,
-    "euler": EulerDiscreteScheduler.from_config,
-    "dpmpp": DPMSolverMultistepScheduler.from_config,
+    "ddim": sampler_from,
+    "euler": euler_from,
+    "dpmpp": dpmpp_from,
 }
 
 

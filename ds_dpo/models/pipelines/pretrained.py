@@ -15,6 +15,7 @@ from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import ModelError, cut
 from ds_dpo.models.families.family import Family
 from ds_dpo.models.families.table import FAMILIES, KINDS, family_of
+from ds_dpo.models.flow_scheduler import FLOW, is_flow
 from ds_dpo.models.pipelines.locate import locate_denoiser, locate_pipeline, locate_vae
 from ds_dpo.models.pipelines.single_file import VAE_PREFIX, SingleFile, denoiser_places, prefixed
 from ds_dpo.models.weights.derived_configs import derived_vae_config
@@ -102,11 +103,13 @@ class FolderPipeline:
     def scheduler_config(self, prediction_type: str | None) -> dict[str, Any]:
         path = self.folder / "scheduler" / "scheduler_config.json"
         config = read_json(path)
+        if is_flow(config):
+            return {**config, "prediction_type": FLOW}
         # without this, a sampler's config without betas would silently get DDPM's defaults
         if "beta_schedule" not in config:
             raise ModelError(
                 f"{path}: {config.get('_class_name')} has no beta_schedule; only models trained with DDPM's noising "
-                "can be used, not flow matching or EDM"
+                "or flow matching can be used, not EDM"
             )
         return {"prediction_type": "epsilon", **config}
 

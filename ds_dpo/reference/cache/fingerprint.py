@@ -12,7 +12,9 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.config.fields import FIELDS
+from ds_dpo.config.identity import FIRST_FIELDS
 from ds_dpo.config.run import RunConfig
 from ds_dpo.encoding.cache.fingerprint import encoder_parts, pair_fields
 from ds_dpo.encoding.feed import PairFeed
@@ -87,11 +89,19 @@ def fingerprint_of(config: RunConfig, feed: PairFeed, start: StartOfPolicy, *, p
 
 
 def _noising_fields(config: RunConfig) -> dict[str, str]:
-    """Return the fields of the section `diffusion` that change a denoiser's input or target."""
-    values = config.model_dump(mode="json")
+    """Return the fields of the section `diffusion` that change a denoiser's input or target.
+
+    A field that caches of earlier versions lack counts where it differs from its default.
+    """
+    values, plain = config.model_dump(mode="json"), DiffusionConfig().model_dump(mode="json")
     specs = [spec for spec in FIELDS.values() if spec.section == "diffusion" and spec.is_identity]
     names = {spec.path.removeprefix("diffusion.") for spec in specs} - ACT_ON_COMPARING
-    return {f"diffusion.{name}": json.dumps(values["diffusion"][name]) for name in sorted(names)}
+    chosen = {name: values["diffusion"][name] for name in sorted(names)}
+    return {
+        f"diffusion.{name}": json.dumps(value)
+        for name, value in chosen.items()
+        if f"diffusion.{name}" in FIRST_FIELDS or value != plain[name]
+    }
 
 
 def _hash(values: object) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ds_dpo.diffusion.flow import Flow
-from ds_dpo.diffusion.shift import Shift
+from ds_dpo.diffusion.shift import Shift, ShiftByTokens
 
 FLOW = Flow()
 
@@ -59,7 +59,12 @@ def test_no_weighting_counts_every_velocity_error_alike() -> None:
     assert FLOW.error_weight(torch.tensor([0, 500, 999])).tolist() == [1, 1, 1]
 
 
-def test_the_fingerprint_depends_on_nothing_but_the_number_of_timesteps() -> None:
-    others = [Flow(error_weighting="x0"), Flow(shift=Shift(factor=3))]
-    assert {each.fingerprint() for each in others} == {FLOW.fingerprint()}
-    assert Flow(num_train_timesteps=999).fingerprint() != FLOW.fingerprint()
+def test_the_fingerprint_is_of_what_noises_an_image_and_not_of_what_weighs_its_error() -> None:
+    assert Flow(error_weighting="x0").fingerprint() == FLOW.fingerprint()
+    others = [
+        Flow(num_train_timesteps=999),
+        Flow(shift=Shift(factor=3)),
+        Flow(shift=Shift(by_tokens=ShiftByTokens())),
+        Flow(shift=Shift(by_tokens=ShiftByTokens(max_shift=0.9))),
+    ]
+    assert len({each.fingerprint() for each in [FLOW, *others]}) == 5

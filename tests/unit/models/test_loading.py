@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
@@ -201,11 +202,18 @@ def test_the_noise_schedule_is_that_of_any_samplers_config(
     assert schedule.prediction_type == prediction_type
 
 
-def test_flow_matching_is_refused(sdxl_copy: ModelConfig) -> None:
-    FlowMatchEulerDiscreteScheduler().save_pretrained(Path(sdxl_copy.pretrained, "scheduler"))
+def test_noising_of_another_kind_is_refused(sdxl_copy: ModelConfig) -> None:
+    EDMEulerScheduler().save_pretrained(Path(sdxl_copy.pretrained, "scheduler"))
     for read in (read_noise_schedule, drawing_scheduler):
-        with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler has no beta_schedule"):
+        with pytest.raises(ModelError, match="EDMEulerScheduler has no beta_schedule"):
             read(sdxl_copy)
+
+
+def test_a_flow_has_no_noise_schedule(sdxl_copy: ModelConfig) -> None:
+    FlowMatchEulerDiscreteScheduler().save_pretrained(Path(sdxl_copy.pretrained, "scheduler"))
+    with pytest.raises(ModelError, match="its scheduler is of a flow, which has no noise schedule"):
+        read_noise_schedule(sdxl_copy)
+    assert describe_model(sdxl_copy).endswith(", sdxl, which predicts flow (its scheduler config)")
 
 
 def test_a_prediction_type_without_a_target_is_refused(sdxl_copy: ModelConfig) -> None:
