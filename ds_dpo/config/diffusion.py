@@ -43,8 +43,8 @@ class DiffusionConfig(Section):
         default="model",
     )
     shift: float | None = identity_field(
-        "Factor k of timestep_shift static: the share of noise s becomes k s / (1 + (k - 1) s). Above 1 draws noisier "
-        "timesteps, below 1 cleaner ones.",
+        "Factor k of the shift, for timestep_shift static only: the share of noise s becomes k s / (1 + (k - 1) s). "
+        "Above 1 draws noisier timesteps, below 1 cleaner ones.",
         default=None,
         gt=0,
         le=1000,
