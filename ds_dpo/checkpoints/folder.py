@@ -28,20 +28,23 @@ _RANK_OF_FILE = re.compile(r"(?:zero_pp|ema)_rank_(\d+)[_.]")
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Which checkpoints stay: the newest ones, all multiples of every_steps, and one that a roll-back may need."""
+    """Which checkpoints stay: the newest ones, all multiples of every_steps, the best, and one for a roll-back."""
 
     newest: int
     every_steps: int | None = None
 
-    def to_delete(self, steps: Sequence[int], *, saved: int, protected: int | None) -> list[int]:
+    def to_delete(
+        self, steps: Sequence[int], *, saved: int, protected: int | None, best: int | None = None
+    ) -> list[int]:
         """Return which of the steps on disk to delete once `saved` is complete.
 
         A checkpoint of a later step could not be used at the start: it does not count as newer, and stays. protected:
-        the newest checkpoint of this step or before stays too.
+        the newest checkpoint of this step or before stays too. best: this step stays.
         """
         older = sorted((step for step in steps if step <= saved), reverse=True)
         reachable = [step for step in older if protected is not None and step <= protected][:1]
-        return [step for step in older[self.newest :] if step not in reachable and not self.is_kept_for_ever(step)]
+        kept = {*reachable, best}
+        return [step for step in older[self.newest :] if step not in kept and not self.is_kept_for_ever(step)]
 
     def is_kept_for_ever(self, step: int) -> bool:
         return self.every_steps is not None and step % self.every_steps == 0

@@ -63,7 +63,7 @@ class Saving:
     def saves_left(self, step: int) -> int:
         """Return the largest number of saves that can follow a step."""
         last = self._max_train_steps
-        if self._every.save_every_minutes is not None:
+        if self._every.save_every_minutes is not None or self._every.keep_best is not None:
             return last - step
         steps = (self._every.save_every_steps, self._every.keep_every_steps)
         return 1 + sum(last // every - step // every for every in steps if every)

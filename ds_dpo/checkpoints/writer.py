@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_dpo.checkpoints.best import BestCheckpoint
 from ds_dpo.checkpoints.folder import (
     DAMAGED_SUFFIX,
     DELETED_PREFIX,
@@ -69,12 +70,16 @@ class CheckpointWriter:
         identity: RunIdentity,
         retention: Retention,
         say: Say,
+        best: BestCheckpoint | None = None,
         available_bytes: Callable[[], int | None] = available_bytes,
     ) -> None:
-        """say: takes a line for each problem, and what was done about it. available_bytes: memory left on this host."""
+        """say: takes a line for each problem, and what was done about it. best: marks one that stays.
+
+        available_bytes: memory left on this host.
+        """
         self._folder = folder
         self._engine, self._identity, self._retention = engine, identity, retention
-        self._say, self._available_bytes = say, available_bytes
+        self._say, self._best, self._available_bytes = say, best, available_bytes
         self._copies = HostCopies()
         self._job: WritingJob | None = None
         self._protected_step: int | None = None
@@ -191,7 +196,7 @@ class CheckpointWriter:
         for all checkpoints that will exist at the same time.
         """
         size = self._engine.checkpoint_bytes() + sum(gather_objects(further_bytes))
-        kept = self._retention.newest
+        kept = self._num_kept
         with together_on_disk():
             if is_main():
                 self._check_start(size, saves_left)
@@ -204,9 +209,13 @@ class CheckpointWriter:
             )
         return lines
 
+    @property
+    def _num_kept(self) -> int:
+        return self._retention.newest + (self._best is not None)
+
     def _check_start(self, size: int, saves_left: int) -> None:
         present = len(manifest.checkpoint_folders(self._folder))
-        more = min(self._retention.newest + 1 - min(present, self._retention.newest), max(saves_left, 1))
+        more = min(self._num_kept + 1 - min(present, self._num_kept), max(saves_left, 1))
         self._require_free(more * size, f"{more} more of about {gib(size)} GiB each will exist at the same time")
 
     def _require_free(self, needed: int, why: str) -> None:
@@ -298,7 +307,8 @@ class CheckpointWriter:
 
     def _prune(self, *, newest: int) -> None:
         folders = {manifest.step_of(folder) or 0: folder for folder in manifest.checkpoint_folders(self._folder)}
-        for step in self._retention.to_delete(list(folders), saved=newest, protected=self._protected_step):
+        best = None if self._best is None else self._best.mark(newest)
+        for step in self._retention.to_delete(list(folders), saved=newest, protected=self._protected_step, best=best):
             self._delete(folders[step])
 
     def _delete(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ds_dpo.config.program_options import model_name_or_none, program_parser, user_path, word_or_none
+from ds_dpo.config.program_options import model_name_or_none, program_parser, step_or_best, user_path, word_or_none
 from ds_dpo.precision import TORCH_NAMES
 
 
@@ -35,7 +35,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="denoiser",
         help="What to write (default: denoiser; unet means the same).",
     )
-    parser.add_argument("--step", type=int, help="Step of the checkpoint to export (default: the newest valid one).")
+    parser.add_argument(
+        "--step",
+        type=step_or_best,
+        metavar="N",
+        help="Step of the checkpoint to export, or best for the one that cadence.keep_best marks (default: the newest "
+        "valid one).",
+    )
     parser.add_argument(
         "--dtype",
         choices=list(TORCH_NAMES),

@@ -1,10 +1,10 @@
 r"""Compare models on the same prompts and seeds, by any scorers: win rates with intervals, and a page to look at.
 
 A model is a diffusers pipeline (folder or hub id), an exported UNet, a single .safetensors file, or a run: RUN is its
-newest valid checkpoint, RUN@200 that of step 200. A UNet or a single file is put into the first model that is a whole
-pipeline. Writes OUT/page.html, OUT/summary.json, .csv and .md, and TensorBoard's curves. The same command continues
-after a kill; with more models, prompt sets or scorers it draws and scores only what is missing. Runs on any number of
-ranks. docs/evaluation.md describes prompt sets and figures.
+newest valid checkpoint, RUN@200 that of step 200, RUN@best the one that cadence.keep_best marks. A UNet or a single
+file is put into the first model that is a whole pipeline. Writes OUT/page.html, OUT/summary.json, .csv and .md, and
+TensorBoard's curves. The same command continues after a kill; with more models, prompt sets or scorers it draws and
+scores only what is missing. Runs on any number of ranks. docs/evaluation.md describes prompt sets and figures.
 
 Examples:
     python scripts/evaluate.py --model stabilityai/stable-diffusion-xl-base-1.0 --model runs/mine/export \

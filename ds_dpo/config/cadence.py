@@ -5,6 +5,10 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from ds_dpo.config.base import Section, free_field
+from ds_dpo.errors import shown
+
+# Metrics of held-out pairs that may choose the best checkpoint, and whether a higher value is better.
+HELD_OUT_METRICS = {"accuracy": True, "margin": True, "chosen_difference": False, "policy_chosen_error": False}
 
 
 class CadenceConfig(Section):
@@ -25,6 +29,12 @@ class CadenceConfig(Section):
     keep_every_steps: int | None = free_field(
         "Also save every N steps, and never delete those checkpoints (off if unset).", default=None, ge=1
     )
+    keep_best: str | None = free_field(
+        "Also save where this metric is the best so far, keep that checkpoint, and mark it in checkpoints/best.json: "
+        "held_out.accuracy, held_out.margin, held_out.chosen_difference, held_out.policy_chosen_error, or "
+        "validation.SCORER (off if unset).",
+        default=None,
+    )
     save_in_background: bool = free_field(
         "Continue training while a checkpoint is written from a copy in host memory.", default=True
     )
@@ -33,6 +43,18 @@ class CadenceConfig(Section):
         default=None,
         ge=1,
     )
+
+    @model_validator(mode="after")
+    def the_best_is_by_a_metric_that_is_evaluated(self) -> CadenceConfig:
+        if self.keep_best is None:
+            return self
+        source, _, name = self.keep_best.partition(".")
+        if (source == "held_out" and name in HELD_OUT_METRICS) or (source == "validation" and name):
+            return self
+        raise ValueError(
+            f"cadence.keep_best {shown(self.keep_best)} is no metric of an evaluation; "
+            f"{', '.join(f'held_out.{name}' for name in HELD_OUT_METRICS)} or validation.SCORER would fit"
+        )
 
     @model_validator(mode="after")
     def something_is_saved_on_the_way(self) -> CadenceConfig:

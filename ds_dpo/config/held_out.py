@@ -82,7 +82,17 @@ class WatchdogConfig(Section):
         default=0.25,
         gt=0,
     )
-    patience: int = free_field("The watchdog acts after N readings in a row above watchdog.max_rise.", default=3, ge=1)
+    max_fall: float | None = free_field(
+        "Also act when the metric of cadence.keep_best is worse than its best value by more than this, in units of the "
+        "metric; roll_back then returns to the best checkpoint (off if unset).",
+        default=None,
+        gt=0,
+    )
+    patience: int = free_field(
+        "The watchdog acts after N readings in a row beyond watchdog.max_rise, or N beyond watchdog.max_fall.",
+        default=3,
+        ge=1,
+    )
     window_steps: int | None = free_field(
         "Average N training steps into one watchdog reading where held_out is off (50 if unset).", default=None, ge=1
     )

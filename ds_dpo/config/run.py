@@ -174,11 +174,36 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def a_watchdog_has_something_to_read(self) -> RunConfig:
-        is_on = self.watchdog.action not in (None, "off")
+        is_on = self.watchdog.action not in (None, "off") and self.watchdog.max_fall is None
         if is_on and self.held_out.every_steps is None and self.objective.reference_need == "none":
             raise ValueError(
                 f"watchdog.action {self.watchdog.action} has nothing to read: objective.type {self.objective.type} "
                 "trains without a reference; set held_out.every_steps, or watchdog.action to off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def the_best_checkpoint_has_an_evaluation(self) -> RunConfig:
+        best = self.cadence.keep_best
+        if best is None:
+            if self.watchdog.max_fall is not None:
+                raise ValueError(
+                    f"watchdog.max_fall {self.watchdog.max_fall:g} has no metric to read; set cadence.keep_best, such "
+                    "as held_out.accuracy"
+                )
+            return self
+        if best.startswith("held_out.") and self.held_out.every_steps is None:
+            raise ValueError(f"cadence.keep_best {best} is never evaluated: set held_out.every_steps")
+        if best.startswith("validation.") and self.cadence.sample_every_steps is None:
+            raise ValueError(f"cadence.keep_best {best} is never evaluated: set cadence.sample_every_steps")
+        return self
+
+    @model_validator(mode="after")
+    def a_fall_is_watched_only_by_a_watchdog(self) -> RunConfig:
+        if self.watchdog.max_fall is not None and self.watchdog.action == "off":
+            raise ValueError(
+                f"watchdog.action off ignores watchdog.max_fall {self.watchdog.max_fall:g}; set action to warn, "
+                "lower_rate, roll_back or stop"
             )
         return self
 

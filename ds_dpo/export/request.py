@@ -9,6 +9,7 @@ from typing import Any
 
 from ds_dpo.errors import ConfigError
 from ds_dpo.precision import Precision
+from ds_dpo.storage.best_mark import Best
 
 FILE_SUFFIX = ".safetensors"
 
@@ -22,7 +23,7 @@ class Request:
 
     source: Path
     out: Path
-    step: int | None = None
+    step: int | Best | None = None
     dtype: Precision = "fp16"
     format: str = "denoiser"
     base: str | None = None

@@ -16,6 +16,7 @@ from ds_dpo.models.families.family import DenoiserKind
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.process.say import Say
+from ds_dpo.storage.best_mark import BEST, Best, read_best_mark
 from ds_dpo.storage.manifest import (
     DENOISER_CONFIG_NAME,
     FIRST_DENOISER_CONFIG_NAME,
@@ -40,11 +41,12 @@ class Source:
     is_verified: bool
 
 
-def find_source(path: Path, *, step: int | None, say: Say = print) -> Source:
+def find_source(path: Path, *, step: int | Best | None, say: Say = print) -> Source:
     """Choose the checkpoint that path means: a run folder, its checkpoints, a DeepSpeed save_dir, or a checkpoint.
 
-    Of several checkpoints it is that of step, or else the newest whose manifest verifies. A folder that this project
-    did not write has no manifest and is read unverified. Raises CheckpointError that says what was found instead.
+    Of several checkpoints it is that of step, the one that is marked as the best, or else the newest whose manifest
+    verifies. A folder that this project did not write has no manifest and is read unverified. Raises CheckpointError
+    that says what was found instead.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a run folder or a checkpoint folder")
@@ -53,6 +55,10 @@ def find_source(path: Path, *, step: int | None, say: Say = print) -> Source:
             raise CheckpointError(f"{path}: is already one checkpoint; --step needs a run folder")
         return _verified(path)
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if step == BEST:
+        mark = read_best_mark(checkpoints)
+        say(f"the best checkpoint by {mark.metric} is that of step {mark.step}: {mark.value:.4g}")
+        step = mark.step
     if checkpoint_folders(checkpoints):
         return _of_run(checkpoints, step=step, say=say)
     return _of_save_dir(checkpoints, step=step)

@@ -18,6 +18,7 @@ from ds_dpo.run_folder.progress import Length
 from ds_dpo.run_folder.resuming import Resume
 from ds_dpo.run_part import RunPart
 from ds_dpo.supervision.rank import Supervision
+from ds_dpo.training.best import best_checkpoint
 from ds_dpo.training.building import BuiltRun, build_run
 from ds_dpo.training.drawing import ValidationDrawing
 from ds_dpo.training.opening import OpenedRun, open_run
@@ -72,6 +73,9 @@ def _complete(built: BuiltRun, progress: Progress) -> None:
     metrics = _metrics(opened, progress)
     drawing = _drawing(built, _sampler(built), metrics, last_step=progress.step)
     draw_missing(drawing, _cadence(opened.config), step=progress.step)
+    best = best_checkpoint(opened.config, opened.folder, say=opened.log.line)
+    if best is not None and is_main():
+        best.mark(progress.step)
     if metrics is not None:
         metrics.close()
     path, last = opened.folder.path, opened.config.max_train_steps
@@ -210,7 +214,7 @@ def _parts(restored: RestoredRun, metrics: MetricsWriter | None) -> RunParts:
     """Return all parts of the run: the restored ones, held-out pairs and the watchdog."""
     config, engine, say = restored.built.opened.config, restored.built.engine, restored.built.opened.log.line
     held_out = _held_out(restored, metrics)
-    watchdog = build_watchdog(config, engine, held_out, say=say)
+    watchdog = build_watchdog(config, engine, held_out, restored.checkpoints.best, say=say)
     late: list[RunPart] = [part for part in (held_out, watchdog) if part is not None]
     if restored.saved is not None:
         for part in late:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ds_dpo.checkpoints.best import BestCheckpoint
 from ds_dpo.checkpoints.folder import Retention
 from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.saving import Saving
@@ -24,6 +25,7 @@ from ds_dpo.run_part import RunPart
 from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.step.preflight import look_at_start
 from ds_dpo.storage.state_files import num_bytes
+from ds_dpo.training.best import best_checkpoint
 from ds_dpo.training.building import BuiltRun
 from ds_dpo.training.micro_batches import MicroBatches
 from ds_dpo.training.models import objective_of
@@ -87,7 +89,8 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progres
     if saved is not None:
         for part in parts:
             restore_part(part, states_of(saved), saved.folder)
-    checkpoints = RunCheckpoints(store=store, saving=_saving(built, identity, parts, progress))
+    best = best_checkpoint(config, opened.folder, say=log.line)
+    checkpoints = RunCheckpoints(store=store, saving=_saving(built, identity, parts, progress, best), best=best)
     micro_batches = _micro_batches(built, step, progress)
     if other is not None:  # after the preflight, which compares policy and reference with the same weights
         built.begin_from(other)
@@ -146,7 +149,13 @@ def _refresh(built: BuiltRun, watch: ReferenceWatch | None) -> ReferenceRefresh 
     )
 
 
-def _saving(built: BuiltRun, identity: RunIdentity, parts: Sequence[RunPart], progress: Progress) -> Saving:
+def _saving(
+    built: BuiltRun,
+    identity: RunIdentity,
+    parts: Sequence[RunPart],
+    progress: Progress,
+    best: BestCheckpoint | None,
+) -> Saving:
     """Require space for the run's checkpoints, log how much they need, and return what saves them when they are due."""
     opened = built.opened
     cadence, log = opened.config.cadence, opened.log
@@ -156,6 +165,7 @@ def _saving(built: BuiltRun, identity: RunIdentity, parts: Sequence[RunPart], pr
         identity=identity,
         retention=Retention(newest=cadence.keep_checkpoints, every_steps=cadence.keep_every_steps),
         say=log.line,
+        best=best,
     )
     saving = Saving(
         writer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ds_dpo.checkpoints.best import BestCheckpoint
 from ds_dpo.checkpoints.saving import Saving
 from ds_dpo.checkpoints.store import CheckpointStore
 from ds_dpo.checkpoints.writer import Contents
@@ -47,10 +48,19 @@ class Cadence:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCheckpoints:
-    """The checkpoints of a run: store reads them, saving writes them when they are due."""
+    """The checkpoints of a run: store reads them, saving writes them when they are due, best marks one of them.
+
+    best: None if the run keeps none by a metric.
+    """
 
     store: CheckpointStore
     saving: Saving
+    best: BestCheckpoint | None = None
+
+    def mark_best(self, step: int) -> None:
+        """Mark the best checkpoint up to a step; all ranks may call it."""
+        if self.best is not None and is_main():
+            self.best.mark(step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,7 @@ class Trainer:
         """Train to max_train_steps. Returns False if a request to stop came first. The last state is saved."""
         stopped = False
         draw_missing(self.drawing, self.cadence, step=self.progress.step)
+        self.checkpoints.mark_best(self.progress.step)
         self.parts.begin(self.progress.step)
         self.supervision.hang.start()
         while self.progress.step < self.cadence.max_train_steps and not stopped:
@@ -84,6 +95,7 @@ class Trainer:
             self._save_if_due(stopped=stopped)
             if not stopped and self.cadence.draws_at(self.progress.step):
                 self._draw()
+            self._save_best()
         if stopped:
             self._clear_stop_file()
             self.record.line(f"stopped at step {self.progress.step} as asked; the same command resumes from there")
@@ -167,6 +179,15 @@ class Trainer:
                 self._clear_stop_file()  # the run did stop: the next start must not stop at once
             raise
 
+    def _save_best(self) -> None:
+        """Save this step if it was evaluated and is the best so far; then the best checkpoint is marked."""
+        best, step = self.checkpoints.best, self.progress.step
+        if best is None or not best.is_new_best(step):
+            return
+        with self.supervision.hang.pause("saving"):
+            self._save()
+        self.checkpoints.mark_best(step)
+
     def _clear_stop_file(self) -> None:
         if is_main():
             self.supervision.stop.clear_file()
@@ -230,6 +251,7 @@ class Trainer:
         self.progress.step = int(saved.client_state["step"])
         self.parts.go_back(saved, step=self.progress.step)
         self.record.rewind(self.progress.step)
+        self.checkpoints.mark_best(self.progress.step)
         self.record.line(f"{verdict.sentence}; rolled back from step {left} to {saved.folder}")
         watchdog.after_roll_back(states_of(saved).get(watchdog.name, {}))
         self._save(renews=True)  # with the lower rate and the present pairs_seen

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ds_dpo.config.run import RunConfig
-from ds_dpo.errors import ConfigError, ScorerError
+from ds_dpo.errors import ConfigError, ScorerError, shown
 from ds_dpo.evaluation.pages.picture import to_picture
 from ds_dpo.evaluation.scorers.choice import ScorerChoice, read_choices
 from ds_dpo.evaluation.scorers.opening import is_judge, open_scorer
@@ -34,6 +34,13 @@ def validation_choices(config: RunConfig) -> Sequence[ScorerChoice]:
         choices = read_choices(config.validation.scorers)
     except ConfigError as error:
         raise ConfigError(f"validation.scorers: {error}") from error
+    source, _, name = (config.cadence.keep_best or "").partition(".")
+    names = [choice.name for choice in choices]
+    if source == "validation" and name not in names:
+        would_fit = ", ".join(f"validation.{each}" for each in names) or "one of validation.scorers, which is empty,"
+        raise ConfigError(
+            f"cadence.keep_best {shown(config.cadence.keep_best)} is no scorer of this run; {would_fit} would fit"
+        )
     return choices if config.cadence.sample_every_steps is not None else ()
 
 
@@ -91,7 +98,11 @@ class ValidationScores:
             if scores is None:
                 continue
             found = summary(scores, first.get(scorer.name), higher_is_better=scorer.higher_is_better)
-            record = {"record": dict(scorer.record), "images": [_finite(score) for score in scores.tolist()]}
+            record = {
+                "higher_is_better": scorer.higher_is_better,
+                "record": dict(scorer.record),
+                "images": [_finite(score) for score in scores.tolist()],
+            }
             line["scorers"][scorer.name] = {**found, **record}
             scalars |= {f"validation/{scorer.name}_{name}": value for name, value in found.items() if value is not None}
         line["seconds"] = round(time.monotonic() - started, 3)

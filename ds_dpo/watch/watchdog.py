@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ds_dpo.process.say import Say
 from ds_dpo.run_part import RunPart
+from ds_dpo.watch.fall import FallWatch
 
 Action = Literal["warn", "lower_rate", "roll_back", "stop"]
 
@@ -80,11 +81,15 @@ class Watchdog(RunPart):
         read: Callable[[int, Mapping[str, float]], Reading | None],
         scale_rate: Callable[[float], None],
         say: Say,
+        fall: FallWatch | None = None,
     ) -> None:
-        """Join the parts. read: returns a step's reading or None. scale_rate: multiplies the rate permanently."""
+        """Join the parts. read: returns a step's reading or None. scale_rate: multiplies the rate permanently.
+
+        fall: also watches the metric of the best checkpoint.
+        """
         self._rule, self._action, self._rate_factor = rule, action, rate_factor
         self._max_interventions = max_interventions
-        self._read, self._scale_rate, self._say = read, scale_rate, say
+        self._read, self._scale_rate, self._say, self._fall = read, scale_rate, say, fall
         self._count = 0
         self._good_step = 0
         self._num_interventions = 0
@@ -105,24 +110,30 @@ class Watchdog(RunPart):
     def after_step(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Take the step's reading, if it has one. Warns and lowers the rate itself; other actions become a verdict."""
         reading = self._read(step, metrics)
-        if reading is None:
-            return {}
+        fall = None if self._fall is None else self._fall.after_step(step)
+        if reading is not None and self._counts_to_the_limit(step, reading):
+            self._act(self._describe(step, reading), good_step=self._good_step)
+        elif fall is not None:
+            self._act(fall.sentence, good_step=fall.best_step)
+        return {}
+
+    def _counts_to_the_limit(self, step: int, reading: Reading) -> bool:
         self._count = self._rule.next_count(self._count, reading)
         if not self._rule.is_above(reading):
             self._good_step = step
-        if self._rule.trips(self._count):
-            self._act(step, reading)
-        return {}
+        return self._rule.trips(self._count)
 
-    def _act(self, step: int, reading: Reading) -> None:
-        self._count = 0  # the action gets the same number of readings to work
+    def _describe(self, step: int, reading: Reading) -> str:
         rise = f"{100 * reading.rise:.0f} %" if math.isfinite(reading.rise) else "not finite"
         patience = self._rule.patience
         readings = "1 reading" if patience == 1 else f"{patience} readings"
-        sentence = (
+        return (
             f"watchdog, step {step}: the error of preferred images is {rise} above the reference's, and has been above "
             f"the limit of {100 * self._rule.max_rise:.0f} % for {readings}"
         )
+
+    def _act(self, sentence: str, *, good_step: int) -> None:
+        self._count = 0  # the action gets the same number of readings to work
         if self._action == "warn":
             self._say(f"{sentence}; lower the learning rate or raise beta")
             return
@@ -135,7 +146,7 @@ class Watchdog(RunPart):
         if self._action == "lower_rate":
             self.lower_rate(f"{sentence}; ")
             return
-        self._verdict = Verdict(action=self._action, good_step=self._good_step, sentence=sentence)
+        self._verdict = Verdict(action=self._action, good_step=good_step, sentence=sentence)
 
     def lower_rate(self, sentence: str) -> None:
         """Multiply the learning rate, and the rest of its schedule, by rate_factor."""
@@ -156,11 +167,20 @@ class Watchdog(RunPart):
             "good_step": self._good_step,
             "num_interventions": self._num_interventions,
             "rate_scale": self._rate_scale,
+            **({} if self._fall is None else {"fall": self._fall.state()}),
         }
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
         self._count, self._good_step = int(state["count"]), int(state["good_step"])
         self._num_interventions, self._rate_scale = int(state["num_interventions"]), float(state["rate_scale"])
+        if self._fall is not None and "fall" in state:
+            self._fall.restore(state["fall"])
+
+    def rewind(self, step: int) -> None:
+        """Forget readings of later steps."""
+        self._good_step = min(self._good_step, step)
+        if self._fall is not None:
+            self._fall.rewind(step)
 
 
 class WindowReadings:

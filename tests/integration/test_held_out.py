@@ -24,6 +24,8 @@ WATCH = {
     "cadence__keep_checkpoints": 1,
 }
 
+# step 2 is the best: the error rises from there on
+BEST = {"cadence__keep_best": "held_out.chosen_difference"}
 
 RATES = [0, 1e-3, 2e-3, 2e-3, 1e-3, 1e-3]  # two steps of warm-up, then half from step 5 on
 
@@ -47,7 +49,7 @@ def runs(tmp_path_factory):
         case(out, "resumed", max_train_steps=2, **HELD_OUT),
         case(out, "resumed", **HELD_OUT),
         case(out, "sft", objective__type="sft", max_train_steps=2, **HELD_OUT),
-        case(out, "lowered", **WATCH, watchdog__action="lower_rate"),
+        case(out, "lowered", **WATCH, **BEST, watchdog__action="lower_rate"),
         case(out, "rolled_3", stage=3, **WATCH, watchdog__action="roll_back"),
         case(out, "rolled_2", **WATCH, watchdog__action="roll_back"),
         case(out, "rolled_2", **{**WATCH, "max_train_steps": 7}, watchdog__action="roll_back"),
@@ -125,6 +127,21 @@ def test_own_pairs_are_trained_on_but_for_the_share_that_is_evaluated(runs):
 
 def log(run):
     return (run / "log.txt").read_text()
+
+
+def test_the_best_checkpoint_is_kept_and_marked_and_its_rise_changes_nothing_else(runs):
+    checkpoints = runs / "lowered" / "checkpoints"
+    differences = {line["step"]: line["overall"]["chosen_difference"][0] for line in evaluations(runs / "lowered")}
+    best = min((step for step in differences if step > 0), key=differences.__getitem__)
+    assert best == 2
+    assert sorted(path.name for path in checkpoints.glob("step_*")) == ["step_00000002", "step_00000006"]
+    mark = json.loads((checkpoints / "best.json").read_text())
+    assert mark == {
+        "checkpoint": "step_00000002",
+        "metric": "held_out.chosen_difference",
+        "step": 2,
+        "value": differences[2],
+    }
 
 
 def test_lowered_rate_stays_lowered(runs):

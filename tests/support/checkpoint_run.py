@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from ds_dpo.checkpoints.best import BestCheckpoint
 from ds_dpo.checkpoints.folder import Retention
 from ds_dpo.checkpoints.identity import RunIdentity
 from ds_dpo.checkpoints.store import CheckpointStore
@@ -83,13 +84,21 @@ class Run:
         files = {name: asdict(hash_file(folder / name)) for name in told["files"]}
         path.write_text(json.dumps({**told, "files": files, **values}))
 
-    def writer(self, *, keep: int = 2, keep_every: int | None = None, memory: int = 2**30) -> CheckpointWriter:
+    def writer(
+        self,
+        *,
+        keep: int = 2,
+        keep_every: int | None = None,
+        best: BestCheckpoint | None = None,
+        memory: int = 2**30,
+    ) -> CheckpointWriter:
         return CheckpointWriter(
             self.folder,
             engine=cast(Engine, self.engine),
             identity=self.identity,
             retention=Retention(newest=keep, every_steps=keep_every),
             say=self.said.append,
+            best=best,
             available_bytes=lambda: memory,
         )
 

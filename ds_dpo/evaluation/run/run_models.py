@@ -13,11 +13,12 @@ from ds_dpo.evaluation.drawing.generate import file_name
 from ds_dpo.evaluation.drawing.model_folder import EXPORT_RECORD_NAME
 from ds_dpo.precision import Precision
 from ds_dpo.process.say import Say
+from ds_dpo.storage.best_mark import BEST, read_best_mark
 from ds_dpo.storage.manifest import MANIFEST_NAME, checkpoint_folders, step_folder_name, step_of, verify_manifest
 from ds_dpo.storage.replace import PARTIAL_SUFFIX
 
 MODELS_NAME = "models"
-RUN_AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>[0-9]{1,18})")
+RUN_AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>best|[0-9]{1,18})")
 DIGITS = 10
 # Writes a diffusers pipeline of a checkpoint folder to a folder. The package `export` does it, which is beside
 # `evaluation`; the command passes it.
@@ -25,7 +26,7 @@ Exporter = Callable[[Path, Path, Precision], None]
 
 
 def is_run(name: str) -> bool:
-    """Return whether a model's name is a run folder, one of its checkpoints, or RUN@STEP."""
+    """Return whether a model's name is a run folder, one of its checkpoints, RUN@STEP, or RUN@best."""
     match = RUN_AT_STEP.fullmatch(name)
     folder = Path(name)
     if match is not None and not folder.exists():
@@ -58,10 +59,11 @@ def _checkpoint_of(name: str, out: Path, dtype: Precision, *, say: Say) -> Path:
         return folder if (folder / MANIFEST_NAME).is_file() else _newest(folder, out, dtype, say=say)
     checkpoints = _checkpoints_of(Path(match["run"]))
     assert checkpoints is not None, "is_run found it"
-    folder = checkpoints / step_folder_name(int(match["step"]))
+    step = read_best_mark(checkpoints).step if match["step"] == BEST else int(match["step"])
+    folder = checkpoints / step_folder_name(step)
     if not folder.is_dir():
         steps = sorted(step_of(each) or 0 for each in checkpoint_folders(checkpoints))
-        raise CheckpointError(f"{name}: has no checkpoint of step {match['step']}, only of {steps}")
+        raise CheckpointError(f"{name}: has no checkpoint of step {step}, only of {steps}")
     return folder
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
+from ds_dpo.checkpoints.best import BestCheckpoint
 from ds_dpo.config.objective_section import ReferenceNeed
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import RankEnvironment
@@ -17,11 +20,12 @@ from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.objectives.losses import Objective, sft
 from ds_dpo.process.say import Say
 from ds_dpo.step.preference_step import PreferenceStep
+from ds_dpo.watch.fall import FallWatch
 from ds_dpo.watch.held_out.evaluation import HeldOut
 from ds_dpo.watch.held_out.grid import NUM_DECILES, Grid
 from ds_dpo.watch.held_out.pairs import HeldOutPairs, read_held_out
 from ds_dpo.watch.held_out.record import HeldOutRecord
-from ds_dpo.watch.watchdog import Rule, Watchdog, WindowReadings
+from ds_dpo.watch.watchdog import Reading, Rule, Watchdog, WindowReadings
 
 DEFAULT_RATE_FACTOR = 0.5
 DEFAULT_WINDOW_STEPS = 50
@@ -94,10 +98,19 @@ def build_held_out(
     )
 
 
-def build_watchdog(config: RunConfig, engine: Engine, held_out: HeldOut | None, *, say: Say) -> Watchdog | None:
-    """Return the watchdog, or None if it is off. It reads held-out pairs if there are any, else training steps."""
+def build_watchdog(
+    config: RunConfig, engine: Engine, held_out: HeldOut | None, best: BestCheckpoint | None, *, say: Say
+) -> Watchdog | None:
+    """Return the watchdog, or None if it is off.
+
+    It reads held-out pairs if there are any, else training steps, and with watchdog.max_fall the metric of best.
+    """
     settings = config.watchdog
-    action = settings.action or ("off" if held_out is None else "warn")
+    fall = None
+    if settings.max_fall is not None:
+        assert best is not None, "the configuration requires cadence.keep_best"
+        fall = FallWatch(best, max_fall=settings.max_fall, patience=settings.patience)
+    action = settings.action or ("off" if held_out is None and fall is None else "warn")
     if action == "off":
         return None
     return Watchdog(
@@ -105,10 +118,19 @@ def build_watchdog(config: RunConfig, engine: Engine, held_out: HeldOut | None, 
         action=action,
         rate_factor=settings.rate_factor or DEFAULT_RATE_FACTOR,
         max_interventions=settings.max_interventions,
-        read=WindowReadings(settings.window_steps or DEFAULT_WINDOW_STEPS) if held_out is None else held_out.reading,
+        read=_readings(config, held_out),
         scale_rate=engine.scale_learning_rate,
         say=say,
+        fall=fall,
     )
+
+
+def _readings(config: RunConfig, held_out: HeldOut | None) -> Callable[[int, Mapping[str, float]], Reading | None]:
+    if held_out is not None:
+        return held_out.reading
+    if config.objective.reference_need == "none":
+        return lambda step, metrics: None  # steps of training have no error to compare with
+    return WindowReadings(config.watchdog.window_steps or DEFAULT_WINDOW_STEPS)
 
 
 def grid_of(config: RunConfig) -> Grid:

@@ -168,6 +168,25 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
             ["--objective.type", "sft", "--watchdog.action", "stop", "--held_out.every_steps", "none"],
             "watchdog.action stop has nothing to read: objective",
         ),
+        (["--watchdog.max_fall", "0.1"], "watchdog.max_fall 0.1 has no metric to read; set cadence.keep_best"),
+        (
+            ["--cadence.keep_best", "held_out.accuracy", "--watchdog.max_fall", "0.1", "--watchdog.action", "off"],
+            "watchdog.action off ignores watchdog.max_fall 0.1",
+        ),
+        (
+            ["--cadence.keep_best", "accuracy"],
+            "cadence.keep_best accuracy is no metric of an evaluation; held_out.accuracy, ",
+        ),
+        (["--cadence.keep_best", "held_out.loss"], "cadence.keep_best held_out.loss is no metric"),
+        (["--cadence.keep_best", "validation."], "held_out.policy_chosen_error or validation.SCORER would fit"),
+        (
+            ["--cadence.keep_best", "held_out.margin", "--held_out.every_steps", "none"],
+            "cadence.keep_best held_out.margin is never evaluated: set held_out.every_steps",
+        ),
+        (
+            ["--cadence.keep_best", "validation.clip", "--cadence.sample_every_steps", "none"],
+            "cadence.keep_best validation.clip is never evaluated: set cadence.sample_every_steps",
+        ),
         (
             ["--watchdog.window_steps", "5", "--held_out.every_steps", "5", "--held_out.split", "test_unique"],
             "watchdog.window_steps 5 is ignored while held_out is on",

@@ -3,9 +3,16 @@
 from pathlib import Path
 
 import pytest
+from checkpoint_run import Run
 
 from ds_dpo.errors import CheckpointError, ConfigError
-from ds_dpo.export.source import BaseModel, base_of_run
+from ds_dpo.export.source import BaseModel, base_of_run, find_source
+from ds_dpo.storage.best_mark import BestMark, write_best_mark
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "run" / "checkpoints")
 
 
 def test_the_base_is_the_run_s(tmp_path: Path) -> None:
@@ -45,3 +52,14 @@ def test_a_config_of_an_unknown_family_is_refused_by_its_name(tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text("model: {pretrained: owner/name, family: of_tomorrow}\n")
     with pytest.raises(CheckpointError, match=r"config\.yaml: model\.family of_tomorrow is none of sdxl, .*--base"):
         base_of_run(tmp_path)
+
+
+def test_the_best_checkpoint_is_found_by_its_mark(run: Run) -> None:
+    run.save(10, 20)
+    with pytest.raises(CheckpointError, match=r"marks no best checkpoint"):
+        find_source(run.folder, step="best")
+    write_best_mark(run.folder, BestMark(metric="held_out.accuracy", step=10, value=0.75))
+    said: list[str] = []
+    assert find_source(run.folder, step="best", say=said.append).folder.name == "step_00000010"
+    assert said == ["the best checkpoint by held_out.accuracy is that of step 10: 0.75"]
+    assert find_source(run.folder, step=None).folder.name == "step_00000020"

@@ -151,6 +151,7 @@ class Run:
         skips: set[int] = frozenset(),  # type: ignore[assignment]
         verdicts: dict[int, Verdict] | None = None,
         missing: tuple[int, ...] = (),
+        best: dict[int, float] | None = None,
     ) -> None:
         self.events: list[str] = []
         self.lines: list[str] = []
@@ -177,7 +178,7 @@ class Run:
                 every=CadenceConfig(log_every_steps=2, sample_every_steps=sample_every),
             ),
             parts=RunParts([self.part], watchdog=watchdog),
-            checkpoints=RunCheckpoints(store=self.store, saving=self.saving),  # type: ignore[arg-type]
+            checkpoints=RunCheckpoints(store=self.store, saving=self.saving, best=self._best(best)),  # type: ignore[arg-type]
             record=SimpleNamespace(  # type: ignore[arg-type]
                 line=self.lines.append,
                 step=lambda metrics, due: self.metrics.append((metrics, due)),
@@ -202,6 +203,14 @@ class Run:
                 draw=lambda step: self.events.append(f"draw {step}"), is_missing=lambda step: step in missing
             ),
             max_bad_rows=max_bad_rows,
+        )
+
+    def _best(self, values: dict[int, float] | None) -> Any:
+        if values is None:
+            return None
+        return SimpleNamespace(
+            is_new_best=lambda step: step in values and values[step] == max(values[s] for s in values if s <= step),
+            mark=lambda step: self.events.append(f"mark {step}"),
         )
 
     @contextmanager
@@ -261,6 +270,14 @@ def test_it_saves_when_it_is_due_and_the_state_is_that_after_the_step() -> None:
         {"step": 2, "pairs_seen": 12, "parts": {"part": {"step": 2}}},
         {"step": 4, "pairs_seen": 24, "parts": {"part": {"step": 4}}},
     ]
+
+
+def test_an_evaluated_step_that_is_the_best_so_far_is_saved_after_its_images_are_drawn() -> None:
+    run = Run(steps=4, save_every=100, sample_every=2, best={1: 0.5, 2: 0.7, 3: 0.6})
+    run.trainer.run()
+    kinds = ("save", "draw", "mark")
+    found = [event for event in run.events if event.startswith(kinds)]
+    assert found == ["draw 0", "mark 0", "save 1", "mark 1", "draw 2", "save 2", "mark 2", "draw 4"]
 
 
 def test_a_request_ends_the_run_after_the_step_saved_and_its_file_is_removed() -> None:

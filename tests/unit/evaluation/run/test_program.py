@@ -16,6 +16,7 @@ from ds_dpo.errors import CheckpointError, ConfigError, ModelError
 from ds_dpo.evaluation.results_file import load_results
 from ds_dpo.export.consolidate import consolidate
 from ds_dpo.export.request import Request as ExportRequest
+from ds_dpo.storage.best_mark import BestMark, write_best_mark
 
 pytestmark = pytest.mark.slow
 
@@ -247,5 +248,8 @@ def test_a_run_is_evaluated_at_its_newest_valid_checkpoint_or_a_step(model_folde
     assert run(out, names, [few], [Brightness("bright")], export=export) == results
     assert len(exports) == 2
     assert [path for path in out.rglob(".*.partial")] == []
+    write_best_mark(run_folder / "checkpoints", BestMark(metric="held_out.accuracy", step=2, value=0.7))
+    run(out, {"best": f"{run_folder}@best"}, [few], [Brightness("bright")], export=export)
+    assert len(exports) == 2
     with pytest.raises(CheckpointError, match=r"mine@3: has no checkpoint of step 3, only of \[2, 4, 6\]"):
         run(out, {"a": f"{run_folder}@3"}, [few], [Brightness("bright")], export=export)
