@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from ds_dpo.config.base import Section, free_field
-from ds_dpo.errors import shown
+from ds_dpo.errors import cut
 
 # Metrics of held-out pairs that may choose the best checkpoint, and whether a higher value is better.
 HELD_OUT_METRICS = {"accuracy": True, "margin": True, "chosen_difference": False, "policy_chosen_error": False}
@@ -52,7 +52,7 @@ class CadenceConfig(Section):
         if (source == "held_out" and name in HELD_OUT_METRICS) or (source == "validation" and name):
             return self
         raise ValueError(
-            f"cadence.keep_best {shown(self.keep_best)} is no metric of an evaluation; "
+            f"cadence.keep_best {cut(self.keep_best)} is no metric of an evaluation; "
             f"{', '.join(f'held_out.{name}' for name in HELD_OUT_METRICS)} or validation.SCORER would fit"
         )
 

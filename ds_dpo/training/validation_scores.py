@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ds_dpo.config.run import RunConfig
-from ds_dpo.errors import ConfigError, ScorerError, shown
+from ds_dpo.errors import ConfigError, ScorerError, cut
 from ds_dpo.evaluation.pages.picture import to_picture
 from ds_dpo.evaluation.scorers.choice import ScorerChoice, read_choices
 from ds_dpo.evaluation.scorers.opening import is_judge, open_scorer
@@ -39,7 +39,7 @@ def validation_choices(config: RunConfig) -> Sequence[ScorerChoice]:
     if source == "validation" and name not in names:
         would_fit = ", ".join(f"validation.{each}" for each in names) or "one of validation.scorers, which is empty,"
         raise ConfigError(
-            f"cadence.keep_best {shown(config.cadence.keep_best)} is no scorer of this run; {would_fit} would fit"
+            f"cadence.keep_best {cut(config.cadence.keep_best or '')} is no scorer of this run; {would_fit} would fit"
         )
     return choices if config.cadence.sample_every_steps is not None else ()
 

@@ -1,12 +1,12 @@
 """Adapters and frozen parts in real runs: alike under every ZeRO stage, resumed to the bit, exported as they are."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from export_worker import unet_inputs
+from launching import curve, launch, metrics, zero_stage
 
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.load import load_config
@@ -15,10 +15,6 @@ from ds_dpo.export.consolidate import consolidate
 from ds_dpo.export.request import Request
 from ds_dpo.models.loading import file_weights
 from ds_dpo.zero_shards.reader import open_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-from export_worker import unet_inputs
-from launching import curve, launch, metrics, zero_stage
 
 pytestmark = pytest.mark.launch
 MINIATURE = resolve_asset("ds_dpo://assets/miniature/model")

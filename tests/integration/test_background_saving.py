@@ -7,13 +7,10 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from saved_tensors import differing_tensors, saved_tensors
-
-sys.path.insert(0, str(Path(__file__).parent))
 from launching import ENVIRONMENT, HERE, ROOT, curve, metrics, spell
+from saved_tensors import differing_tensors, saved_tensors
 
 from ds_dpo.errors import EXIT_STATUS_OF_ERROR
 

@@ -4,16 +4,11 @@ tests/baselines/renew.py writes the curves again, for a change that is meant to 
 takes the curve of dpo alone from here: two launches of two ranks, of which the second resumes.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
-
-from ds_dpo.objectives.losses import OBJECTIVES as TABLE
-
-sys.path.insert(0, str(Path(__file__).parent))
 from baseline_cases import OBJECTIVES, read_baselines, train_all, train_in_two_halves
 from invariance_cases import STEPS
+
+from ds_dpo.objectives.losses import OBJECTIVES as TABLE
 
 pytestmark = pytest.mark.launch
 # Of a loss. Another processor takes other kernels, which round fp32 in another order: without vector instructions

@@ -5,14 +5,10 @@ others. What is resumed is compared tensor by tensor with what was saved, and cu
 """
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from invariance_cases import residuals
 from launching import ROOT, curve, launch, metrics, spell, zero_stage
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_worker import CASES
 
 from ds_dpo.config.load import load_config
 from ds_dpo.models.loading import file_weights
-
-sys.path.insert(0, str(Path(__file__).parent))
-from engine_worker import CASES
 
 pytestmark = pytest.mark.launch
 HERE = Path(__file__).parent

@@ -11,15 +11,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from export_worker import CASES, UNIVERSAL, unet_inputs
 from safetensors.torch import load_file
 
 import ds_dpo
 from ds_dpo.export.consolidate import consolidate as consolidate_here
 from ds_dpo.export.request import Request
 from ds_dpo.precision import torch_dtype
-
-sys.path.insert(0, str(Path(__file__).parent))
-from export_worker import CASES, UNIVERSAL, unet_inputs
 
 pytestmark = pytest.mark.launch
 HERE = Path(__file__).parent

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from zero_layouts_worker import CASES, QUANTITIES, UNIVERSAL, averaged
 
 from ds_dpo.errors import CheckpointError
 from ds_dpo.zero_shards.reader import open_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-from zero_layouts_worker import CASES, QUANTITIES, UNIVERSAL, averaged
 
 pytestmark = pytest.mark.launch
 STAGE_OF = {case: description["stage"] for case, description in CASES.items()}

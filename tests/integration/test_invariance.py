@@ -5,12 +5,8 @@ One launch each of one, two and four ranks runs all cases; the tests look at wha
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from invariance_cases import BASELINES, CASES, CONTROL, STEP_ONE, make_caches, residuals
 from launching import curve, launch, metrics, zero_stage
 

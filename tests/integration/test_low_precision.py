@@ -2,15 +2,11 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
+from launching import ROOT, curve, launch, metrics, spell, zero_stage
 
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import ROOT, curve, launch, metrics, spell, zero_stage
 
 pytestmark = pytest.mark.launch
 STEPS, STOP_AT = 8, 3

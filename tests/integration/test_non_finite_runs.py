@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from launching import ENVIRONMENT, ROOT, curve, launch, metrics, spell, zero_stage
+from non_finite_worker import BAD_STEPS, CASES
 from PIL import Image
 
 from ds_dpo.data.stream.order import place_of
@@ -22,10 +24,6 @@ from ds_dpo.errors import ConfigError, DataError
 from ds_dpo.step.record import read_record
 from ds_dpo.training.replay import replay_record, replay_step
 from ds_dpo.zero_shards.reader import open_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import ENVIRONMENT, ROOT, curve, launch, metrics, spell, zero_stage
-from non_finite_worker import BAD_STEPS, CASES
 
 pytestmark = pytest.mark.launch
 HERE = Path(__file__).parent

@@ -9,8 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from launching import ENVIRONMENT, ROOT, curve, free_port, spell
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow]

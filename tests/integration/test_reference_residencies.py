@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from references_worker import CASES, REFRESHED
 from safetensors import safe_open
 
 from ds_dpo.storage.manifest import verify_manifest
 from ds_dpo.zero_shards.reader import open_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-from references_worker import CASES, REFRESHED
 
 pytestmark = pytest.mark.launch
 HERE = Path(__file__).parent

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import ENVIRONMENT, free_port
 from repository import ROOT
 
 from ds_dpo.config.load import load_config
 from ds_dpo.data.reading.run_pairs import open_trained_on
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import ENVIRONMENT, free_port
 
 pytestmark = pytest.mark.launch
 OPTIONS = ["--config", "miniature", "--data.max_rows", "60", "--data.workers", "1"]

@@ -9,11 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from launching import ENVIRONMENT, ROOT, free_port, metrics, spell
 
 from ds_dpo.process.departure import EXIT_STATUS_OF_HANG
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import ENVIRONMENT, ROOT, free_port, metrics, spell
 
 pytestmark = pytest.mark.launch
 DEADLINE_SECONDS = 300

@@ -8,18 +8,15 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from launching import ENVIRONMENT, ROOT, curve, launch, metrics, spell, zero_stage
 from PIL import Image
 from saved_tensors import differing_tensors, saved_tensors
 
 from ds_dpo.zero_shards.reader import open_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import ENVIRONMENT, ROOT, curve, launch, metrics, spell, zero_stage
 
 pytestmark = pytest.mark.launch
 STEPS = 10

@@ -135,6 +135,11 @@ def test_scorers_are_named_in_the_configuration(monkeypatch: pytest.MonkeyPatch)
     assert validation_choices(config("--cadence.sample_every_steps", "none")) == ()
     with pytest.raises(ConfigError, match=r"validation\.scorers: .*picscore"):
         validation_choices(config("--validation.scorers", "picscore"))
+    for scorers, would_fit in (("reward", "validation.reward"), ("none", "one of validation.scorers, which is empty,")):
+        with pytest.raises(
+            ConfigError, match=rf"keep_best validation\.clip is no scorer of this run; {would_fit} would"
+        ):
+            validation_choices(config("--validation.scorers", scorers, "--cadence.keep_best", "validation.clip"))
     with pytest.raises(
         ConfigError, match=r"validation\.scorers reward has no effect without cadence\.sample_every_steps"
     ):
