@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ds_dpo.config.program_options import model_name_or_none, program_parser, step_or_best, user_path, word_or_none
+from ds_dpo.config.program_options import model_name_or_none, program_parser, user_path, word_or_none
 from ds_dpo.precision import TORCH_NAMES
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    from ds_dpo.export.request import ALL_TARGETS, FORMAT_OPTIONS, LORA_NAMINGS, LORA_TARGETS, format_name
+    from ds_dpo.export.request import ALL_TARGETS, FORMAT_OPTIONS, LORA_NAMINGS, LORA_TARGETS, format_name, step_or_best
 
     parser = program_parser("consolidate", __doc__)
     parser.add_argument(

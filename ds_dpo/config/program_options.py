@@ -9,10 +9,6 @@ from pathlib import Path
 from ds_dpo.config.base import UNSETTING, in_home
 from ds_dpo.config.command_text import command_text, with_start
 from ds_dpo.config.version import version_text
-from ds_dpo.errors import cut
-from ds_dpo.storage.best_mark import BEST, Best
-
-MOST_DIGITS = 18  # of a step
 
 
 def program_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -51,15 +47,6 @@ def count(text: str) -> int:
     """Return a whole number of 1 or more, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}; a whole number of 1 or more would fit")
-    return int(text)
-
-
-def step_or_best(text: str) -> int | Best:
-    """Return a step of 0 or more, or the word best, for argparse."""
-    if text == BEST:
-        return BEST
-    if not text.isdecimal() or len(text) > MOST_DIGITS:
-        raise argparse.ArgumentTypeError(f"{cut(text)!r}; a step or {BEST} would fit")
     return int(text)
 
 

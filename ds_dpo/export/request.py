@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, cut
 from ds_dpo.precision import Precision
-from ds_dpo.storage.best_mark import Best
+from ds_dpo.storage.best_mark import BEST, Best
 
+MOST_DIGITS = 18  # of a step
 FILE_SUFFIX = ".safetensors"
 
 
@@ -56,6 +58,15 @@ ALL_TARGETS = "all"
 # layers that a computed LoRA has, by what the names of their modules contain
 LORA_TARGETS = {ALL_TARGETS: "", "attention": ".attentions."}
 FILE_FORMATS = ("single-file", "lora")  # formats that fit into one file
+
+
+def step_or_best(text: str) -> int | Best:
+    """Return a step of 0 or more, or the word best, for argparse."""
+    if text == BEST:
+        return BEST
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{cut(text)!r}; a step or {BEST} would fit")
+    return int(text)
 
 
 def format_name(name: str) -> str:
