@@ -12,12 +12,14 @@ DEFAULT_FAMILY: FamilyName = "sdxl"
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyLimits:
-    """What a family cannot do. takes_sizes: its denoiser is conditioned on the sizes of images.
+    """What a family is and cannot do. takes_sizes: its denoiser is conditioned on the sizes of images.
 
-    undrawable: why its denoiser alone cannot draw validation images; None for one that can.
+    is_flow: its models were trained as flows, not with a noise schedule. undrawable: why its denoiser alone cannot draw
+    validation images; None for one that can.
     """
 
     takes_sizes: bool
+    is_flow: bool = False
     undrawable: str | None = None
 
 
@@ -28,5 +30,5 @@ LIMITS: dict[FamilyName, FamilyLimits] = {
     ),
     "sd15": FamilyLimits(takes_sizes=False),
     "sd21": FamilyLimits(takes_sizes=False),
-    "sd3": FamilyLimits(takes_sizes=False),
+    "sd3": FamilyLimits(takes_sizes=False, is_flow=True),
 }

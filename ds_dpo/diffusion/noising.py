@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.diffusion.flow import FLOW_WEIGHTS, Flow
 from ds_dpo.diffusion.forward_process import ForwardProcess
 from ds_dpo.diffusion.timesteps import TimestepDistribution, TimestepsBySize, timestep_distribution
 from ds_dpo.errors import ConfigError
+
+SHARES = 1000  # quantiles of which the mean weight is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,33 @@ def noising_of(diffusion: DiffusionConfig, schedule: ForwardProcess) -> Noising:
     return Noising(
         timesteps=timesteps, noise_offset=diffusion.noise_offset, input_perturbation=diffusion.input_perturbation
     )
+
+
+def describe_times(
+    noising: Noising, process: ForwardProcess, *, latent_shape: tuple[int, int, int], what: str
+) -> list[str]:
+    """Return lines on the times that a flow model draws, and on what its errors weigh; none for a noise schedule.
+
+    latent_shape: C, H, W of the images that the lines speak of. what: the images in words.
+    """
+    if not isinstance(process, Flow):
+        return []
+    timesteps, number = noising.timesteps.at(latent_shape), process.num_train_timesteps
+    drawn = torch.tensor([timesteps.quantile((place + 0.5) / SHARES) for place in range(SHARES)])
+    low, middle, high = ((timesteps.quantile(share) + 1) / number for share in (0.25, 0.5, 0.75))
+    factor = process.shift.factor_at(latent_shape)
+    direction = "not shifted" if factor == 1 else f"shifted {'towards noise' if factor > 1 else 'towards clean images'}"
+    weight = {
+        name: f"{replace(process, error_weighting=name).error_weight(drawn).mean().item():.3g}" for name in FLOW_WEIGHTS
+    }
+    own = process.error_weighting
+    others = " and ".join(f"{name} {number}" for name, number in weight.items() if name != own)
+    return [
+        f"flow: times are {direction} (factor {factor:.3g}): for {what} the share of noise s has the quartiles "
+        f"{low:.3f}, {middle:.3f} and {high:.3f}",
+        f"flow: over these times the mean weight of an error, and so of beta, is {own} {weight[own]}; it would be "
+        f"{others}",
+    ]
 
 
 def _timesteps(diffusion: DiffusionConfig, schedule: ForwardProcess) -> TimestepDistribution | TimestepsBySize:

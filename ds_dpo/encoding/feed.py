@@ -21,7 +21,7 @@ from ds_dpo.data.reading.split_files import find_split
 from ds_dpo.data.source import PairSource
 from ds_dpo.data.stream.loader import PairReader
 from ds_dpo.data.stream.prepare import OnlinePairs
-from ds_dpo.diffusion.noising import Noising, noising_of
+from ds_dpo.diffusion.noising import Noising, describe_times, noising_of
 from ds_dpo.encoding.cache.fingerprint import fingerprint_of
 from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache, open_cache
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
@@ -70,7 +70,13 @@ def open_feed(config: RunConfig, *, precision: Precision, say: Say) -> PairFeed:
 
     Raises DataError if the dataset or cache cannot be read, and ConfigError if the cache does not fit the run.
     """
-    noising = noising_of(config.diffusion, training_schedule(config.model, config.diffusion))
+    process = training_schedule(config.model, config.diffusion)
+    noising = noising_of(config.diffusion, process)
+    side = config.data.resolution
+    for line in describe_times(
+        noising, process, latent_shape=latent_shape(config.model, (side, side)), what=f"{side} x {side} pixels"
+    ):
+        say(line)
     if config.data.cache is None:
         return _online(open_trained_on(config, say=say), config, config.data, config.seed, noising, say=say)
     cache = open_cache(config.data.cache, say=say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ds_dpo.config.diffusion import DiffusionConfig
+from ds_dpo.config.families import LIMITS
 from ds_dpo.config.held_out import HeldOutConfig
 from ds_dpo.config.optimization import DECAYING_SCHEDULES
 from ds_dpo.config.run import RunConfig
@@ -26,6 +27,17 @@ _RESIDENCY_WORDS = {
 }
 
 
+# by diffusion.error_weighting; those of a noise schedule are refused before training
+FLOW_ERRORS = {
+    "none": ", counted alike at each share of noise s; the error of the noise, which beta is for in SDXL, is (1 - s)^2 "
+    "times it, so that the same beta is stronger here",
+    "epsilon": " times (1 - s)^2, s being the share of noise: that is the error of the noise, as beta is for in SDXL",
+    "x0": " times s^2, s being the share of noise: that is the error of the clean latents",
+    "snr": "",
+    "min_snr": "",
+}
+
+
 def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
     """Return lines that explain the numbers of a run in words."""
     batch, optimizer, schedule = config.batch, config.optimizer, config.schedule
@@ -41,6 +53,7 @@ def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         *config.terms.sentences(),
         *_reference(config, resolved.precision),
         *_noising(config.diffusion),
+        *_flow(config),
         *_held_out(config.held_out),
         f"DeepSpeed: ZeRO stage {resolved.stage}, {resolved.precision}, gradients accumulated in "
         f"{resolved.accumulation_precision}, offloaded to the CPU: {offloaded or 'nothing'} "
@@ -79,6 +92,13 @@ def _noising(diffusion: DiffusionConfig) -> list[str]:
     plain = DiffusionConfig().model_dump()
     chosen = {name: value for name, value in diffusion.model_dump().items() if value != plain[name]}
     return ["noising: " + ", ".join(f"{name} {str(value).lower()}" for name, value in chosen.items())] if chosen else []
+
+
+def _flow(config: RunConfig) -> list[str]:
+    """Return a line on what an error, and so beta, means for a flow model, and no line for another model."""
+    if not LIMITS[config.model.family].is_flow:
+        return []
+    return [f"flow: an error is that of the velocity (noise - latents){FLOW_ERRORS[config.diffusion.error_weighting]}"]
 
 
 def _schedule_warnings(config: RunConfig) -> list[str]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from ds_dpo.config.asset_paths import ASSET_PREFIX, PACKAGE
 from ds_dpo.config.documents import read_yaml
+from ds_dpo.config.families import LIMITS
 from ds_dpo.config.objectives import OBJECTIVE_SECTIONS
 from ds_dpo.config.run import RunConfig
 
@@ -28,7 +29,7 @@ class Recipe(BaseModel):
     optimizer: str
     pairs_per_step: int | None = Field(default=None, gt=0)
     trained: Literal["full", "lora"] = "full"
-    model: Literal["stable_diffusion", "miniature"] = "stable_diffusion"
+    model: Literal["stable_diffusion", "flow", "miniature"] = "stable_diffusion"
 
     @model_validator(mode="after")
     def has_beta_as_its_objective_has(self) -> Recipe:
@@ -58,10 +59,12 @@ def known_recipes() -> tuple[Recipe, ...]:
 
 
 def recipes_like(config: RunConfig) -> list[Recipe]:
-    """Return the known recipes that fit a run: those of its objective or group, for full training or for LoRA."""
+    """Return the known recipes that fit a run: those of its objective or group and kind of model, full or LoRA."""
     group = config.objective.recipe_group or config.objective.type
     trained = "full" if config.adapter.type == "none" else "lora"
-    model = "miniature" if config.model.pretrained.startswith(f"{ASSET_PREFIX}assets/miniature") else "stable_diffusion"
+    model = "flow" if LIMITS[config.model.family].is_flow else "stable_diffusion"
+    if config.model.pretrained.startswith(f"{ASSET_PREFIX}assets/miniature"):
+        model = "miniature"
     return [
         recipe for recipe in known_recipes() if (recipe.group, recipe.trained, recipe.model) == (group, trained, model)
     ]

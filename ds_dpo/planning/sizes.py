@@ -11,16 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from ds_dpo.config.asset_paths import PACKAGE, resolve_asset
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed
+from ds_dpo.models.weights.sd3_shapes import sd3_shapes
 from ds_dpo.models.weights.unet_shapes import Shape, known_shapes
 
 BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
 # bytes of an element's moments; 8-bit ones have a scale for each 256 elements besides
 MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "lion": 4, "lion_8bit": 1}
 MASTER_BYTES = 4
+# by class of denoiser; a class that is not named is a UNet
+SHAPES = {"SD3Transformer2DModel": sd3_shapes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +36,32 @@ class Parameters:
 
 
 def parameters_of(config: RunConfig) -> Parameters | None:
-    """Count a run's parameters from the configuration of its UNet; None if its shapes are not known here.
+    """Count a run's parameters from the configuration of its denoiser; None if its shapes are not known here.
 
-    A folder's own configuration counts. For a model of the hub and a single file it is that of the family.
+    A folder's own configuration counts. For a model of the hub and a single file it is that of the family, or of the
+    model if its family has several sizes.
     """
-    own = Path(resolve_asset(config.model.pretrained)).expanduser() / "unet" / "config.json"
-    shipped = PACKAGE / "assets" / "model_configs" / config.model.family / "unet" / "config.json"
     try:
-        shapes = known_shapes(json.loads((own if own.is_file() else shipped).read_text(encoding="utf-8")))
+        settings = _denoiser_config(config.model.pretrained, config.model.family)
+        shapes = SHAPES.get(settings.get("_class_name", ""), known_shapes)(settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # whoever loads the model says what is wrong with it
     if shapes is None:
         return None
     return Parameters(total=sum(map(math.prod, shapes.values())), trained=_trained(config, shapes))
+
+
+def _denoiser_config(pretrained: str, family: str) -> dict[str, Any]:
+    place, assets = Path(resolve_asset(pretrained)).expanduser(), PACKAGE / "assets"
+    own = [place / folder / "config.json" for folder in ("unet", "transformer")]
+    for path in own:
+        if path.is_file():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+    by_name = json.loads((assets / "hub_denoisers.json").read_text(encoding="utf-8"))
+    if pretrained in by_name:
+        return dict(by_name[pretrained])
+    shipped = assets / "model_configs" / family / "unet" / "config.json"
+    return dict(json.loads(shipped.read_text(encoding="utf-8")))
 
 
 def _trained(config: RunConfig, shapes: Mapping[str, Shape]) -> int:
@@ -99,7 +116,7 @@ def sent_gradient_bytes(trained: int, resolved: ResolvedDeepSpeed) -> float:
 
 
 def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
-    """Return a line on memory and one on the network; none if the UNet is not known."""
+    """Return a line on memory and one on the network; none if the denoiser is not known."""
     parameters = parameters_of(config)
     if parameters is None:
         return []

@@ -31,6 +31,9 @@ def test_the_report_names_what_of_the_noising_was_chosen() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (["--model.family", "sd3"], "flow: an error is that of the velocity (noise - latents), counted alike at each"),
+        (["--model.family=sd3", "--diffusion.error_weighting=epsilon"], "times (1 - s)^2, s being the share of noise"),
+        (["--model.family=sd3", "--diffusion.error_weighting=x0"], "times s^2, s being the share of noise"),
         (["--optimizer.type", "lion_8bit"], "optimizer: Lion with its mean in 8 bit, weight decay"),
         (["--schedule.name", "polynomial"], "200 steps of warm-up, then polynomial to 1e-07 at step 2000"),
         (

@@ -53,13 +53,18 @@ def test_a_run_is_compared_with_its_own_kind() -> None:
     assert "batch.pairs_per_step 2048" in warnings(*lora)[0]
     # beta 2000 here is the 1000 of diffusion-kto, whose code has no 1/2
     assert warnings("--objective.type", "kto", "--beta", "2000", "--lr", "1e-7", "--pairs_per_step", "16") == []
+    # a flow model's rate is near those of its own kind: 5e-6 for full training, 1e-6 to 3e-4 for LoRA
+    sd3 = ("--model.family", "sd3", "--pairs_per_step", "128")
+    assert warnings(*sd3, "--beta", "1000", "--lr", "5e-6") == []
+    assert "nearest is 1000" in warnings(*sd3, "--beta", "50", "--lr", "5e-6")[0]
+    assert warnings(*sd3, "--adapter.type", "lora", "--beta", "50", "--lr", "3e-4") == []
     assert warnings("--objective.type", "orpo", "--learning_rate", "1") == [], "no full fine-tuning with it is known"
 
 
 def test_the_file_holds_what_the_sources_publish() -> None:
     known = known_recipes()
-    assert len(known) == RECIPES_FILE.read_text(encoding="utf-8").count("- objective:") == 21
-    assert len({recipe.source for recipe in known if recipe.model != "miniature"}) == 19, "each row has its own source"
+    assert len(known) == RECIPES_FILE.read_text(encoding="utf-8").count("- objective:") == 29
+    assert len({recipe.source for recipe in known if recipe.model != "miniature"}) == 27, "each row has its own source"
     sdxl = next(recipe for recipe in known if recipe.source.startswith("SalesforceAIResearch/DiffusionDPO sdxl.sh"))
     # the authors' 1e-8 x 2048 pairs of scale_lr
     assert sdxl.learning_rate == pytest.approx(1e-8 * 2048)

@@ -23,6 +23,11 @@ def test_parameters_are_those_of_the_unet_and_of_what_is_trained() -> None:
     assert parameters("--config", "sdxl_pickapic_lora") == Parameters(total=SDXL, trained=11_612_160)
     # the miniature's own configuration is in its folder
     assert 2_000_000 < parameters("--config", "miniature").total < 3_000_000
+    # diffusers' own counts
+    sd3 = {"3-medium-diffusers": 2_028_328_000, "3.5-medium": 2_243_171_520, "3.5-large": 8_056_627_520}
+    for name, total in sd3.items():
+        model = ("--model.pretrained", f"stabilityai/stable-diffusion-{name}", "--model.family", "sd3")
+        assert parameters(*model) == Parameters(total=total, trained=total)
     base = ("--config", "sdxl_pickapic")
     attention = parameters(*base, "--model.train", "*.attn2.*").trained
     assert 0 < attention < SDXL
