@@ -43,7 +43,7 @@ def test_the_times_and_weights_of_a_flow_are_said_in_numbers():
     for shift, factor, quartiles, weights in (
         (NO_SHIFT, "not shifted (factor 1)", "0.251, 0.501 and 0.751", "0.333 and x0 0.334"),
         (Shift(factor=3), "shifted towards noise (factor 3)", "0.501, 0.751 and 0.901", "0.176 and x0 0.529"),
-        (Shift(factor=1 / 3), "shifted towards clean images (factor 0.333)", "0.101, 0.251 and 0.501", "0.528 and x0"),
+        (Shift(factor=1 / 3), "shifted towards clean images (factor 0.333)", "0.101, 0.251 and 0.501", "0.527 and x0"),
     ):
         flow = Flow(shift=shift)
         times, weighed = describe_times(noising_of(DiffusionConfig(), flow), flow, **at_512)
