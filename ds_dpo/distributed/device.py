@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from ds_dpo.distributed.half_precision import SLOW, half_precision_cost
 from ds_dpo.errors import ConfigError, shown
+from ds_dpo.precision import Precision
 
 ACCELERATOR_VARIABLE = "DS_ACCELERATOR"  # DeepSpeed reads it too
 ADVICE = (
@@ -37,8 +39,15 @@ class PickedDevice:
         """Return what must be the same on all ranks: gloo and NCCL would wait for each other."""
         return {"accelerator": self.device.type, "nccl": self.nccl or "none"}
 
-    def remarks(self, *, precision: str) -> list[str]:
-        """Return a line if the GPU only emulates the precision."""
+    def remarks(
+        self, *, precision: Precision, cost_on_cpu: Callable[[Precision], float] = half_precision_cost
+    ) -> list[str]:
+        """Return a line if the device only emulates the precision. cost_on_cpu: measures how slow it is on a CPU."""
+        if self.device.type == "cpu" and precision != "fp32" and (cost := cost_on_cpu(precision)) > SLOW:
+            return [
+                f"warning: this CPU takes {cost:.0f} times as long in {precision} as in fp32; zero1_fp32_cpu, "
+                "zero2_fp32_cpu or zero3_fp32_cpu as deepspeed_config trains in fp32"
+            ]
         if precision != "bf16" or self.capability is None or self.capability >= BF16_CAPABILITY:
             return []
         major, minor = self.capability

@@ -108,7 +108,10 @@ def test_bf16_is_warned_of_on_gpus_that_emulate_it(gpus: SimpleNamespace) -> Non
         remarks = pick_device(0, {}).remarks(precision=precision)
         assert bool(remarks) == warns, (capability, precision)
     cpu = PickedDevice(device=torch.device("cpu"), num_gpus=0, words="cpu")
-    assert cpu.remarks(precision="bf16") == []
+    assert cpu.remarks(precision="bf16", cost_on_cpu=lambda precision: 1.2) == []
+    assert cpu.remarks(precision="fp32", cost_on_cpu=lambda precision: 10.0) == []
+    (remark,) = cpu.remarks(precision="bf16", cost_on_cpu=lambda precision: 7.4)
+    assert remark.startswith("warning: this CPU takes 7 times as long in bf16 as in fp32; zero1_fp32_cpu, ")
 
 
 @pytest.mark.parametrize("asked", ["CPU", "gpu", "none", "cpu ", "meta", "xpu", "x" * 1000])
