@@ -48,7 +48,8 @@ class AdapterConfig(Section):
         "Numerator of the low-rank layers' scale, alpha / rank (the rank if unset).", default=None, gt=0
     )
     targets: list[str] = identity_field(
-        "Names, or ends of names, of the linear and convolution layers that get a low-rank layer.",
+        "Names, or ends of names, of the linear and convolution layers that get a low-rank layer; attention, "
+        "attention+mlp and all mean every such layer of the attention, of attention and feed-forward, of the model.",
         default=ATTENTION_PROJECTIONS,
         min_length=1,
     )

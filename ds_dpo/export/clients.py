@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ds_dpo.models.families.family import Family
+from ds_dpo.models.families.sd3 import SD3_TRANSFORMER
 
 CHECKPOINT_PLACES = (
     "ComfyUI: models/checkpoints (A1111, Forge: models/Stable-diffusion; kohya: --pretrained_model_name_or_path)"
 )
 DENOISER_PLACES = "ComfyUI: models/diffusion_models, node Load Diffusion Model"
+# Source: ComfyUI, comfy/lora.py (model_lora_keys_unet)
+TRANSFORMER_LORA_PLACES = "ComfyUI: models/loras, for SD3"
 KOHYA_LORA_PLACES = "ComfyUI: models/loras; A1111, Forge: models/Lora; kohya: --network_weights"
 DIFFUSERS_LORA_NOTE = (
     "ComfyUI, Forge and A1111 know only a part of these names, and not their alpha; for them export once more with "
@@ -70,6 +73,8 @@ def kohya_remarks(modules: Iterable[str], *, share: float | None = None) -> list
     share: of the squared change in the LoRA's layers, how much is in those left out; None if it is not known.
     """
     modules = list(modules)
+    if any(module.startswith(SD3_TRANSFORMER.own_beginning) for module in modules):
+        return ["kohya's sd-scripts has other names for a transformer's layers, and cannot read this file"]
     unknown = sorted({module.partition(".")[0] for module in modules if not is_known_to_kohya(module)})
     if not unknown:
         return []

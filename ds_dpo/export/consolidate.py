@@ -18,6 +18,7 @@ from ds_dpo.export.pipeline import check_complete, copy_files, state_scheduler
 from ds_dpo.export.request import Request, check_options, is_one_file
 from ds_dpo.export.source import Source, choose_base, denoiser_config, find_source
 from ds_dpo.export.tensors.frozen import restore_frozen
+from ds_dpo.export.tensors.tables import with_tables
 from ds_dpo.export.tensors.verification import Distance, measure_distance, verify_files
 from ds_dpo.export.tensors.weights import Weights, averaged, select_keys
 from ds_dpo.models.families.table import family_of
@@ -93,12 +94,13 @@ def look_into(request: Request, source: Source, checkpoint: ZeroCheckpoint, *, s
         if is_alone and base_weights is None and request.format != "lora":
             base_weights = required_weights(base, why="a checkpoint that holds only a LoRA")
         weights = merge_adapter(held, adapter, base_weights)
+    config = denoiser_config(source, base)
     return Job(
         request=request,
         held=held,
-        weights=weights,
+        weights=with_tables(weights, config, base_weights),
         adapter=adapter,
-        config=denoiser_config(source, base),
+        config=config,
         base=base,
         base_weights=base_weights,
         record=_record(request, checkpoint),

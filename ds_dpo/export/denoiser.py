@@ -35,7 +35,7 @@ class WrittenDenoiser:
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the parameters of a denoiser with this configuration, without memory for weights.
+    """Return names and shapes of a denoiser's parameters and tables, by its configuration, without memory for weights.
 
     Raises ModelError for a configuration of another class, or one that diffusers refuses.
     """
@@ -47,7 +47,7 @@ def _shapes_of(config_json: str) -> dict[str, tuple[int, ...]]:
     config = json.loads(config_json)
     kind = kind_of(config)
     known = kind.shapes(config)
-    return _built_shapes(kind, config) if known is None else known
+    return _built_shapes(kind, config) if known is None else {**known, **kind.tables(config)}
 
 
 def _built_shapes(kind: DenoiserKind, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

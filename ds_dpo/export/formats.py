@@ -20,6 +20,7 @@ from ds_dpo.export.clients import (
     DENOISER_PLACES,
     DIFFUSERS_LORA_NOTE,
     KOHYA_LORA_PLACES,
+    TRANSFORMER_LORA_PLACES,
     is_known_to_kohya,
     kohya_remarks,
     sampling_remarks,
@@ -54,6 +55,7 @@ from ds_dpo.export.tensors.verification import Distance
 from ds_dpo.export.tensors.weights import Weights
 from ds_dpo.models.families.family import DenoiserKind
 from ds_dpo.models.families.table import family_of, kind_of
+from ds_dpo.models.families.unet import UNET
 from ds_dpo.models.weights.file_flags import flags_of
 from ds_dpo.precision import torch_dtype
 
@@ -275,11 +277,11 @@ def _lora_plan(
 ) -> Plan:
     """layers: those of the file, or all that may be in it."""
     request = job.request
-    specs = lora_specs(layers, naming=request.lora_naming, dtype=torch_dtype(request.dtype))
+    specs = lora_specs(layers, naming=request.lora_naming, folder=job.kind.folder, dtype=torch_dtype(request.dtype))
     is_kohya = request.lora_naming == "kohya"
     name = f"{job.title}{FILE_SUFFIX}" if is_kohya or is_one_file(request) else DIFFUSERS_NAME
     usage = (
-        KOHYA_LORA_PLACES
+        (KOHYA_LORA_PLACES if job.kind is UNET else TRANSFORMER_LORA_PLACES)
         if is_kohya
         else f'pipeline.load_lora_weights("{request.out}") of diffusers; {DIFFUSERS_LORA_NOTE}'
     )
@@ -293,14 +295,21 @@ def _write_lora(
     own = METADATA_OF_NAMING[request.lora_naming](layers, settings, job.config)
     spec = describe_model(job.config, title=job.title, prediction_type=prediction_type_of(job.base), is_lora=True)
     metadata = {**spec, **own, RECORD_KEY: json.dumps(job.record)}
-    dtype = torch_dtype(request.dtype)
-    return write_lora_file(path, layers, produce, naming=request.lora_naming, dtype=dtype, metadata=metadata)
+    return write_lora_file(
+        path,
+        layers,
+        produce,
+        naming=request.lora_naming,
+        folder=job.kind.folder,
+        dtype=torch_dtype(request.dtype),
+        metadata=metadata,
+    )
 
 
 METADATA_OF_NAMING: dict[
     str, Callable[[Mapping[str, LoraLayer], Mapping[str, Any], Mapping[str, Any]], dict[str, str]]
 ] = {
-    "diffusers": lambda layers, settings, _: diffusers_metadata(layers, settings),
+    "diffusers": lambda layers, settings, config: diffusers_metadata(layers, settings, folder=kind_of(config).folder),
     "kohya": lambda layers, _, config: kohya_metadata(layers, config),
 }
 

@@ -56,7 +56,7 @@ FIRST_FORMAT_NAMES = {"unet": "denoiser"}  # of earlier versions, still taken
 LORA_NAMINGS = ("diffusers", "kohya")
 ALL_TARGETS = "all"
 # layers that a computed LoRA has, by what the names of their modules contain
-LORA_TARGETS = {ALL_TARGETS: "", "attention": ".attentions."}
+LORA_TARGETS = {ALL_TARGETS: ("",), "attention": (".attentions.", ".attn.", ".attn2.")}
 FILE_FORMATS = ("single-file", "lora")  # formats that fit into one file
 
 

@@ -13,7 +13,7 @@ from ds_dpo.config.documents import read_yaml
 from ds_dpo.config.families import DEFAULT_FAMILY
 from ds_dpo.errors import CheckpointError, ModelError, shown
 from ds_dpo.models.families.family import DenoiserKind
-from ds_dpo.models.families.table import FAMILIES
+from ds_dpo.models.families.table import FAMILIES, KINDS, kind_of
 from ds_dpo.models.weights.files import read_json
 from ds_dpo.process.say import Say
 from ds_dpo.storage.best_mark import BEST, Best, read_best_mark
@@ -163,8 +163,24 @@ def _scheduler_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
 def choose_base(source: Source, base: str | None) -> BaseModel | None:
     """Return the base that the user gives, else that of the run, else None."""
     if base is not None:
-        return BaseModel(resolve_asset(base))
+        return BaseModel(resolve_asset(base), denoiser=_kind_of(source, Path(resolve_asset(base))))
     return None if source.run is None else base_of_run(source.run)
+
+
+def _kind_of(source: Source, base: Path) -> DenoiserKind:
+    """Return the kind of denoiser in a checkpoint, by its saved configuration, else by the folders of its base."""
+    saved = _saved_config(source)
+    if saved is not None:
+        return kind_of(saved)
+    found = (kind for kind in KINDS.values() if (base / kind.folder / "config.json").is_file())
+    return next(found, FAMILIES[DEFAULT_FAMILY].denoiser)
+
+
+def _saved_config(source: Source) -> dict[str, Any] | None:
+    for name in (DENOISER_CONFIG_NAME, FIRST_DENOISER_CONFIG_NAME):
+        if (source.folder / name).is_file():
+            return read_json(source.folder / name)
+    return None
 
 
 def denoiser_config(source: Source, base: BaseModel | None) -> dict[str, Any]:
@@ -172,9 +188,9 @@ def denoiser_config(source: Source, base: BaseModel | None) -> dict[str, Any]:
 
     Raises CheckpointError if neither is known, and ModelError if the base cannot be read.
     """
-    for name in (DENOISER_CONFIG_NAME, FIRST_DENOISER_CONFIG_NAME):
-        if (source.folder / name).is_file():
-            return read_json(source.folder / name)
+    saved = _saved_config(source)
+    if saved is not None:
+        return saved
     if base is None:
         raise CheckpointError(
             f"{source.folder}: neither {DENOISER_CONFIG_NAME} nor a run's config.yaml describes the model; "

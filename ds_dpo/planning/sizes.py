@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ds_dpo.config.adapter_targets import is_target
 from ds_dpo.config.asset_paths import PACKAGE, resolve_asset
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed
@@ -72,7 +73,7 @@ def _trained(config: RunConfig, shapes: Mapping[str, Shape]) -> int:
     low_rank = 0
     for name, shape in shapes.items():
         layer, _, kind = name.rpartition(".")
-        if kind == "weight" and any(layer == target or layer.endswith(f".{target}") for target in adapter.targets):
+        if kind == "weight" and len(shape) > 1 and is_target(layer, adapter.targets):
             rows, columns = shape[0], math.prod(shape[1:])
             low_rank += adapter.rank * (rows + columns) + (rows if adapter.type == "dora" else 0)
     return low_rank

@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor, nn
 
 from ds_dpo.models.families.table import KINDS
+from ds_dpo.models.sampler import Sampler
 from ds_dpo.models.vae import PIXELS_AT_ONCE, decode_latents
 
 MAX_IMAGES_AT_ONCE = 24
@@ -25,12 +32,15 @@ def build_pipeline(
     vae: nn.Module,
     tokenizers: Sequence[Any],
     text_encoders: Sequence[nn.Module],
-    scheduler: DDIMScheduler,
+    scheduler: Sampler,
 ) -> DiffusionPipeline:
-    """Join live parts without copying or moving them: two text encoders make SDXL, one makes Stable Diffusion 1.
+    """Join live parts without copying or moving them: with a UNet, two text encoders make SDXL, one Stable Diffusion 1.
 
-    Raises ValueError for another number of text encoders or tokenizers.
+    A transformer of Stable Diffusion 3 takes two CLIPs, or these and T5. Raises ValueError for another number of text
+    encoders or tokenizers.
     """
+    if isinstance(denoiser, SD3Transformer2DModel):
+        return _sd3_pipeline(denoiser, vae, tokenizers, text_encoders, scheduler)
     if len(text_encoders) not in (1, 2) or len(tokenizers) != len(text_encoders):
         raise ValueError(
             f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline needs 1 of each "
@@ -53,6 +63,28 @@ def build_pipeline(
         text_encoder=text_encoders[0],
         text_encoder_2=text_encoders[1],
         add_watermarker=False,
+    )
+
+
+def _sd3_pipeline(
+    transformer: nn.Module,
+    vae: nn.Module,
+    tokenizers: Sequence[Any],
+    text_encoders: Sequence[nn.Module],
+    scheduler: Sampler,
+) -> DiffusionPipeline:
+    if len(text_encoders) not in (2, 3) or len(tokenizers) != len(text_encoders):
+        raise ValueError(
+            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline of Stable Diffusion 3 "
+            "needs 3 of each, or 2 of each without T5"
+        )
+    absent = (None,) * (3 - len(text_encoders))
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=scheduler,
+        **dict(zip(("tokenizer", "tokenizer_2", "tokenizer_3"), (*tokenizers, *absent), strict=True)),
+        **dict(zip(("text_encoder", "text_encoder_2", "text_encoder_3"), (*text_encoders, *absent), strict=True)),
     )
 
 
@@ -149,7 +181,7 @@ class ValidationSampler:
         vae: nn.Module,
         tokenizers: Sequence[Any],
         text_encoders: Sequence[nn.Module],
-        scheduler: DDIMScheduler,
+        scheduler: Sampler,
         prompts: Sequence[str],
         seeds: Sequence[int],
         num_inference_steps: int,

@@ -16,6 +16,7 @@ from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.export.clients import is_known_to_kohya
 from ds_dpo.export.tensors.safetensors_stream import TensorSpec, write_safetensors
 from ds_dpo.models.families.table import family_of
+from ds_dpo.models.families.unet import UNET
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
@@ -61,14 +62,16 @@ def write_lora_file(
     produce: Produce,
     *,
     naming: str,
+    folder: str = UNET.folder,
     dtype: torch.dtype,
     metadata: Mapping[str, str],
 ) -> list[TensorSpec]:
     """Write a LoRA under the names of a naming, one tensor in memory at a time, and return the written tensors.
 
-    Raises ConfigError if the naming has no names for it, and CheckpointError through produce.
+    folder: the denoiser's in a pipeline, a part of the names. Raises ConfigError if the naming has no names for the
+    LoRA, and CheckpointError through produce.
     """
-    entries = list(NAMINGS[naming](layers, dtype))
+    entries = list(NAMINGS[naming](layers, dtype, folder))
     by_name = {entry.spec.name: entry for entry in entries}
 
     def tensor_of(spec: TensorSpec) -> Tensor:
@@ -89,25 +92,25 @@ def write_lora_file(
     return specs
 
 
-def lora_specs(layers: Mapping[str, LoraLayer], *, naming: str, dtype: torch.dtype) -> list[TensorSpec]:
+def lora_specs(layers: Mapping[str, LoraLayer], *, naming: str, folder: str, dtype: torch.dtype) -> list[TensorSpec]:
     """Return the tensors of the file that write_lora_file writes. Raises ConfigError as that does."""
-    return [entry.spec for entry in NAMINGS[naming](layers, dtype)]
+    return [entry.spec for entry in NAMINGS[naming](layers, dtype, folder)]
 
 
-def _diffusers_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Iterator[Entry]:
+def _diffusers_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype, folder: str) -> Iterator[Entry]:
     for module, layer in layers.items():
-        yield Entry(TensorSpec(f"unet.{module}.lora_A.weight", layer.down, dtype), module, "down")
-        yield Entry(TensorSpec(f"unet.{module}.lora_B.weight", layer.up, dtype), module, "up")
+        yield Entry(TensorSpec(f"{folder}.{module}.lora_A.weight", layer.down, dtype), module, "down")
+        yield Entry(TensorSpec(f"{folder}.{module}.lora_B.weight", layer.up, dtype), module, "up")
         if layer.magnitude is not None:
-            spec = TensorSpec(f"unet.{module}.lora_magnitude_vector", layer.magnitude, dtype)
+            spec = TensorSpec(f"{folder}.{module}.lora_magnitude_vector", layer.magnitude, dtype)
             yield Entry(spec, module, "magnitude")
 
 
-def _kohya_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Iterator[Entry]:
+def _kohya_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype, folder: str) -> Iterator[Entry]:
     # sd-scripts (networks/lora.py, convert_diffusers_to_sai_if_needed) fails on a file that begins with a module that
     # it does not know
     modules = sorted(layers, key=is_known_to_kohya, reverse=True)
-    named = {module: f"lora_unet_{KOHYA_MODULES.get(module, module).replace('.', '_')}" for module in modules}
+    named = {module: f"lora_{folder}_{KOHYA_MODULES.get(module, module).replace('.', '_')}" for module in modules}
     # With dora_scale, ComfyUI and Forge use the norms of the base's rows, A1111 those of its columns, and peft those of
     # the changed weight's rows: no number in the file suits all of them.
     # fp32 tensors come first, because readers need each tensor aligned to its item size
@@ -124,23 +127,25 @@ def _kohya_entries(layers: Mapping[str, LoraLayer], dtype: torch.dtype) -> Itera
         yield Entry(TensorSpec(f"{name}.lora_up.weight", layers[module].up, dtype), module, "up")
 
 
-NAMINGS: dict[str, Callable[[Mapping[str, LoraLayer], torch.dtype], Iterator[Entry]]] = {
+NAMINGS: dict[str, Callable[[Mapping[str, LoraLayer], torch.dtype, str], Iterator[Entry]]] = {
     "diffusers": _diffusers_entries,
     "kohya": _kohya_entries,
 }
 
 
-def diffusers_metadata(layers: Mapping[str, LoraLayer], settings: Mapping[str, Any]) -> dict[str, str]:
+def diffusers_metadata(
+    layers: Mapping[str, LoraLayer], settings: Mapping[str, Any], *, folder: str = UNET.folder
+) -> dict[str, str]:
     """Return the adapter's peft configuration as diffusers' save_lora_weights writes it.
 
-    settings: those of the run's adapter, {} for a computed LoRA.
+    settings: those of the run's adapter, {} for a computed LoRA. folder: of the denoiser in a pipeline.
     """
     known = {name: value for name, value in settings.items() if name not in PRIVATE_SETTINGS}
     if known.get("lora_dropout"):
         known["lora_dropout"] = 0.0  # diffusers puts layers into a pipeline in training mode, which would drop inputs
     if "r" not in known:
         known = {**_settings_of(layers), **known}
-    packed = {f"unet.{name}": value for name, value in known.items()}
+    packed = {f"{folder}.{name}": value for name, value in known.items()}
     return {METADATA_KEY: json.dumps(packed, indent=2, sort_keys=True)}
 
 

@@ -49,7 +49,7 @@ def lora_layers(
     found = {}
     for name, shape in sorted(shapes.items()):
         module = name.removesuffix(".weight")
-        if can_hold(name, shape) and LORA_TARGETS[targets] in module:
+        if can_hold(name, shape) and any(part in module for part in LORA_TARGETS[targets]):
             own = min(rank, shape[0], math.prod(shape[1:]))
             up = (shape[0], own, 1, 1) if len(shape) == 4 else (shape[0], own)
             found[module] = LoraLayer((own, *shape[1:]), up, 1.0)

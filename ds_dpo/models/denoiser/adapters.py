@@ -14,6 +14,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from ds_dpo.config.adapter_targets import NAMED_TARGETS, is_target
 from ds_dpo.config.documents import read_json
 from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.errors import CheckpointError, ConfigError, ModelError, shown
@@ -43,13 +44,13 @@ def add_adapter(denoiser: ModelMixin, config: AdapterConfig, *, seed: int) -> No
     Sources: arXiv:2106.09685 (LoRA), arXiv:2312.03732 (rsLoRA), arXiv:2402.09353 (DoRA); peft's initial values.
     """
     lora_config = _peft().LoraConfig
-    _require_targets(denoiser, config.targets)
+    targets = _found_targets(denoiser, config.targets)
     denoiser.requires_grad_(False)
     denoiser.add_adapter(
         lora_config(
             r=config.rank,
             lora_alpha=_plain(config.alpha or config.rank),
-            target_modules=sorted(set(config.targets)),
+            target_modules=targets,
             lora_dropout=config.dropout,
             **KINDS[config.type],
         ),
@@ -77,11 +78,21 @@ def _initial_down(name: str, shape: torch.Size, *, seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def _require_targets(denoiser: nn.Module, targets: list[str]) -> None:
-    """Raise ConfigError for a target without a layer; peft silently ignores it if another target has one."""
+def _found_targets(denoiser: nn.Module, targets: list[str]) -> list[str]:
+    """Return targets as peft takes them: a kind of layers, such as attention, becomes the names of its layers.
+
+    Raises ConfigError for a target without a layer; peft silently ignores it if another target has one.
+    """
     layers = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    _require_targets(layers, targets)
+    if NAMED_TARGETS.keys() & set(targets):
+        return sorted(name for name in layers if is_target(name, targets))
+    return sorted(set(targets))
+
+
+def _require_targets(layers: list[str], targets: list[str]) -> None:
     for target in targets:
-        if any(name == target or name.endswith(f".{target}") for name in layers):
+        if any(is_target(name, [target]) for name in layers):
             continue
         ends = {".".join(name.split(".")[-parts:]) for name in layers for parts in (1, 2)}
         near = get_close_matches(target, sorted(ends), n=3, cutoff=0.5) or ["to_q", "proj_in", "conv1"]

@@ -27,6 +27,11 @@ def no_extras(time_ids: Tensor) -> dict[str, Tensor]:
     return {}
 
 
+def no_tables(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return nothing, for a denoiser that holds parameters alone."""
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenoiserKind:
     """What families share whose denoisers are one class of network.
@@ -35,7 +40,8 @@ class DenoiserKind:
     of its tensors' names in a whole checkpoint in one file. file_names: returns the names there, with the prefix, of
     the parameters of a configuration. file_beginning: beginning of some of those names without the prefix, by which a
     file is recognised. own_beginning: the same of diffusers' names. shapes: returns the shapes of a configuration's
-    parameters by name; None if only diffusers can build it. derive: returns the configuration that the shapes in a file
+    parameters by name; None if only diffusers can build it. tables: the same of what a file has beside its parameters,
+    and training does not change. derive: returns the configuration that the shapes in a file
     imply, given that of the family's usual denoiser. unseen_settings: settings that change what a denoiser predicts but
     no shape, with diffusers' defaults. predict: calls the denoiser.
     """
@@ -48,6 +54,7 @@ class DenoiserKind:
     own_beginning: str
     file_names: Callable[[Iterable[str], Mapping[str, Any]], Mapping[str, str]]
     shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]] | None]
+    tables: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]] = no_tables
     derive: Callable[[Shapes, Config], Config]
     unseen_settings: Mapping[str, Any]
     predict: Predict

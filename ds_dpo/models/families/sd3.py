@@ -13,7 +13,7 @@ from ds_dpo.models.families.text import encode_sd3
 from ds_dpo.models.weights.derived_configs import Config, Shapes
 from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
 from ds_dpo.models.weights.ldm_parts import same_names
-from ds_dpo.models.weights.sd3_shapes import sd3_shapes
+from ds_dpo.models.weights.sd3_shapes import sd3_shapes, sd3_tables
 
 # of T5; the default of diffusers' StableDiffusion3Pipeline
 T5_TOKENS = 256
@@ -42,6 +42,7 @@ SD3_TRANSFORMER = DenoiserKind(
     own_beginning="transformer_blocks.",
     file_names=_no_file_names,
     shapes=sd3_shapes,
+    tables=sd3_tables,
     derive=_no_derived_config,
     unseen_settings={},
     predict=predict_by_sd3_transformer,

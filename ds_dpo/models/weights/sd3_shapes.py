@@ -43,6 +43,13 @@ def sd3_shapes(config: Mapping[str, Any]) -> dict[str, Shape] | None:
     return dict(_transformer(settings)) if is_known else None
 
 
+def sd3_tables(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return names and shapes of the tables that a file has beside the parameters: the positions of patches."""
+    settings = {**DEFAULTS, "pos_embed_max_size": 96, **config}
+    width = settings["num_attention_heads"] * settings["attention_head_dim"]
+    return {"pos_embed.pos_embed": (1, settings["pos_embed_max_size"] ** 2, width)}
+
+
 def _transformer(settings: Mapping[str, Any]) -> Named:
     width = settings["num_attention_heads"] * settings["attention_head_dim"]
     patch = settings["patch_size"]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from tiny_sd3 import tiny_transformer
 
 from ds_dpo.batch import Conditioning
 from ds_dpo.config.load import load_config
@@ -149,3 +150,31 @@ def test_a_file_without_adapter_inherits_no_setting_of_one(tmp_path):
     (tmp_path / "lora.yaml").write_text("base: miniature\nadapter: {type: lora, rank: 4}\n")
     assert load_config([f"--config={tmp_path / 'lora.yaml'}", "--rank=8"]).config.adapter.rank == 8
     assert load_config([f"--config={tmp_path / 'lora.yaml'}", "--adapter.type=none"]).config.adapter == AdapterConfig()
+
+
+IN_BLOCKS = ("attention", "attention+mlp", "all")
+
+
+@pytest.mark.parametrize("shape", ["sd3", "sd35_medium"])
+def test_layers_are_named_by_their_kind(shape):
+    """3 blocks of SD3: the last has no output for the text, and in sd35_medium the first two attend twice."""
+    text_projections, image_projections = 3 + 3 + 3 + 2, 3 * 4
+    attention = text_projections + image_projections + (2 * 4 if shape == "sd35_medium" else 0)
+    feed_forward = 2 * (3 + 2)
+    # patches, two embedders of two layers, text, two norms a block, last norm and projection
+    others = 1 + 4 + 1 + 2 * 3 + 2
+    expected = {"attention": attention, "attention+mlp": attention + feed_forward}
+    expected["all"] = expected["attention+mlp"] + others
+    for name in IN_BLOCKS:
+        transformer = tiny_transformer(shape)
+        add_adapter(transformer, AdapterConfig(type="lora", rank=2, targets=[name]), seed=3)
+        assert sum(isinstance(module, LoraLayer) for module in transformer.modules()) == expected[name], name
+
+
+def test_a_kind_of_layers_names_a_unets_too(sdxl):
+    unet = unet_of(sdxl)
+    layers = {name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)}
+    add_adapter(unet, AdapterConfig(type="lora", rank=2, targets=["attention"]), seed=3)
+    found = {name for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+    assert found == {name for name in layers if ".attn1." in name or ".attn2." in name}
+    assert found

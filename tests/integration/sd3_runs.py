@@ -1,0 +1,50 @@
+"""Runs of a tiny Stable Diffusion 3: each a way to divide, keep and recompute the same training in fp32."""
+
+from __future__ import annotations
+
+STEPS = 6
+COMMON = {
+    "config": "miniature",
+    "model.family": "sd3",
+    "max_train_steps": STEPS,
+    "data.max_rows": 40,
+    "batch.pairs_per_step": 4,
+    "batch.micro_batch_pairs": 1,
+    "objective.beta": 500,
+    "optimizer.learning_rate": 1e-3,
+    "schedule.warmup_steps": 0,
+    "cadence.log_every_steps": 1,
+    "cadence.save_every_steps": STEPS,
+    "cadence.sample_every_steps": "none",
+    "data.prompt_dropout": 0.3,
+}
+CHECKPOINTING = {"model.gradient_checkpointing": "true"}
+LORA = {"adapter.type": "lora", "adapter.rank": 4, "optimizer.learning_rate": 1e-2}
+# by group: runs whose curves must be one, with their ZeRO stage and further options
+GROUPS: dict[str, dict[str, tuple[int, dict[str, object]]]] = {
+    "full": {
+        "zero1": (1, {}),
+        "zero2_cpu_checkpointing": (2, {"reference.residency": "cpu", **CHECKPOINTING}),
+        "zero3_zero3_checkpointing": (3, {"reference.residency": "zero3", **CHECKPOINTING}),
+        "zero3_replicated": (3, {}),
+    },
+    "lora": {
+        "lora_zero1_adapter_checkpointing": (1, {**LORA, "reference.residency": "adapter", **CHECKPOINTING}),
+        "lora_zero2_replicated": (2, LORA),
+        "lora_zero3_adapter": (3, {**LORA, "reference.residency": "adapter"}),
+    },
+}
+DRAWN = "zero3_zero3_checkpointing"  # this run also draws images, with weights that are divided
+
+
+def settings(pipeline: str, out: str) -> dict[str, dict[str, object]]:
+    """Return the options of every run, by name; its folder is out/name."""
+    found: dict[str, dict[str, object]] = {}
+    for runs in GROUPS.values():
+        for name, (stage, options) in runs.items():
+            drawing = (
+                {"cadence.sample_every_steps": STEPS, "validation.num_inference_steps": 2} if name == DRAWN else {}
+            )
+            own = {"deepspeed_config": f"zero{stage}_fp32_cpu", "output_dir": f"{out}/{name}", **options, **drawing}
+            found[name] = {**COMMON, "model.pretrained": pipeline, **own}
+    return found
