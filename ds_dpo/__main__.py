@@ -30,6 +30,7 @@ COMMANDS = {
     "cache": Command(module="ds_dpo.commands.cache", summary="Encode pairs, or compute a reference's errors, once."),
     "relabel": Command(module="ds_dpo.commands.relabel", summary="Label pairs by scorers of images, as AI feedback."),
     "make-pairs": Command(module="ds_dpo.commands.make_pairs", summary="Make pairs of a model's own scored images."),
+    "rounds": Command(module="ds_dpo.commands.rounds", summary="Draw, score, pair and train, again and again."),
     "consolidate": Command(
         module="ds_dpo.commands.consolidate",
         summary="Turn a run's ZeRO shards into a model that other programs load.",

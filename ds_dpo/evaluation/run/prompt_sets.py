@@ -257,6 +257,12 @@ def _miniature() -> list[Prompt]:
     return [Prompt(text) for text in TEST_PROMPTS]
 
 
+def _miniature_train() -> list[Prompt]:
+    from ds_dpo.miniature.world import TRAIN_PROMPTS
+
+    return [Prompt(text) for text in TRAIN_PROMPTS]
+
+
 KNOWN_SETS: dict[str, KnownSet] = {
     "parti": KnownSet(
         "PartiPrompts.tsv of github.com/google-research/parti", _split_from_hub("nateraw/parti-prompts", "train")
@@ -271,4 +277,5 @@ KNOWN_SETS: dict[str, KnownSet] = {
     ),
     "geneval": KnownSet("prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"),
     "miniature": KnownSet("the package itself", _miniature),
+    "miniature_train": KnownSet("the package itself", _miniature_train),
 }

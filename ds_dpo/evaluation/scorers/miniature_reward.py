@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,15 +19,23 @@ from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import IMAGE_SIZE
 
 
+class RewardSettings(Settings):
+    """measure: the reward, or what it leaves out: the mean of one clean object, its shape and the background."""
+
+    measure: Literal["reward", "faithful"] = "reward"
+
+
 class MiniatureReward:
-    """0 to 2, see ds_dpo/miniature/reward.py. It is computed on the host."""
+    """The reward, 0 to 2, or faithful, 0 to 1: see ds_dpo/miniature/reward.py. It is computed on the host."""
 
     higher_is_better = True
 
     def __init__(self, choice: ScorerChoice, device: str) -> None:
         self.name = choice.name
-        self.images_at_once = settings_of(choice, Settings).images_at_once
-        self.record = {"kind": choice.kind, "versions": {"ds_dpo": version("ds_dpo")}}
+        settings = settings_of(choice, RewardSettings)
+        self.images_at_once, self._measure = settings.images_at_once, settings.measure
+        other = {} if settings.measure == "reward" else {"measure": settings.measure}
+        self.record = {"kind": choice.kind, **other, "versions": {"ds_dpo": version("ds_dpo")}}
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> NDArray[np.float64]:
         """Return the rewards, (N,). Raises ScorerError for images of another size and prompts of another world."""
@@ -42,8 +51,11 @@ class MiniatureReward:
             )
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 255
         try:
-            return measure(pixels, prompts).reward.double().numpy()
+            found = measure(pixels, prompts)
         except ValueError as error:
             raise ScorerError(
                 f"scorer {self.name}: {cut(str(error))}; take the miniature's prompts, or another scorer"
             ) from error
+        if self._measure == "reward":
+            return found.reward.double().numpy()
+        return torch.stack([found.valid, found.shape & found.valid, found.background]).double().mean(0).numpy()

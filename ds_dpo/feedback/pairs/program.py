@@ -13,12 +13,12 @@ from ds_dpo.evaluation.drawing.model_folder import ModelFolder
 from ds_dpo.evaluation.drawing.named_model import ModelChoice, find_models
 from ds_dpo.evaluation.results import Results
 from ds_dpo.feedback.pairs.forming import Rule, form_pairs
+from ds_dpo.feedback.pairs.names import PAIRS_NAME, RECORD_NAME
 from ds_dpo.feedback.pairs.writing import write_pairs
 from ds_dpo.models.loading import latent_shape
 from ds_dpo.process.say import Say
 from ds_dpo.storage.replace import replace_file
 
-PAIRS_NAME, RECORD_NAME = "pairs.parquet", "pairs.json"
 EXPORTED_RUNS = "models/*/vae/config.json"  # where an evaluation keeps pipelines of runs
 SHAPE_OF_SINGLE_FILES = 4, 8  # channels of a latent of SD and SDXL, and pixels of its side in those of an image
 

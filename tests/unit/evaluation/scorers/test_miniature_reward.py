@@ -24,6 +24,15 @@ def test_the_true_colour_is_worth_one() -> None:
     assert blank == 0
 
 
+def test_faithful_is_the_share_of_what_the_reward_leaves_out() -> None:
+    choice = ScorerChoice(name="faithful", kind="reward", settings={"measure": "faithful"})
+    other_colour, other_shape, other_background = BLUE, RED.replace("circle", "square"), RED.replace("black", "white")
+    prompts = [RED, other_colour, other_shape, other_background, RED]
+    found = open_scorer(choice, "cpu").score([*[drawing()] * 4, Image.new("RGB", (32, 32))], prompts)
+    # object, shape and background each count a third, and the colour does not; a blank image has its background
+    assert found == pytest.approx([1, 1, 2 / 3, 2 / 3, 1 / 3])
+
+
 @pytest.mark.parametrize(
     ("image", "prompt", "message"),
     [

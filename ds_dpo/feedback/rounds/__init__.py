@@ -1,0 +1,1 @@
+"""Rounds on a model's own images: draw, score, pair, train, evaluate, again and again, resumable at any point."""
