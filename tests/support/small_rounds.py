@@ -16,7 +16,8 @@ from ds_dpo.evaluation.results_file import save_results
 from ds_dpo.feedback.rounds.reading import parse_rounds
 from ds_dpo.storage.manifest import Manifest, hash_file, write_manifest
 
-PROMPTS = {"drawn": ["a red circle", "a blue square"], "judged": ["a green cross", "a red cross", "a blue circle"]}
+COLOURS = ("red", "blue", "green", "gray", "pink")
+PROMPTS = {"drawn": ["a red circle", "a blue square"], "judged": [f"a {colour} cross" for colour in COLOURS]}
 STEPS = 4
 DOCUMENT = {
     "rounds": 3,
@@ -107,7 +108,7 @@ class Stages:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content)
                     # brisque is better if it is lower; its scatter over prompts, of mean 0, is wider than a fall of 0.1
-                    scatter = 0.3 * (prompt - 1) * (1 if place % 2 else -1)
+                    scatter = 0.3 * ((prompt + place) % len(prompts) - len(prompts) // 2)
                     scores = {"clip": place + (prompt + seed) % 2, "brisque": self.brisque[place] + scatter}
                     rows.append(
                         ImageRow(

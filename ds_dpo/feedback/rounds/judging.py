@@ -67,15 +67,15 @@ def _row(comparison: Comparison) -> dict[str, Any]:
 def why_it_fell(round_: Mapping[str, Any], scorer: str | None, least_fall: float | None) -> str | None:
     """Return why a round counts as a fall of the held-out scorer, None if it does not.
 
-    It fell if its mean is lower than the last round's or the first model's: by more than least_fall, or, if that is
-    None, by more than the 95 % interval of the difference.
+    It fell if it gave no numbers, and if its mean is lower than the last round's or the first model's: by more than
+    least_fall, or, if that is None, by more than the 95 % interval of the difference.
     """
     if scorer is None:
         return None
     for place, words in (("over_last", "the last round"), ("over_base", "the first model")):
         figures = round_[place].get(scorer)
         if figures is None:
-            continue
+            return f"{scorer} gave no numbers to compare with {words}"
         difference, high = figures["mean_difference"], figures["mean_high"]
         if (high < 0) if least_fall is None else (difference < -least_fall):
             interval = f"95 % {figures['mean_low']:.4g} to {high:.4g}"

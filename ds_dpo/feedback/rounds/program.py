@@ -115,12 +115,13 @@ class _Rounds:
         finished: list[dict[str, Any]] = list(record.get("rounds", []))
         if len(finished) > config.rounds:
             raise ConfigError(f"rounds {config.rounds}: {len(finished)} rounds are finished; give that number or more")
+        waiting = self._round_of_votes()
         for line in self.prepared.lines:
             self.say(line)
         for number in range(1, config.rounds + 1):
             if number > len(finished):
                 place = self.folder.round(number)
-                if not self._prepare_pairs(place):
+                if not self._prepare_pairs(place, votes=self.votes if number == waiting else ()):
                     return self._write(finished, f"waiting for votes of round {number}")
                 self._train(place)
                 self._export(place)
@@ -134,7 +135,22 @@ class _Rounds:
         self.say(f"{config.rounds} rounds are finished: {self.folder.path / 'summary.md'}")
         return self._write(finished, DONE)
 
-    def _prepare_pairs(self, place: RoundFolder) -> bool:
+    def _round_of_votes(self) -> int | None:
+        """Return the round that the command's votes are for: the first one without pairs; None without votes.
+
+        Raises ConfigError if no round waits for votes.
+        """
+        if not self.votes:
+            return None
+        numbers = range(1, self.config.rounds + 1)
+        first = next((number for number in numbers if self.folder.round(number).pairs_record() is None), None)
+        if first is None or not self.config.is_human(first):
+            raise ConfigError(
+                "--votes: no round waits for votes; leave it out, or give scorers: [human], or votes for the round"
+            )
+        return first
+
+    def _prepare_pairs(self, place: RoundFolder, *, votes: Sequence[Path]) -> bool:
         """Make a round's pairs unless they exist; returns whether there are any: without votes there are none yet."""
         if place.pairs_record() is not None:
             return True
@@ -144,7 +160,8 @@ class _Rounds:
         from ds_dpo.feedback.rounds.voting import pairs_of_votes, write_voting_page
 
         page = write_voting_page(place.path, place.pairs)
-        files = self._votes_of(place.number)
+        named = [Path(name) for name in self.config.votes.get(place.number, [])]
+        files = list(votes) or (named if all(path.is_file() for path in named) else [])
         if not files:
             self.say(
                 f"round {place.number} waits for votes: open {page}, choose the blind vote, export the votes, and run "
@@ -153,11 +170,6 @@ class _Rounds:
             return False
         pairs_of_votes(place.path, place.pairs, files, model=self.prepared.run.model, say=self.say)
         return True
-
-    def _votes_of(self, number: int) -> list[Path]:
-        """Return the files of votes of a round: those of the command, else those of the configuration that exist."""
-        named = [Path(name) for name in self.config.votes.get(number, [])]
-        return list(self.votes) or (named if all(path.is_file() for path in named) else [])
 
     def _train(self, place: RoundFolder) -> None:
         last = self.prepared.run.max_train_steps

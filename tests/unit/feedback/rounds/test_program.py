@@ -16,15 +16,16 @@ from ds_dpo.evaluation.results_file import load_results
 from ds_dpo.feedback.rounds.program import StageError, prepare, run_rounds
 from ds_dpo.feedback.rounds.voting import pairs_of_votes
 
+pytestmark = pytest.mark.slow
 IN_A_ROUND = ("draw", "train", "consolidate", "evaluate")
 
 
 def run(
-    folder: Path, stages: Stages, *, votes: list[Path] | None = None, lines: list[str] | None = None, **changes: Any
+    folder: Path, stages: Stages, *, files: list[Path] | None = None, lines: list[str] | None = None, **changes: Any
 ) -> str:
     said = lines if lines is not None else []
     prepared = prepare(rounds_config(folder, **changes), say=said.append)
-    return run_rounds(prepared, votes=votes or [], say=said.append, call=stages)
+    return run_rounds(prepared, votes=files or [], say=said.append, call=stages)
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -64,6 +65,8 @@ def test_each_round_draws_from_the_last_model_and_trains_on_from_it(tmp_path: Pa
     again = Stages()
     assert run(tmp_path, again) == "done"
     assert again.calls == []
+    with pytest.raises(ConfigError, match="--votes: no round waits for votes"):
+        run(tmp_path, again, files=[tmp_path / "votes.jsonl"])
 
 
 def test_a_reference_that_follows_is_the_last_model(tmp_path: Path) -> None:
@@ -175,7 +178,9 @@ def test_a_round_waits_for_votes_and_goes_on_with_them(tmp_path: Path) -> None:
     assert any(f"open {page}" in line for line in lines)
     # 2 prompts of 4 images are 4 pairs: first, second, a tie, first
     votes = votes_on(tmp_path, 1, [1, 0, 0.5, 1])
-    assert run(tmp_path, stages, scorers=["human"], rounds=1, votes=[votes]) == "done"
+    second = run(tmp_path, stages, scorers=["human"], rounds=2, files=[votes])
+    assert second == "waiting for votes of round 2"  # which are other ones
+    assert stages.calls[1:] == [("draw", 1), ("train", 1), ("consolidate", 1), ("evaluate", 1), ("draw", 2)]
     rows = pq.read_table(tmp_path / "out" / "round_01" / "pairs" / "pairs.parquet").to_pylist()
     drawn = load_results(tmp_path / "out" / "round_01" / "pairs")
     seeds = {image.sha256: image.seed for image in drawn.images}
