@@ -80,7 +80,7 @@ class RoundsConfig(Section):
         min_length=1,
     )
     votes: dict[int, list[PathText]] = free_field(
-        "Files with people's votes, by the number of the round; in that round they stand in for the scorers.",
+        "Files with people's votes, by the number of the round; in that round they replace the scorers.",
         default={},
     )
     pairs: Literal["best_worst", "all"] = identity_field(
@@ -109,7 +109,7 @@ class RoundsConfig(Section):
     @model_validator(mode="after")
     def people_stand_in_alone(self) -> RoundsConfig:
         if HUMAN in self.scorers and len(self.scorers) > 1:
-            raise ValueError(f"scorers {', '.join(self.scorers)}: human stands in for all scorers; give human alone")
+            raise ValueError(f"scorers {', '.join(self.scorers)}: people replace all scorers; give human alone")
         judges = [*self.evaluation.scorers, self.evaluation.held_out]
         if HUMAN in judges:
             raise ValueError("evaluation: human is no scorer there; votes on OUT/evaluation/page.html are for that")

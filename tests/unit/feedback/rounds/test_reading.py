@@ -40,7 +40,7 @@ OTHER_CLIP = "scorer: clip\nname: mine\n"
         ({"prompts": []}, "prompts = .*at least 1 item"),
         ({"image_per_prompt": 3}, "there is no field image_per_prompt; did you mean images_per_prompt"),
         ({"evaluation": {"heldout": "ocr"}}, "there is no field evaluation.heldout; did you mean held_out"),
-        ({"scorers": ["human", "clip"]}, "scorers human, clip: human stands in for all scorers; give human alone"),
+        ({"scorers": ["human", "clip"]}, "scorers human, clip: people replace all scorers; give human alone"),
         ({"scorers": ["human"], "evaluation": {"held_out": None}}, "scorers human: the evaluation has no scorer"),
         ({"evaluation": {"scorers": ["human"]}}, "evaluation: human is no scorer there"),
         ({"votes": {4: "votes.jsonl"}}, "votes 4: there is no such round; a number from 1 to 3 would fit"),
