@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from ds_dpo.config.diffusion import DiffusionConfig
 from ds_dpo.config.families import LIMITS
 from ds_dpo.config.held_out import HeldOutConfig
@@ -36,6 +39,10 @@ FLOW_ERRORS = {
     "snr": "",
     "min_snr": "",
 }
+
+
+# names of models that draw in few steps; FLUX.2's klein is distilled, and klein-base is not
+DISTILLED = re.compile(r"turbo|schnell|lightning|\blcm\b|hyper-|klein-(?!base)", re.IGNORECASE)
 
 
 def describe(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
@@ -98,7 +105,18 @@ def _flow(config: RunConfig) -> list[str]:
     """Return a line on what an error, and so beta, means for a flow model, and no line for another model."""
     if not LIMITS[config.model.family].is_flow:
         return []
-    return [f"flow: an error is that of the velocity (noise - latents){FLOW_ERRORS[config.diffusion.error_weighting]}"]
+    line = f"flow: an error is that of the velocity (noise - latents){FLOW_ERRORS[config.diffusion.error_weighting]}"
+    return [line, *_few_steps(config.model.pretrained)]
+
+
+def _few_steps(pretrained: str) -> list[str]:
+    """Return a warning for a flow model that was distilled to few steps, by its name; see docs/flow.md."""
+    if not DISTILLED.search(Path(pretrained).name):
+        return []
+    return [
+        f"warning: model.pretrained {pretrained} is distilled to few sampling steps, by its name: a flow's loss trains "
+        "it towards velocities of many steps, so that images of few steps blur; take the model that it was made from"
+    ]
 
 
 def _schedule_warnings(config: RunConfig) -> list[str]:

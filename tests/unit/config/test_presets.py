@@ -10,6 +10,7 @@ PRESETS = {
     "miniature": (16, 8, 2, 1, 2e-4, 20, 300, 32, {"type": "dpo", "beta": 500}),
     "sd15_kto": (4, 1, 4, 1, 1e-7, 200, 20000, 512, {"type": "kto", "beta": 2 * 1000, "utility": "sigmoid"}),
     "sd15_pickapic": (2048, 8, 16, 16, 1e-5, 500, 2000, 512, {"type": "dpo", "beta": 5000}),
+    "sd35m_pickapic": (8 * 16, 2, 8, 8, 5e-6, 100, 1000, 1024, {"type": "dpo", "beta": 1000}),
     "sdxl_mapo": (8 * 8 * 2, 8, 8, 2, 1e-5, 0, 2000, 1024, {"type": "mapo", "ratio_weight": 0.1, "snr_value": 0.5}),
     "sdxl_pickapic": (2048, 4, 16, 32, 1e-5, 200, 2000, 1024, {"type": "dpo", "beta": 5000}),
     "sdxl_pickapic_lora": (8 * 2, 2, 1, 8, 1e-5, 0, 2000, 1024, {"type": "dpo", "beta": 5000}),

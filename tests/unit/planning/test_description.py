@@ -53,6 +53,24 @@ def test_the_report_names_optimizer_schedule_and_share(options: list[str], expec
 
 
 @pytest.mark.parametrize(
+    ("name", "is_warned_of"),
+    [
+        ("stabilityai/stable-diffusion-3.5-large-turbo", True),
+        ("black-forest-labs/FLUX.1-schnell", True),
+        ("black-forest-labs/FLUX.2-klein-4B", True),
+        ("black-forest-labs/FLUX.2-klein-base-4B", False),
+        ("stabilityai/stable-diffusion-3.5-large", False),
+        ("turbo/stable-diffusion-3.5-large", False),
+    ],
+)
+def test_a_flow_model_of_few_steps_is_warned_of(name: str, is_warned_of: bool) -> None:
+    for family, expected in (("sd3", is_warned_of), ("sdxl", False)):
+        config = load_config(["--model.family", family, "--model.pretrained", name]).config
+        report = "\n".join(describe(config, resolve_deepspeed(config, world_size=1)))
+        assert (f"{name} is distilled to few sampling steps" in report) == expected
+
+
+@pytest.mark.parametrize(
     ("options", "expected"),
     [
         (
