@@ -130,8 +130,9 @@ def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         gradient_bytes=BYTES_OF[resolved.accumulation_precision],
         optimizer_bytes=MASTER_BYTES + MOMENT_BYTES[config.optimizer.type],
     )
-    has_copy = config.objective.reference_need != "none" and config.reference.residency == "replicated"
-    reference = parameters.total * weight_bytes if has_copy else 0
+    copies = {"replicated": 1.0, "zero3": 1 / resolved.world_size}.get(config.reference.residency, 0.0)
+    has_copy = config.objective.reference_need != "none" and copies > 0
+    reference = parameters.total * weight_bytes * copies if has_copy else 0
     offloaded = resolved.offloads_optimizer or resolved.offloads_parameters
     lines = [
         f"memory of a rank: {_gb(held + reference)} for weights, gradients and optimizer"

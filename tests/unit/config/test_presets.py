@@ -10,6 +10,8 @@ PRESETS = {
     "miniature": (16, 8, 2, 1, 2e-4, 20, 300, 32, {"type": "dpo", "beta": 500}),
     "sd15_kto": (4, 1, 4, 1, 1e-7, 200, 20000, 512, {"type": "kto", "beta": 2 * 1000, "utility": "sigmoid"}),
     "sd15_pickapic": (2048, 8, 16, 16, 1e-5, 500, 2000, 512, {"type": "dpo", "beta": 5000}),
+    "sd35l_pickapic": (8 * 16, 1, 8, 16, 5e-6, 100, 1000, 1024, {"type": "dpo", "beta": 1000}),
+    "sd35m_pickapic_lora": (16, 2, 1, 8, 2e-4, 0, 1000, 1024, {"type": "dpo", "beta": 100}),
     "sd35m_pickapic": (8 * 16, 2, 8, 8, 5e-6, 100, 1000, 1024, {"type": "dpo", "beta": 1000}),
     "sdxl_mapo": (8 * 8 * 2, 8, 8, 2, 1e-5, 0, 2000, 1024, {"type": "mapo", "ratio_weight": 0.1, "snr_value": 0.5}),
     "sdxl_pickapic": (2048, 4, 16, 32, 1e-5, 200, 2000, 1024, {"type": "dpo", "beta": 5000}),
@@ -38,7 +40,7 @@ def test_a_preset_amounts_to_its_source(name):
     assert {field: found[field] for field in objective} == objective
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"miniature"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"miniature", "sd35l_pickapic"}))
 def test_gradients_are_reduced_once_a_step(name):
     assert load_config(["--config", name]).config.deepspeed_config == "zero1_bf16"
 
@@ -54,3 +56,18 @@ def test_the_lora_needs_no_second_unet():
     config = load_config(["--config", "sdxl_pickapic_lora"]).config
     assert (config.adapter.type, config.adapter.rank, config.adapter.alpha) == ("lora", 8, 8)
     assert config.reference.residency == "adapter"
+
+
+def test_what_does_not_fit_one_gpu_is_divided():
+    config = load_config(["--config", "sd35l_pickapic"]).config
+    assert (config.deepspeed_config, config.reference.residency) == ("zero3_bf16", "zero3")
+
+
+@pytest.mark.parametrize("name", ["sd35m_pickapic", "sd35m_pickapic_lora", "sd35l_pickapic"])
+def test_flow_models_keep_their_own_times_and_the_weight_of_published_code(name):
+    config = load_config(["--config", name]).config
+    diffusion = config.diffusion
+    assert (diffusion.timestep_sampling, diffusion.timestep_shift, diffusion.error_weighting) == (
+        *("uniform", "model", "none"),
+    )
+    assert (config.model.family, config.model.vae, config.model.vae_dtype) == ("sd3", None, "fp32")

@@ -14,7 +14,9 @@ def warnings(*options: str) -> list[str]:
     return far_from_recipes(load_config(options).config)
 
 
-@pytest.mark.parametrize("preset", ["miniature", "sd15_pickapic", "sd35m_pickapic", "sdxl_pickapic", "sdxl_pickascore"])
+@pytest.mark.parametrize(
+    "preset", ["miniature", "sd15_pickapic", "sd35l_pickapic", "sd35m_pickapic", "sd35m_pickapic_lora"]
+)
 def test_plain_presets_are_near_a_recipe(preset: str) -> None:
     assert preset in preset_names()
     assert warnings("--config", preset) == []

@@ -62,5 +62,10 @@ def test_the_description_has_memory_and_network() -> None:
         "memory of a rank: 27.6 GB for weights, gradients and optimizer, 5.13 GB of it for the ref"
     )
     assert network == "gradients: 19.3 GB a step over the network from each rank (reduced once a step)"
+    config = load_config(["--config", "sd35l_pickapic"]).config
+    # 8.06 billion x (2 + 4 + 12) / 16 = 9.06, and 2 / 16 of it for a reference that is divided, too
+    memory, _ = describe_sizes(config, resolve_deepspeed(config, world_size=16))
+    assert "10.1 GB for weights, gradients and optimizer, 1.01 GB of it for the reference" in memory
+    config = load_config(["--config", "sdxl_pickapic"]).config
     (alone,) = describe_sizes(config, resolve_deepspeed(config, world_size=1))
     assert alone.startswith("memory of a rank: 56.5 GB")
