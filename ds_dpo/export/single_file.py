@@ -80,7 +80,7 @@ def check_base_file(base: BaseFile, expected: Mapping[str, tuple[int, ...]], kin
     """Raise ModelError that names the first difference, unless the file's denoiser has these names and shapes."""
     found = {name: stored.shape for name, stored in base.tensors.items() if name.startswith(kind.prefix)}
     if not found:
-        raise ModelError(f"{base.path}: has no tensor under {kind.prefix!r}; give a checkpoint of SD 1.5 or SDXL")
+        raise ModelError(f"{base.path}: has no tensor under {kind.prefix!r}; give a whole checkpoint")
     differing = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
     if differing:
         name, title = differing[0], kind.title
@@ -93,7 +93,7 @@ def check_base_file(base: BaseFile, expected: Mapping[str, tuple[int, ...]], kin
 def single_file_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of a denoiser's tensors in a single file. Raises ModelError if no such names exist."""
     shapes = expected_shapes(config)
-    return {ldm: shapes[name] for name, ldm in kind_of(config).file_names(shapes, config).items()}
+    return {name: place.shape(shapes) for name, place in kind_of(config).tensors_in_file(shapes, config).items()}
 
 
 def check_carried(config: Mapping[str, Any]) -> None:
@@ -141,16 +141,18 @@ def write_single_file(
     """Write the denoiser under its single-file names, alone or with a byte-by-byte copy of all else in base.
 
     flags: names of models.weights.file_flags, each written as a tensor without elements; the base's own flags are left
-    out. None keeps those. Holds one tensor in memory. Returns the denoiser's own tensors. Raises CheckpointError if the
-    weights do not fit the configuration or are not finite in dtype, and ModelError where the base has another denoiser.
+    out. None keeps those. Holds one tensor of the file and its parts in memory. Returns the denoiser's own tensors.
+    Raises CheckpointError if the weights do not fit the configuration or are not finite in dtype, and ModelError where
+    the base has another denoiser.
     """
     shapes = expected_shapes(config)
     check_parameters(weights, shapes)
-    own_names = {ldm: name for name, ldm in kind_of(config).file_names(shapes, config).items()}
-    specs = [TensorSpec(ldm, shapes[name], dtype) for ldm, name in sorted(own_names.items())]
+    places = kind_of(config).tensors_in_file(shapes, config)
+    specs = [TensorSpec(name, place.shape(shapes), dtype) for name, place in sorted(places.items())]
 
     def produce(spec: TensorSpec) -> torch.Tensor:
-        return read_finite(weights, TensorSpec(own_names[spec.name], spec.shape, spec.dtype))
+        place = places[spec.name]
+        return place.join([read_finite(weights, TensorSpec(part, shapes[part], spec.dtype)) for part in place.parts])
 
     flag_specs = [TensorSpec(name, (0,), torch.float32) for name in sorted(flags or ())]
     if base is None:

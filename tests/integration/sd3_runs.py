@@ -1,4 +1,4 @@
-"""Runs of a tiny Stable Diffusion 3: each a way to divide, keep and recompute the same training in fp32."""
+"""Runs of a tiny Stable Diffusion 3: each a way to divide, keep and recompute the same training; one in bf16."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ GROUPS: dict[str, dict[str, tuple[int, dict[str, object]]]] = {
         "zero1": (1, {}),
         "zero2_cpu_checkpointing": (2, {"reference.residency": "cpu", **CHECKPOINTING}),
         "zero3_zero3_checkpointing": (3, {"reference.residency": "zero3", **CHECKPOINTING}),
-        "zero3_replicated": (3, {}),
     },
     "lora": {
         "lora_zero1_adapter_checkpointing": (1, {**LORA, "reference.residency": "adapter", **CHECKPOINTING}),
         "lora_zero2_replicated": (2, LORA),
         "lora_zero3_adapter": (3, {**LORA, "reference.residency": "adapter"}),
     },
+    "bf16": {"zero3_bf16": (3, {"deepspeed_config": "zero3_bf16", **CHECKPOINTING})},
 }
 DRAWN = "zero3_zero3_checkpointing"  # this run also draws images, with weights that are divided
 

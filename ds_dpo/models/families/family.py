@@ -13,6 +13,7 @@ from ds_dpo.config.families import FamilyName
 from ds_dpo.models.denoiser.predict import Predict
 from ds_dpo.models.families.text import EncodedPrompts, Tower
 from ds_dpo.models.weights.derived_configs import Config, Shapes
+from ds_dpo.models.weights.in_file import InFile
 from ds_dpo.models.weights.ldm_parts import Places
 
 # the configuration of a text encoder, by the name of its folder in a pipeline
@@ -41,9 +42,10 @@ class DenoiserKind:
     the parameters of a configuration. file_beginning: beginning of some of those names without the prefix, by which a
     file is recognised. own_beginning: the same of diffusers' names. shapes: returns the shapes of a configuration's
     parameters by name; None if only diffusers can build it. tables: the same of what a file has beside its parameters,
-    and training does not change. derive: returns the configuration that the shapes in a file
-    imply, given that of the family's usual denoiser. unseen_settings: settings that change what a denoiser predicts but
-    no shape, with diffusers' defaults. predict: calls the denoiser.
+    and training does not change. derive: returns the configuration that the shapes in a file imply, given that of the
+    family's usual denoiser. unseen_settings: settings that change what a denoiser predicts but no shape, with
+    diffusers' defaults. predict: calls the denoiser. in_file: returns what is written into one file, by the names
+    there; None if file_names says all.
     """
 
     class_name: str
@@ -58,6 +60,16 @@ class DenoiserKind:
     derive: Callable[[Shapes, Config], Config]
     unseen_settings: Mapping[str, Any]
     predict: Predict
+    in_file: Callable[[Iterable[str], Mapping[str, Any]], Mapping[str, InFile]] | None = None
+
+    def tensors_in_file(self, names: Iterable[str], config: Mapping[str, Any]) -> Mapping[str, InFile]:
+        """Return how a whole checkpoint in one file keeps a denoiser's tensors, by the file's names with the prefix.
+
+        names: of the tensors in diffusers. Raises ModelError if such files cannot express the configuration.
+        """
+        if self.in_file is not None:
+            return self.in_file(names, config)
+        return {there: InFile((name,)) for name, there in self.file_names(names, config).items()}
 
     def model_class(self) -> Any:
         """Return the class, importing diffusers, which takes seconds."""

@@ -13,11 +13,12 @@ from ds_dpo.models.families.text import encode_sd3
 from ds_dpo.models.weights.derived_configs import Config, Shapes
 from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
 from ds_dpo.models.weights.ldm_parts import same_names
+from ds_dpo.models.weights.sd3_keys import sd3_in_file
 from ds_dpo.models.weights.sd3_shapes import sd3_shapes, sd3_tables
 
 # of T5; the default of diffusers' StableDiffusion3Pipeline
 T5_TOKENS = 256
-NO_SINGLE_FILE = "single files of SD3 are neither read nor written; use a diffusers folder (--format pipeline)"
+NO_SINGLE_FILE = "single files of SD3 are written and not read; give a diffusers folder"
 
 
 def _no_file_names(names: Iterable[str], config: Mapping[str, Any]) -> Mapping[str, str]:
@@ -46,6 +47,7 @@ SD3_TRANSFORMER = DenoiserKind(
     derive=_no_derived_config,
     unseen_settings={},
     predict=predict_by_sd3_transformer,
+    in_file=sd3_in_file,
 )
 SD3 = Family(
     name="sd3",

@@ -11,16 +11,18 @@ import pytest
 import torch
 import yaml
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
-from tiny_sd3 import save_tiny_sd3
+from safetensors.torch import load_file, save_file
+from tiny_sd3 import SHAPES, save_tiny_sd3, tiny_transformer
 from zero_checkpoint import save_run
 
 from ds_dpo.errors import ModelError
 from ds_dpo.export.consolidate import consolidate
 from ds_dpo.export.request import Request
 
+HEADS = {"attention_head_dim": 64, "num_attention_heads": 1, "caption_projection_dim": 64}
 TABLE = "pos_embed.pos_embed"
 
 
@@ -110,8 +112,37 @@ def test_a_lora_has_every_layer_and_its_alpha(base: Path, tmp_path: Path, naming
         assert found[f"{name}.alpha"] == 6
 
 
-def test_a_single_file_is_refused(base: Path, tuned: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_a_single_file_is_what_diffusers_reads(tmp_path: Path, shape: str) -> None:
+    """Its own reader of Stability's names gives back every tensor to the bit, and leaves none over."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        transformer = tiny_transformer(shape, **HEADS)
+    folder = save_transformer(tmp_path / "run", transformer, tmp_path / "gone")
+    export(folder, tmp_path / "out.safetensors", format="single-file")
+    file = load_file(tmp_path / "out.safetensors")
+    assert all(name.startswith("model.diffusion_model.") for name in file)
+    found, expected = convert_sd3_transformer_checkpoint_to_diffusers(file), transformer.state_dict()
+    assert not file, "the reader takes each tensor out"
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_a_single_file_keeps_all_else_of_its_base_file(tmp_path: Path) -> None:
+    transformer = tiny_transformer(**HEADS)
+    folder = save_transformer(tmp_path / "run", transformer, tmp_path / "gone")
+    export(folder, tmp_path / "alone.safetensors", format="single-file")
+    alone = load_file(tmp_path / "alone.safetensors")
+    others = {"first_stage_model.x": torch.randn(3), "text_encoders.clip_l.x": torch.randn(2, 2)}
+    save_file({**{name: torch.zeros_like(one) for name, one in alone.items()}, **others}, tmp_path / "base.safetensors")
+    export(folder, tmp_path / "whole.safetensors", format="single-file", base_file=tmp_path / "base.safetensors")
+    found = load_file(tmp_path / "whole.safetensors")
+    assert found.keys() == alone.keys() | others.keys()
+    assert all(torch.equal(found[name], one) for name, one in {**alone, **others}.items())
+
+
+def test_heads_that_no_reader_knows_are_refused(base: Path, tuned: Any, tmp_path: Path) -> None:
     folder = save_transformer(tmp_path / "run", tuned, base)
-    with pytest.raises(ModelError, match=r"single files of SD3 are neither read nor written; .*--format pipeline"):
+    with pytest.raises(ModelError, match=r"attention_head_dim 8, but programs that read such a file take 64"):
         export(folder, tmp_path / "out", format="single-file")
     assert not (tmp_path / "out").exists()

@@ -6,9 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_pair_cache import NUM_BAD_IMAGES, NUM_IMAGES, SomePairs, config, make
+from tiny_sd3 import save_tiny_sd3
 
 from ds_dpo.batch import PreferenceBatch
 from ds_dpo.config.run import RunConfig
@@ -16,8 +18,10 @@ from ds_dpo.data.source import BadRowError
 from ds_dpo.data.stream.prepare import OnlinePairs
 from ds_dpo.diffusion.noising import noising_of
 from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache
+from ds_dpo.encoding.cache.record import PROMPTS
+from ds_dpo.encoding.cache.shard_file import read_columns
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
-from ds_dpo.models.families.sdxl import sdxl_extras
+from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import latent_shape, load_text, load_vae
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import torch_dtype
@@ -32,7 +36,10 @@ def online(run: RunConfig) -> tuple[OnlinePairs, OnlineEncoder]:
         noising=noising_of(run.diffusion, training_schedule(run.model, run.diffusion)),
     )
     encoder = OnlineEncoder(
-        vae=load_vae(run.model), text=load_text(run.model, dtype=torch.float32), extras=sdxl_extras, device="cpu"
+        vae=load_vae(run.model),
+        text=load_text(run.model, dtype=torch.float32),
+        extras=FAMILIES[run.model.family].extras,
+        device="cpu",
     )
     return pairs, encoder
 
@@ -43,7 +50,7 @@ def cached(cache: PairCache, run: RunConfig) -> tuple[CachedPairs, CachedEncoder
         quantity=images.quantity,
         vae_dtype=torch_dtype(images.vae_dtype),
         vae_config=images.scaling,
-        extras=sdxl_extras,
+        extras=FAMILIES[run.model.family].extras,
         device="cpu",
     )
     noising = noising_of(run.diffusion, training_schedule(run.model, run.diffusion))
@@ -158,3 +165,23 @@ def test_means_alone_are_half_as_large_and_draw_nothing(tmp_path: Path, exact: P
         assert not torch.equal(one.latents, drawn.latents)
     mean = exact.image(exact.images[0], is_mirrored=False)[:4]
     assert torch.equal(cache.image(cache.images[0], is_mirrored=False), mean)
+
+
+def test_a_cache_holds_both_clips_and_t5_to_the_bit(tmp_path: Path) -> None:
+    folder = save_tiny_sd3(tmp_path / "sd3")
+    run = config("--model.family", "sd3", "--model.pretrained", str(folder), "--data.prompt_dropout", "0.4")
+    cache = make(tmp_path / "cache", run, shard_pairs=11)
+    assert cache.record.images.channels == 16
+    assert cache.record.text.states_shape == (16 + 256, 48)
+    (shard,) = cache.record.prompt_shards
+    prompts = read_columns(cache.folder / shard, ["prompt"])["prompt"].to_pylist()
+    encoded = load_text(run.model, dtype=torch.float32).encode(prompts)
+    assert encoded.pooled is not None
+    for place, row in enumerate(np.load(cache.folder / PROMPTS)):
+        states, pooled = cache.prompt(row)
+        assert pooled is not None
+        assert torch.equal(states, encoded.text_states[place])
+        assert torch.equal(pooled, encoded.pooled[place])
+    found = batches(*cached(cache, run))
+    assert_equal_batches(found, batches(*online(run)))
+    assert all(batch.extras == {} for batch in found), "no sizes condition this family"

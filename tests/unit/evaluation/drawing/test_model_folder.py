@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusion3Pipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from tiny_sd3 import save_tiny_sd3
 
 from ds_dpo.errors import ModelError
 from ds_dpo.evaluation.drawing.model_folder import find_model, load_pipeline
+from ds_dpo.evaluation.drawing.sampling import draw_images
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -60,3 +62,18 @@ def test_a_pipeline_of_another_family_is_refused(model_folder: Path, tmp_path: P
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(ModelError, match="is not valid JSON"):
         load_pipeline(find_model(str(tmp_path), base=None))
+
+
+@pytest.mark.parametrize("with_t5", [True, False])
+def test_stable_diffusion_3_draws_as_its_own_pipeline(tmp_path: Path, with_t5: bool) -> None:
+    folder = save_tiny_sd3(tmp_path / "sd3", with_t5=with_t5)
+    pipeline = load_pipeline(find_model(str(folder), base=None))
+    assert (pipeline.text_encoder_3 is None) != with_t5
+    drawing = {"num_inference_steps": 2, "guidance_scale": 4.0}
+    images = draw_images(pipeline, ["a red circle"], [5], resolution=32, **drawing)
+    theirs = StableDiffusion3Pipeline.from_pretrained(
+        folder, **({} if with_t5 else {"text_encoder_3": None, "tokenizer_3": None})
+    )
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(5))
+    expected = theirs("a red circle", latents=noise, height=32, width=32, output_type="pt", **drawing).images
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)

@@ -112,11 +112,14 @@ def test_every_shape_is_counted_and_recognised(shape: str) -> None:
     assert sd3_shapes({**config, "qk_norm": "layer_norm"}) is None, "an unknown norm is built by diffusers alone"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_the_first_difference_is_zero_and_every_weight_learns(model: ModelConfig, checkpointing: bool) -> None:
-    policy = load_denoiser(model, dtype=torch.float32)
-    set_attention(policy, choose_attention(policy, "auto", device="cpu", dtype=torch.float32))
-    reference = FrozenCopy(policy, predict=predict_by_sd3_transformer, dtype=torch.float32, device="cpu")
+def test_the_first_difference_is_zero_and_every_weight_learns(
+    model: ModelConfig, checkpointing: bool, dtype: torch.dtype
+) -> None:
+    policy = load_denoiser(model, dtype=dtype)
+    set_attention(policy, choose_attention(policy, "auto", device="cpu", dtype=dtype))
+    reference = FrozenCopy(policy, predict=predict_by_sd3_transformer, dtype=dtype, device="cpu")
     if checkpointing:
         policy.enable_gradient_checkpointing()
     prediction = predict_by_sd3_transformer(policy, *given())
