@@ -133,7 +133,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--scheduler",
         choices=["model", "ddim", "euler", "dpmpp"],
         default="model",
-        help="Sampler (default: the model's).",
+        help="Sampler (default: the model's). For a flow model ddim and euler are its own Euler, and dpmpp is refused.",
     )
     add(
         "--vae",

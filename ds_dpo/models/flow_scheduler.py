@@ -16,6 +16,7 @@ FLOW = "flow"
 FLOW_PREDICTION = "flow_prediction"  # diffusers' name, in samplers that serve noise schedules too
 MOST_TOKENS = 2**20  # of an image; a shift must have a factor up to there
 MAX_TIMESTEPS = 100_000
+LARGEST = 1e9  # number of a configuration
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
@@ -91,6 +92,7 @@ def _settings_of_euler() -> set[str]:
 
 def _number(config: Mapping[str, Any], key: str, default: float, name: str) -> float:
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -LARGEST <= value <= LARGEST:  # written so that NaN fails as well
         raise ModelError(f"{name}: its scheduler has {key} {shown(value)}; a number would fit")
     return float(value)

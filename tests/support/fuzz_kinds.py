@@ -93,6 +93,24 @@ def _settings_of(part: str) -> Prepare:
     return prepare
 
 
+def _flow_scheduler(folder: Path) -> Prepared:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from ds_dpo.config.diffusion import DiffusionConfig
+    from ds_dpo.config.models import ModelConfig
+    from ds_dpo.models.training_schedule import training_sampler, training_schedule
+
+    model = _model(folder)
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).save_pretrained(model / "scheduler")
+    config, plain = ModelConfig(pretrained=str(model)), DiffusionConfig()
+
+    def read() -> None:
+        training_schedule(config, plain).shift.factor_at((16, 128, 128))
+        training_sampler(config, plain)
+
+    return Prepared([model / "scheduler" / "scheduler_config.json"], read)
+
+
 def _model_index(folder: Path) -> Prepared:
     from ds_dpo.export.pipeline import list_copies
 
@@ -148,6 +166,7 @@ KINDS: dict[str, Prepare] = {
         f"settings of {part}": _settings_of(part)
         for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "scheduler")
     },
+    "settings of a flow's scheduler": _flow_scheduler,
     "model_index.json": _model_index,
     "run YAML": _run_yaml,
     "DeepSpeed JSON": _deepspeed_json,

@@ -16,7 +16,9 @@ from ds_dpo.batch import PreferenceBatch
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.source import BadRowError
 from ds_dpo.data.stream.prepare import OnlinePairs
+from ds_dpo.diffusion.flow import Flow
 from ds_dpo.diffusion.noising import noising_of
+from ds_dpo.diffusion.shift import Shift, ShiftByTokens
 from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache
 from ds_dpo.encoding.cache.record import PROMPTS
 from ds_dpo.encoding.cache.shard_file import read_columns
@@ -100,6 +102,26 @@ def test_a_cache_gives_the_timesteps_and_noise_of_online_encoding(exact: PairCac
         assert not torch.equal(one.noise, other.noise)
         assert one.input_noise is not None
         assert not torch.equal(one.input_noise, one.noise)
+
+
+def test_times_that_follow_the_size_are_those_of_online_encoding(
+    exact: PairCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two buckets have 16 and 24 tokens; times of the larger one are moved by e^3 towards noise."""
+    by_tokens = ShiftByTokens(base_tokens=16, base_shift=0, max_tokens=24, max_shift=3)
+    flow = Flow(shift=Shift(by_tokens=by_tokens))
+    monkeypatch.setattr(f"{__name__}.training_schedule", lambda *_: flow)
+    run = config()
+    found = batches(*cached(exact, run))
+    assert_equal_batches(found, batches(*online(run)))
+    monkeypatch.setattr(f"{__name__}.training_schedule", lambda *_: Flow())
+    for moved, plain in zip(found, batches(*online(run)), strict=True):
+        tokens = moved.latents.shape[-1] * moved.latents.shape[-2] // 4
+        assert (
+            (moved.timesteps - plain.timesteps).abs().max() <= 1
+            if tokens == 16
+            else (moved.timesteps > plain.timesteps).all()
+        )
 
 
 def test_that_test_sees_mirrored_and_unmirrored_images_and_dropped_prompts(exact: PairCache) -> None:
