@@ -16,6 +16,7 @@ from ds_dpo.storage.manifest import newest_valid_checkpoint, step_of
 from ds_dpo.storage.replace import replace_file
 
 FORMAT = 1
+PARTS = ("pairs", "scores", "side_effects", "over_base", "over_last")  # of a round in rounds.json
 BASE = "base"
 SETTINGS_NAME, ROUNDS_NAME, SUMMARY_NAME = "settings.json", "rounds.json", "summary.md"
 
@@ -131,4 +132,7 @@ class RoundsFolder:
 
 
 def _is_round(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("round"), int)
+    if not isinstance(value, dict) or not isinstance(value.get("round"), int):
+        return False
+    fell = value.get("fell", 0)
+    return (fell is None or isinstance(fell, str)) and all(isinstance(value.get(name), dict) for name in PARTS)

@@ -130,6 +130,15 @@ def test_a_program_that_fails_or_ends_early_is_named(tmp_path: Path) -> None:
     assert run(tmp_path, Stages()) == "done"
 
 
+@pytest.mark.parametrize("damage", ["", "[]", '{"format": 2, "rounds": []}', '{"format": 1, "rounds": [{"round": 1}]}'])
+def test_a_damaged_record_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    run(tmp_path, Stages(), rounds=1)
+    (tmp_path / "out" / "rounds.json").write_text(damage)
+    with pytest.raises(ConfigError, match=r"rounds.json") as refused:
+        run(tmp_path, Stages(), rounds=1)
+    assert "\n" not in str(refused.value)
+
+
 def test_other_settings_are_refused_by_name_and_more_rounds_continue(tmp_path: Path) -> None:
     run(tmp_path, Stages(), rounds=1)
     options = {"config": "miniature", "options": {"max_train_steps": STEPS, "learning_rate": 1e-3}}
