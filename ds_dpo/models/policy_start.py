@@ -73,7 +73,9 @@ def open_policy_start(model: ModelConfig, policy: nn.Module, *, has_adapter: boo
         _require_same(_shapes(policy), {name: tuple(place.shape) for name, place in placed.items()}, source)
         return PolicyStart(weights=checkpoint, source=source)
     weights = open_denoiser_init(model, field=FIELD).weights()
-    _require_same(_shapes(policy), {name: tuple(weights[name].shape) for name in weights}, source)
+    tables = dict(policy.named_buffers())  # a file has them beside the parameters, and no training changes them
+    found = {name: tuple(weights[name].shape) for name in weights if name not in tables}
+    _require_same(_shapes(policy), found, source)
     return PolicyStart(weights=weights, source=source)
 
 

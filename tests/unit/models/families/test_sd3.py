@@ -20,6 +20,7 @@ from ds_dpo.models.families.table import FAMILIES, family_of
 from ds_dpo.models.layout import read_row_major
 from ds_dpo.models.loading import describe_loading, latent_shape, load_denoiser, load_text, load_vae
 from ds_dpo.models.pipelines.pretrained import open_pipeline
+from ds_dpo.models.policy_start import open_policy_start
 from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.vae import encode_images
 from ds_dpo.models.weights.sd3_shapes import sd3_shapes
@@ -39,7 +40,7 @@ def without_t5(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return ModelConfig(pretrained=str(folder), family="sd3")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["model", "without_t5"])
 def test_prompts_are_encoded_as_by_the_pipeline(name: str, dtype: Any, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(name)
@@ -171,4 +172,8 @@ def test_shards_and_another_start_give_the_same_weights(model: ModelConfig, tmp_
         assert torch.equal(tensor, sharded.state_dict()[name]), name
         assert torch.equal(tensor, started.state_dict()[name]), name
     assert "pos_embed.pos_embed" in whole.state_dict()
+    other = model.model_copy(update={"policy_init": str(tmp_path / "sharded")})
+    start = open_policy_start(other, whole, has_adapter=False)
+    assert start is not None
+    assert all(torch.equal(start[name], tensor) for name, tensor in trained.items())
     assert "loading the transformer of" in describe_loading(model, dtype=torch.float32, with_encoders=True)
