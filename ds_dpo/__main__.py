@@ -27,6 +27,7 @@ COMMANDS = {
     "train": Command(module="ds_dpo.train", summary="Train on preference pairs, on this rank.", fails_at_once=True),
     "launch": Command(module="ds_dpo.commands.launch", summary="Check every host, then train on all of them."),
     "data-stats": Command(module="ds_dpo.commands.data_stats", summary="Describe preference pairs before training."),
+    "plan": Command(module="ds_dpo.commands.plan", summary="Say whether a run fits its GPUs, and how fast it is."),
     "cache": Command(module="ds_dpo.commands.cache", summary="Encode pairs, or compute a reference's errors, once."),
     "relabel": Command(module="ds_dpo.commands.relabel", summary="Label pairs by scorers of images, as AI feedback."),
     "make-pairs": Command(module="ds_dpo.commands.make_pairs", summary="Make pairs of a model's own scored images."),

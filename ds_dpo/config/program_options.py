@@ -50,6 +50,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Return a number above 0 and at most 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; a number above 0 and at most 1 would fit")
+    return value
+
+
 def margin(text: str) -> float:
     """Return a finite number of 0 or more, for argparse."""
     try:

@@ -43,7 +43,7 @@ def parameters_of(config: RunConfig) -> Parameters | None:
     model if its family has several sizes.
     """
     try:
-        settings = _denoiser_config(config.model.pretrained, config.model.family)
+        settings = denoiser_config(config.model.pretrained, config.model.family)
         shapes = SHAPES.get(settings.get("_class_name", ""), known_shapes)(settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # whoever loads the model says what is wrong with it
@@ -52,7 +52,7 @@ def parameters_of(config: RunConfig) -> Parameters | None:
     return Parameters(total=sum(map(math.prod, shapes.values())), trained=_trained(config, shapes))
 
 
-def _denoiser_config(pretrained: str, family: str) -> dict[str, Any]:
+def denoiser_config(pretrained: str, family: str) -> dict[str, Any]:
     place, assets = Path(resolve_asset(pretrained)).expanduser(), PACKAGE / "assets"
     own = [place / folder / "config.json" for folder in ("unet", "transformer")]
     for path in own:
