@@ -111,8 +111,9 @@ def test_the_fastest_fits_and_the_fewest_gpus_are_found() -> None:
     assert plan.own.choice == choice(1, pairs=4)
     assert all(row.fits == (row.total_bytes <= 0.94 * 80e9) for row in plan.rows)
     assert plan.fastest is not None
-    # in two micro-batches of 8 pairs stage 2 sends what stage 1 sends, and holds less; 16 pairs at once do not fit
-    assert plan.fastest.choice == choice(2, pairs=8, is_checkpointed=False)
+    # in two micro-batches of 8 pairs stage 2 sends what stage 1 sends, and holds less; 16 pairs at once do not fit. A
+    # divided reference takes 0.2 % longer and holds less.
+    assert plan.fastest.choice == choice(2, "zero3", pairs=8, is_checkpointed=False)
     assert plan.leanest is not None
     assert plan.leanest.total_bytes == min(row.total_bytes for row in plan.rows)
     assert plan.fewest is not None
