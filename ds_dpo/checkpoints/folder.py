@@ -23,7 +23,7 @@ PARTIAL_PREFIX = "partial_"
 DELETED_PREFIX = "deleted_"
 REPLACED_SUFFIX = ".replaced"
 DAMAGED_SUFFIX = ".damaged"
-_RANK_OF_FILE = re.compile(r"(?:zero_pp|ema)_rank_(\d+)[_.]")
+_RANK_OF_FILE = re.compile(r"(?:zero_pp|ema|reference)_rank_(\d+)[_.]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def _needs() -> Iterator[tuple[str, Need]]:
     yield "diffusion.shift", Need(field="diffusion.timestep_shift", choices=("static",))
     yield "diffusion.snr_gamma", Need(field="diffusion.error_weighting", choices=("min_snr",))
     with_reference = tuple(name for name, kind in OBJECTIVE_SECTIONS.items() if kind.reference_need != "none")
-    for name in ("residency", "refresh_every_steps", "preflight"):
+    for name in ("residency", "refresh_every_steps", "ema_decay", "preflight"):
         yield f"reference.{name}", Need(field="objective.type", choices=with_reference)
     yield "reference.cache", Need(field="reference.residency", choices=("cached",))
     for name in ("bucket_step", "max_aspect"):

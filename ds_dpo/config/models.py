@@ -82,6 +82,12 @@ class ReferenceConfig(Section):
         default=None,
         ge=1,
     )
+    ema_decay: float | None = identity_field(
+        "Move the reference after every update: decay x reference + (1 - decay) x policy, kept in fp32 (off if unset).",
+        default=None,
+        gt=0,
+        lt=1,
+    )
     preflight: Preflight = free_field(
         "What the check before the first update allows. exact: policy and reference must predict exactly the same. "
         "near: their errors may differ by what rounding causes, a share of 1e-4 in fp32, 0.02 in fp16, 0.1 in bf16; "
@@ -108,6 +114,23 @@ class ReferenceConfig(Section):
             raise ValueError(
                 f"reference.preflight {self.preflight} has no effect with reference.residency cached, whose check "
                 "always allows rounding; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_moving_reference_has_weights_of_its_own(self) -> ReferenceConfig:
+        if self.ema_decay is None:
+            return self
+        if self.refresh_every_steps is not None:
+            raise ValueError(
+                f"reference.ema_decay {self.ema_decay:g} and reference.refresh_every_steps {self.refresh_every_steps} "
+                "are two ways in which the reference follows the policy; set one of them to none"
+            )
+        if self.residency in ("adapter", "cached"):
+            raise ValueError(
+                f"reference.ema_decay {self.ema_decay:g} needs a reference with weights of its own, which "
+                f"reference.residency {self.residency} lacks; set residency to replicated, zero3 or cpu, or ema_decay "
+                "to none"
             )
         return self
 

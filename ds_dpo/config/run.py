@@ -275,12 +275,13 @@ class RunConfig(Section):
                 "reference.residency adapter needs low-rank layers, which adapter.type none lacks; set adapter.type to "
                 "lora, rslora or dora, or choose another residency, such as replicated"
             )
-        if reference.refresh_every_steps is not None and adapter != "none":
-            raise ValueError(
-                f"reference.refresh_every_steps {reference.refresh_every_steps} with adapter.type {adapter}: the "
-                "reference has no low-rank layers that could hold the policy's weights; set adapter.type or "
-                "refresh_every_steps to none"
-            )
+        for name in ("refresh_every_steps", "ema_decay"):
+            value = getattr(reference, name)
+            if value is not None and adapter != "none":
+                raise ValueError(
+                    f"reference.{name} {value} with adapter.type {adapter}: the reference has no low-rank layers that "
+                    f"could hold the policy's weights; set adapter.type or {name} to none"
+                )
         return self
 
     @model_validator(mode="after")

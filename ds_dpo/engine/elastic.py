@@ -9,7 +9,7 @@ runtime/zero/stage3.py and runtime/bf16_optimizer.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ds_dpo.distributed.together import raised_everywhere
 from ds_dpo.engine.layout import EngineLayout, engine_layout
-from ds_dpo.engine.moving_average import MovingAverage
+from ds_dpo.engine.moving_average import FIELDS, MovingAverage
 from ds_dpo.errors import CheckpointError
 from ds_dpo.zero_shards.reader import ZeroCheckpoint, open_checkpoint
 from ds_dpo.zero_shards.training_state import TrainingState
@@ -27,27 +27,29 @@ from ds_dpo.zero_shards.training_state import TrainingState
 SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def read_into(raw: Any, folder: Path, *, average: MovingAverage | None, has_frozen_weights: bool) -> Mapping[str, Any]:
+def read_into(
+    raw: Any, folder: Path, *, averages: Sequence[MovingAverage], has_frozen_weights: bool
+) -> Mapping[str, Any]:
     """Set a deepspeed.DeepSpeedEngine, new or in use, to a checkpoint of any layout; every rank must call this.
 
-    The files' checksums must already be verified. average: the run's moving average, if it keeps one.
+    The files' checksums must already be verified. averages: the moving averages that the run keeps.
     has_frozen_weights: whether the checkpoint must also hold the weights that are not trained.
     Returns what the caller of save_checkpoint gave. Raises CheckpointError on all ranks, before anything is changed, if
     the checkpoint does not fit; after a file that fails later, the engine must not be used.
     """
     with raised_everywhere():
-        checkpoint, training, layout = _open(raw, folder, average=average, has_frozen_weights=has_frozen_weights)
+        checkpoint, training, layout = _open(raw, folder, averages=averages, has_frozen_weights=has_frozen_weights)
     prepare = getattr(raw.optimizer, "checkpoint_event_prologue", None)
     if prepare is not None:
         prepare()  # ZeRO 3: afterwards no weight is whole
     with raised_everywhere():
-        _read(raw, checkpoint, training, layout, average=average, with_frozen=has_frozen_weights)
+        _read(raw, checkpoint, training, layout, averages=averages, with_frozen=has_frozen_weights)
     follow_masters(raw)
     return training.client_state
 
 
 def _open(
-    raw: Any, folder: Path, *, average: MovingAverage | None, has_frozen_weights: bool
+    raw: Any, folder: Path, *, averages: Sequence[MovingAverage], has_frozen_weights: bool
 ) -> tuple[ZeroCheckpoint, TrainingState, EngineLayout]:
     checkpoint, layout = open_checkpoint(folder, verify=False), engine_layout(raw)
     training = checkpoint.training()
@@ -60,8 +62,9 @@ def _open(
             f"ZeRO stage and DeepSpeed settings that saved it; resume with {checkpoint.world_size} ranks at stage "
             f"{checkpoint.stage}"
         )
-    if average is not None and not checkpoint.has_ema:
-        raise CheckpointError(f"{folder} has no moving average of the weights, which ema.decay needs")
+    for average in averages:
+        if not checkpoint.has_average(average.kind):
+            raise CheckpointError(f"{folder} has no moving average of the weights, which {FIELDS[average.kind]} needs")
     return checkpoint, training, layout
 
 
@@ -92,17 +95,16 @@ def _read(
     training: TrainingState,
     layout: EngineLayout,
     *,
-    average: MovingAverage | None,
+    averages: Sequence[MovingAverage],
     with_frozen: bool,
 ) -> None:
     for part in layout.parts:
         checkpoint.read_part(part.name, "fp32", start=part.start, out=part.of(layout.masters))
     _read_optimizer(raw, checkpoint, training, layout)
-    if average is not None:
+    for average in averages:
         for part in layout.parts:
-            checkpoint.read_part(part.name, "ema", start=part.start, out=part.of(average.groups))
-        assert checkpoint.average_updates is not None
-        average.continue_after(checkpoint.average_updates)
+            checkpoint.read_part(part.name, average.kind, start=part.start, out=part.of(average.groups))
+        average.continue_after(checkpoint.average_updates(average.kind))
     if with_frozen:
         _read_frozen(raw, checkpoint)
     raw.lr_scheduler.load_state_dict(training.schedule)

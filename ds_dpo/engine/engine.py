@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from ds_dpo.distributed.collectives import is_main, world_size
 from ds_dpo.engine.compiler import require_compiler
 from ds_dpo.engine.device import give_groups_the_timeout
 from ds_dpo.engine.elastic import read_into
+from ds_dpo.engine.follower import Follower, weight_pieces
 from ds_dpo.engine.layout import engine_layout, layout_digest, master_groups
 from ds_dpo.engine.learning_rate import build_schedule
-from ds_dpo.engine.moving_average import MovingAverage, average_file_name
+from ds_dpo.engine.moving_average import MovingAverage
 from ds_dpo.engine.noting_engine import NotingCheckpointEngine
 from ds_dpo.engine.optimizers import build_optimizer, require_countable
 from ds_dpo.engine.other_weights import set_weights
@@ -28,7 +29,6 @@ from ds_dpo.storage.state_files import StateFile
 with quiet_output():  # when imported, DeepSpeed prints what it finds of compilers and drivers
     import deepspeed
 
-_PIECE_ELEMENTS = 2**25  # 64 MiB in 16 bits
 # DeepSpeed's throughput timer would wait for the device twice in each micro-batch; the run measures whole steps
 UNTIMED = {"timers": {"throughput": {"enabled": False}}}
 
@@ -43,7 +43,7 @@ class Engine:
         # DeepSpeed's save would still copy a script beside the checkpoints
         raw._copy_recovery_script = lambda save_path: None
         self._saves_frozen_weights = saves_frozen_weights
-        self._average: MovingAverage | None = None
+        self._averages: dict[str, MovingAverage] = {}
         self._let_scale_stay_least()
 
     @property
@@ -105,19 +105,30 @@ class Engine:
         """Add a micro-batch's gradient; after the last micro-batch of a step DeepSpeed updates the weights.
 
         loss: scalar, the mean over the micro-batch; DeepSpeed divides by the number of accumulations. If the loss or a
-        gradient is not finite on any rank, all ranks skip the update: weights, moments, rate and average stay.
+        gradient is not finite on any rank, all ranks skip the update: weights, moments, rate and averages stay.
         """
         # DeepSpeed checks only the norm of all ranks' gradients, but a loss can be inf with a finite gradient. The
         # factor is exactly 1, or NaN, which reaches that norm without a wait for the device or another rank.
         self._raw.backward(loss * (1 + 0 * loss.detach()))
         updates_before = self._raw.global_steps - self._raw.skipped_steps
         self._raw.step()
-        if self._average is not None and self._raw.global_steps - self._raw.skipped_steps > updates_before:
-            self._average.update(self.flat_master_groups())
+        if self._averages and self._raw.global_steps - self._raw.skipped_steps > updates_before:
+            masters = self.flat_master_groups()
+            for average in self._averages.values():
+                average.update(masters)
 
     def keep_average(self, *, decay: float) -> None:
         """Keep a moving average of the master weights from now on; it becomes part of checkpoints."""
-        self._average = MovingAverage(self.flat_master_groups(), decay=decay)
+        self._averages["ema"] = MovingAverage(self.flat_master_groups(), decay=decay)
+
+    def follow(self, module: nn.Module, *, decay: float) -> Follower:
+        """Keep a moving average that starts from a frozen module's weights, and return what writes it into the module.
+
+        The average is updated with the masters from now on, and becomes part of checkpoints. Every rank must call this.
+        """
+        average = MovingAverage(self.flat_master_groups(), decay=decay, kind="reference")
+        self._averages[average.kind] = average
+        return Follower(module, average=average, layout=engine_layout(self._raw), device=self.device)
 
     def flat_master_groups(self) -> list[Tensor]:
         """Return this rank's fp32 master weights as DeepSpeed holds and saves them: 1-D, one per group."""
@@ -152,13 +163,13 @@ class Engine:
 
         Under ZeRO-3 they are gathered piece by piece, so that the policy is never whole on a device.
         """
-        for piece in _pieces(self.module):
+        for piece in weight_pieces(self.module):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in piece]):  # a no-op below stage 3
                 for name, parameter in piece:
                     module.get_parameter(name).copy_(parameter)
 
     def checkpoint_bytes(self) -> int:
-        """Return the approximate bytes of a checkpoint of all ranks: masters, moments, average and weights."""
+        """Return the approximate bytes of a checkpoint of all ranks: masters, moments, averages and weights."""
         return sum(self._checkpoint_bytes())
 
     def own_checkpoint_bytes(self) -> int:
@@ -171,7 +182,7 @@ class Engine:
         parameters = [p for p in self.module.parameters() if p.requires_grad or self._saves_frozen_weights]
         weights = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
-        states = (12 if self._average is None else 16) * trained
+        states = (12 + 4 * len(self._averages)) * trained
         is_split = any(hasattr(p, "ds_numel") for p in parameters)
         return (states + weights, 0) if is_split else (states, weights)
 
@@ -190,8 +201,7 @@ class Engine:
                     exclude_frozen_parameters=not self._saves_frozen_weights,
                 )
             )
-        if self._average is not None:
-            files.append(self._average.file(average_file_name(self._raw.global_rank)))
+        files += [average.file(self._raw.global_rank) for average in self._averages.values()]
         return files
 
     def layout_digest(self) -> str:
@@ -204,7 +214,10 @@ class Engine:
         Returns its client_state. Raises CheckpointError on all ranks if it does not fit.
         """
         client_state = read_into(
-            self._raw, folder, average=self._average, has_frozen_weights=self._saves_frozen_weights
+            self._raw,
+            folder,
+            averages=list(self._averages.values()),
+            has_frozen_weights=self._saves_frozen_weights,
         )
         return dict(client_state["ds_dpo"])
 
@@ -220,23 +233,9 @@ class Engine:
         if path is None:
             raise CheckpointError(f"DeepSpeed found no checkpoint in {folder}")
         self._let_scale_stay_least()  # the checkpoint replaced the scaler
-        if self._average is not None:
-            self._average.load(folder / average_file_name(self._raw.global_rank))
+        for average in self._averages.values():
+            average.load(folder, self._raw.global_rank)
         return dict(client_state["ds_dpo"])
-
-
-def _pieces(module: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Yield a module's parameters by name in pieces of about _PIECE_ELEMENTS elements."""
-    piece: list[tuple[str, nn.Parameter]] = []
-    num_elements = 0
-    for name, parameter in module.named_parameters():
-        piece.append((name, parameter))
-        num_elements += getattr(parameter, "ds_numel", parameter.numel())
-        if num_elements >= _PIECE_ELEMENTS:
-            yield piece
-            piece, num_elements = [], 0
-    if piece:
-        yield piece
 
 
 def build_engine(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -40,8 +40,11 @@ class HeldReference(Reference, Protocol):
 class FrozenCopy:
     """A copy of the policy with its own storage: evaluation mode, no gradients, no gradient checkpointing.
 
-    module: a plain module under every ZeRO stage; another residency moves it after the copy is made.
+    module: a plain module under every ZeRO stage; another residency moves it after the copy is made. forget_copies:
+    called when the weights were replaced on purpose; a residency sets it that keeps copies of them elsewhere.
     """
+
+    forget_copies: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, policy: nn.Module, *, predict: Predict, dtype: torch.dtype, device: torch.device | str) -> None:
         """Copy a policy before an engine wraps it, tensor by tensor and directly to the device."""

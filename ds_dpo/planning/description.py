@@ -77,8 +77,10 @@ def _reference(config: RunConfig, precision: Precision) -> list[str]:
     """Return lines on what the policy is compared with and how exactly, and no line if there is no reference."""
     if config.objective.reference_need == "none":
         return []
-    every_steps = config.reference.refresh_every_steps
+    every_steps, decay = config.reference.refresh_every_steps, config.reference.ema_decay
     follows = f"; takes the policy's weights every {every_steps} steps" if every_steps else ""
+    if decay is not None:
+        follows = f"; moves after each update: {decay:g} x reference + {1 - decay:g} x policy"
     return [
         f"reference: {config.reference.residency}, {_RESIDENCY_WORDS[config.reference.residency]}{follows}",
         *_preflight(config, precision),

@@ -44,6 +44,11 @@ class BlockOffload:
             block.module.register_forward_pre_hook(lambda *_, block=block: self._enter(block))
             block.module.register_forward_hook(lambda *_, block=block: self._leave(block), always_call=True)
 
+    def forget_copies(self) -> None:
+        """Read every block anew from host memory, whose values were replaced: what the slots hold no longer counts."""
+        for slot in self.slots:
+            slot.block = None
+
     def _enter(self, block: _Block) -> None:
         """Let a block compute from its slot, then start to copy the block that followed it in the last pass."""
         slot = self._bring(block, apart_from=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ def _copy_to_device(policy: nn.Module, predict: Predict, dtype: torch.dtype, dev
 def _copy_to_host(policy: nn.Module, predict: Predict, dtype: torch.dtype, device: torch.device) -> FrozenCopy:
     """Copy straight to host memory: the device never holds the whole reference."""
     reference = FrozenCopy(policy, predict=predict, dtype=dtype, device="cpu")
-    BlockOffload(reference.module, device=device)
+    reference.forget_copies = BlockOffload(reference.module, device=device).forget_copies
     return reference
 
 
@@ -66,6 +66,14 @@ RESIDENCIES: dict[str, Residency | None] = {
     "adapter": Residency(copy=_copy_nothing, settle=_leave),
     "cached": None,
 }
+
+
+class ReferenceGuard(Protocol):
+    """Finds whether something else than the run itself has changed the reference's weights."""
+
+    def require_unchanged(self) -> None:
+        """Raise ReferenceChangedError on all ranks if the weights of any rank have changed; every rank calls it."""
+        ...
 
 
 class ReferenceWatch:

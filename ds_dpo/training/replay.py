@@ -291,6 +291,10 @@ def _take_weights(config: RunConfig, models: Models, step: Step, *, say: Say) ->
             parameter.copy_(checkpoint.read(name, dtype=parameter.dtype))
     if (step.checkpoint / REFERENCE_FILE).is_file() and isinstance(models.reference, FrozenCopy):
         load_reference(models.reference.module, step.checkpoint / REFERENCE_FILE)
+    if checkpoint.has_average("reference") and isinstance(models.reference, FrozenCopy):
+        for name, weight in models.reference.module.named_parameters():
+            weight.copy_(checkpoint.read(name, "reference", dtype=weight.dtype))
+        models.reference.forget_copies()
     say(f"weights: {step.checkpoint}{_age(step_of(step.checkpoint), step)}")
 
 

@@ -19,8 +19,9 @@ from ds_dpo.models.reference import FrozenCopy
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.objectives.losses import OBJECTIVES
 from ds_dpo.objectives.statistics import ObjectiveStatistic
+from ds_dpo.reference.moving import MovingReference
 from ds_dpo.reference.refresh import ReferenceRefresh
-from ds_dpo.reference.residency import ReferenceWatch
+from ds_dpo.reference.residency import ReferenceGuard, ReferenceWatch
 from ds_dpo.run_part import RunPart
 from ds_dpo.step.preference_step import PreferenceStep
 from ds_dpo.step.preflight import look_at_start
@@ -49,7 +50,7 @@ class RestoredRun:
     optimizer_step: OptimizerStep
     parts: list[RunPart]
     checkpoints: RunCheckpoints
-    watch: ReferenceWatch | None
+    watch: ReferenceGuard | None
 
 
 def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progress:
@@ -61,6 +62,7 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progres
     config, log = opened.config, opened.log
     store = CheckpointStore(opened.folder.checkpoints, engine=engine, identity=identity, say=log.line)
     built.keep_average()
+    moving = _moving_reference(built)
     opened.start.part(f"looking for a checkpoint in {opened.folder.checkpoints}")
     saved = store.load_newest() if not isinstance(opened.resume, int) else store.load_step(opened.resume)
     progress = _progress(built, saved)
@@ -73,8 +75,8 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progres
     statistic = _statistic(built)
     step = _preference_step(built, statistic)
     reference = built.models.reference
-    watch = None if reference is None else ReferenceWatch(reference, policy=engine.module)
-    own = (built.models.adapter, statistic, _refresh(built, watch))
+    watch = None if reference is None or moving else ReferenceWatch(reference, policy=engine.module)
+    own = (built.models.adapter, statistic, _refresh(built, watch), moving)
     parts: list[RunPart] = [part for part in own if part is not None]
     parts.append(
         build_non_finite(
@@ -106,7 +108,7 @@ def restore_run(built: BuiltRun, identity: RunIdentity) -> RestoredRun | Progres
             micro_batches=micro_batches,
             accumulation_steps=opened.resolved.accumulation_steps,
         ),
-        watch=watch,
+        watch=moving or watch,
     )
 
 
@@ -135,6 +137,15 @@ def _preference_step(built: BuiltRun, statistic: ObjectiveStatistic | None) -> P
         options=config.objective.loss_options(),
         statistic=statistic,
     )
+
+
+def _moving_reference(built: BuiltRun) -> MovingReference | None:
+    decay = built.opened.config.reference.ema_decay
+    reference = built.models.reference
+    if decay is None:
+        return None
+    assert isinstance(reference, FrozenCopy), "the configuration refuses a decay for any other reference"
+    return MovingReference(reference, engine=built.engine, policy=built.engine.module, decay=decay)
 
 
 def _refresh(built: BuiltRun, watch: ReferenceWatch | None) -> ReferenceRefresh | None:

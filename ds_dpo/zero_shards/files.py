@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ds_dpo.errors import CheckpointError
 
 MODEL_STATES = re.compile(r"(?:zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
-AVERAGES = re.compile(r"ema_rank_(?P<rank>\d{5})\.pt")
+# moving averages of the weights: those to export, and those that a reference follows
+AVERAGE_KINDS = ("ema", "reference")
+AVERAGES = re.compile(rf"(?P<kind>{'|'.join(AVERAGE_KINDS)})_rank_(?P<rank>\d{{5}})\.pt")
 UNIVERSAL_FOLDER = "zero"  # in a universal checkpoint: it has a folder per parameter
 OPTIMIZER_STATES = re.compile(r"(?P<bf16>bf16_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
 
@@ -20,13 +22,13 @@ class TagFiles:
     """Files of a tag folder in order of rank.
 
     optimizer: empty without ZeRO and in a universal checkpoint. model: one file below ZeRO 3. averages: files of this
-    project.
+    project by kind, without the kinds that were not saved.
     """
 
     folder: Path
     model: tuple[Path, ...]
     optimizer: tuple[Path, ...]
-    averages: tuple[Path, ...] = ()
+    averages: Mapping[str, tuple[Path, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def is_universal(self) -> bool:
@@ -63,8 +65,14 @@ def find_files(folder: Path) -> TagFiles:
         raise CheckpointError(
             f"{folder}: model states of ZeRO 3 and of another stage are mixed; two runs were saved in it"
         )
-    averages = [match for path in folder.glob("ema_rank_*") if (match := AVERAGES.fullmatch(path.name))]
-    return TagFiles(folder, *(_in_order(folder, matches) for matches in (model, optimizer, averages)))
+    averages = [match for path in folder.glob("*_rank_*") if (match := AVERAGES.fullmatch(path.name))]
+    by_kind = {kind: [match for match in averages if match["kind"] == kind] for kind in AVERAGE_KINDS}
+    return TagFiles(
+        folder,
+        model=_in_order(folder, model),
+        optimizer=_in_order(folder, optimizer),
+        averages={kind: _in_order(folder, matches) for kind, matches in by_kind.items() if matches},
+    )
 
 
 def check_saved_name(path: Path, stem: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ds_dpo.errors import CheckpointError
 from ds_dpo.zero_shards.archive import saved_stem
-from ds_dpo.zero_shards.files import TagFiles, check_saved_name, find_files
+from ds_dpo.zero_shards.files import AVERAGE_KINDS, TagFiles, check_saved_name, find_files
 from ds_dpo.zero_shards.layout import Placement, Span, spans_within
 from ds_dpo.zero_shards.stages import open_stage
 from ds_dpo.zero_shards.tables import OptimizerStates, Shards, Table, VerificationBeside, verify_tensors
@@ -21,7 +21,9 @@ from ds_dpo.zero_shards.training_state import TrainingState, read_training_state
 from ds_dpo.zero_shards.unpickle import Shard, load_shard
 
 PIECE_ELEMENTS = 2**18  # with its 16-bit copy 1.5 MB, which fits the processor's cache
-Quantity = str  # fp32, ema, or the name of one of the optimizer's elementwise states, such as exp_avg
+Quantity = (
+    str  # fp32, a kind of moving average, or the name of one of the optimizer's elementwise states, such as exp_avg
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +46,16 @@ class ZeroCheckpoint:
 
     @property
     def has_ema(self) -> bool:
-        """Whether moving averages of the weights were saved."""
-        return "ema" in self._shards.tables
+        """Whether moving averages of the weights were saved that an export may take."""
+        return self.has_average("ema")
 
-    @property
-    def average_updates(self) -> int | None:
-        """Number of updates in the moving averages; None if none were saved."""
-        return self._shards.average_updates
+    def has_average(self, kind: str) -> bool:
+        """Whether this kind of moving averages was saved, one of files.AVERAGE_KINDS."""
+        return kind in self._shards.average_updates
+
+    def average_updates(self, kind: str) -> int:
+        """Return the number of updates in a kind of moving averages that was saved."""
+        return self._shards.average_updates[kind]
 
     @property
     def optimizer(self) -> OptimizerStates:
@@ -86,7 +91,8 @@ class ZeroCheckpoint:
     ) -> Tensor:
         """Copy one full tensor out of the shards.
 
-        fp32 is the master weight and ema its moving average; for a frozen weight both are the weight as it was saved.
+        fp32 is the master weight, ema its moving average, and reference the one that a reference follows; for a frozen
+        weight all are the weight as it was saved.
         out: contiguous tensor of the same number of elements to fill; its dtype is then used. inspect: called with
         every piece, flat and as it was saved, while it is in the processor's cache.
         Returns a tensor of the parameter's shape in dtype, rounded to nearest from fp32.
@@ -151,7 +157,7 @@ class ZeroCheckpoint:
         if name not in self.parameters:
             raise CheckpointError(f"{self.folder}: has no parameter {name!r} among its {len(self.parameters)}")
         placement = self.parameters[name]
-        is_saved_weight = placement.is_frozen and (quantity == "fp32" or (quantity == "ema" and self.has_ema))
+        is_saved_weight = placement.is_frozen and (quantity == "fp32" or self.has_average(quantity))
         kind = "frozen" if is_saved_weight else quantity
         if kind not in self._shards.tables or (placement.is_frozen and not is_saved_weight):
             raise CheckpointError(
@@ -160,7 +166,7 @@ class ZeroCheckpoint:
         return placement, kind
 
     def _why_absent(self, placement: Placement, quantity: Quantity) -> str:
-        if quantity == "ema":
+        if quantity in AVERAGE_KINDS:
             return "the run kept no moving averages"
         return (
             "the parameter is frozen" if placement.is_frozen else f"ZeRO {self.stage} before any update, or not saved"

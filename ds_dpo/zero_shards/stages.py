@@ -55,8 +55,12 @@ def open_stage(files: TagFiles, model: Sequence[Shard], optimizer: Sequence[Shar
         if not files.averages:
             return shards
         masters = [row.tensors for row in shards.tables["fp32"] if isinstance(row, ShardRow)]
-        averages, updates = open_averages(files.averages, masters)
-        return dataclasses.replace(shards, tables={**shards.tables, "ema": averages}, average_updates=updates)
+        opened = {kind: open_averages(paths, masters) for kind, paths in files.averages.items()}
+        return dataclasses.replace(
+            shards,
+            tables={**shards.tables, **{kind: rows for kind, (rows, _) in opened.items()}},
+            average_updates={kind: updates for kind, (_, updates) in opened.items()},
+        )
 
 
 def _inner(shard: Shard) -> State:
@@ -108,7 +112,8 @@ def _open_unpartitioned(files: TagFiles, model: Sequence[Shard], optimizer: Sequ
     """Open ZeRO 0: in fp32 the module is the master; in 16 bit the masters are saved beside it without names."""
     if files.averages:
         raise CheckpointError(
-            f"{files.averages[0]}: moving averages do not belong to a run without ZeRO, which has no flat groups"
+            f"{next(iter(files.averages.values()))[0]}: moving averages do not belong to a run without ZeRO, which has "
+            "no flat groups"
         )
     weights, saved = module_weights(model[0]), model[0].content["optimizer"] or {}
     groups = saved.get("fp32_groups_flat", saved.get("fp32_groups"))

@@ -82,17 +82,17 @@ class OptimizerStates:
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Placements of all parameters, and the tables that they point into: fp32, frozen, ema, and the optimizer's states.
+    """Placements of all parameters, and the tables that they point into: fp32, frozen, averages, and the optimizer's.
 
     optimizer: what the optimizer keeps; its elementwise states are tables of the same names.
-    average_updates: number of updates in the moving averages; None if there are none.
+    average_updates: number of updates in each kind of moving averages.
     """
 
     stage: int
     placements: dict[str, Placement]
     tables: dict[str, Table]
     optimizer: OptimizerStates = dataclasses.field(default_factory=OptimizerStates)
-    average_updates: int | None = None
+    average_updates: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class VerificationBeside:

@@ -98,7 +98,7 @@ def state_of(engine) -> dict[str, torch.Tensor]:
     found = {f"master {number}": group for number, group in enumerate(engine.flat_master_groups())}
     for number, state in enumerate(optimizer.optimizer.state.values()):
         found |= {f"{name} {number}": value for name, value in state.items()}
-    found |= {f"average {number}": group for number, group in enumerate(engine._average._groups)}
+    found |= {f"average {number}": group for number, group in enumerate(engine._averages["ema"].groups)}
     found |= {
         f"weight {name}": getattr(weight, "ds_tensor", weight) for name, weight in engine.module.named_parameters()
     }
@@ -130,7 +130,7 @@ def examine(case: str, rank: int) -> dict:
     return {
         "changed": changed,
         "counts": counts,
-        "updates": engine._average._updates,
+        "updates": engine._averages["ema"]._updates,
         "differs": differing(state_of(engine), state_of(untouched)),
         "moved": len(moved),
         "finite": all(bool(torch.isfinite(value).all()) for value in state_of(engine).values()),

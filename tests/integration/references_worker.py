@@ -1,7 +1,7 @@
 """Hold a reference shared by two ranks beside a policy of each ZeRO stage, and say how its predictions compare.
 
-Usage: python references_worker.py OUT. Leaves OUT/RANK.json, by "STAGE_PRECISION" what test_references.py looks at, and
-the run folders OUT/whole_NAME and OUT/resumed_NAME of trainings whose reference is refreshed.
+Usage: python references_worker.py OUT. Leaves OUT/RANK.json, by "STAGE_PRECISION" what test_reference_residencies.py
+looks at, and the run folders OUT/whole_NAME and OUT/resumed_NAME of trainings whose reference follows the policy.
 """
 
 import json
@@ -14,6 +14,8 @@ from ds_dpo.precision import torch_dtype
 
 CASES = [(1, "bf16"), (2, "fp32_cpu"), (2, "bf16"), (3, "fp32_cpu"), (3, "bf16")]
 REFRESHED = [(1, "bf16"), (2, "fp32_cpu"), (3, "bf16")]
+MOVING = [(2, "fp32_cpu", "replicated"), (2, "fp32_cpu", "zero3"), (2, "fp32_cpu", "cpu"), (3, "bf16", "zero3")]
+MOVING_RESUMED = [MOVING[0], MOVING[-1]]
 
 
 def inputs_of(rank: int, dtype: torch.dtype):
@@ -162,8 +164,10 @@ def compare_adapter(rank: int, stage: int, precision: str) -> dict[str, object]:
     return {"to_plain": to_plain, "to_policy": to_policy, "trains": trains, "first_difference": first_differences}
 
 
-def train_with_refreshes(out: Path, stage: int, precision: str) -> None:
-    """Train 5 steps, the reference refreshed after steps 2 and 4, at once and with a stop after step 3."""
+def train_in_two_ways(
+    out: Path, name: str, stage: int, precision: str, *, resumes: bool = True, **options: object
+) -> None:
+    """Train 5 steps, at once and, if it resumes, with a stop after step 3."""
     from ds_dpo import train
 
     settings = {
@@ -174,13 +178,13 @@ def train_with_refreshes(out: Path, stage: int, precision: str) -> None:
         "schedule.warmup_steps": 0,
         "schedule.decay_steps": 20,
         "cadence.sample_every_steps": "none",
-        "reference.refresh_every_steps": 2,
+        **options,
     }
-    for kind, ends in (("whole", [5]), ("resumed", [3, 5])):
-        folder = out / f"{kind}_{stage}_{precision}"
+    for kind, ends in (("whole", [5]), ("resumed", [3, 5]))[: 1 + resumes]:
+        folder = out / f"{kind}_{name}"
         for steps in ends:
             run = {**settings, "output_dir": str(folder), "max_train_steps": steps}
-            train.main([f"--{name}={value}" for name, value in run.items()])
+            train.main([f"--{option}={value}" for option, value in run.items()])
 
 
 def all_cases(rank: int, out: Path) -> None:
@@ -188,7 +192,18 @@ def all_cases(rank: int, out: Path) -> None:
     adapters = {f"{stage}_{precision}": compare_adapter(rank, stage, precision) for stage, precision in CASES}
     (out / f"{rank}.json").write_text(json.dumps({"shared": found, "adapter": adapters}))
     for stage, precision in REFRESHED:
-        train_with_refreshes(out, stage, precision)
+        # refreshed after steps 2 and 4
+        options: dict[str, object] = {"reference.refresh_every_steps": 2}
+        train_in_two_ways(out, f"{stage}_{precision}", stage, precision, **options)
+    for stage, precision, residency in MOVING:
+        options = {
+            "reference.ema_decay": 0.5,
+            "reference.residency": residency,
+            "cadence.save_every_steps": 1,
+            "cadence.keep_checkpoints": 5,
+        }
+        resumes = (stage, precision, residency) in MOVING_RESUMED
+        train_in_two_ways(out, f"{stage}_{precision}_{residency}", stage, precision, resumes=resumes, **options)
 
 
 if __name__ == "__main__":

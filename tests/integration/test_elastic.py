@@ -12,6 +12,7 @@ import torch
 from invariance_cases import residuals
 from launching import ROOT, curve, launch, metrics, spell, zero_stage
 
+from ds_dpo.zero_shards.files import AVERAGE_KINDS
 from ds_dpo.zero_shards.reader import open_checkpoint
 
 pytestmark = pytest.mark.launch
@@ -29,7 +30,7 @@ COMMON = {
 }
 # what the runs of a curve have in common; between them all that a checkpoint keeps beside the weights
 GROUPS: dict[str, dict[str, object]] = {
-    "dpo": {"ema.decay": 0.9},
+    "dpo": {"ema.decay": 0.9, "reference.ema_decay": 0.8},
     "kto": {
         "objective.type": "kto",
         "objective.beta": 500,
@@ -77,7 +78,7 @@ SETTINGS: dict[str, tuple[str, dict[str, dict[str, object]]]] = {
     "zero3_fp16_loud": ("zero3_fp16", {"fp16": {"initial_scale_power": 15}}),
 }
 PEAKS = {"lora": 1e-2, "dpo": 2e-4}
-QUANTITIES = ("fp32", "exp_avg", "exp_avg_sq", "ema")
+QUANTITIES = ("fp32", "exp_avg", "exp_avg_sq", "ema", "reference")
 RESUMES = [(name, step) for name in RUNS for step in (STEPS, 2 * STEPS)]
 
 
@@ -129,7 +130,9 @@ def test_what_is_resumed_is_what_was_saved(runs, name, step):
         for quantity in ["fp32"] if placement.is_frozen else kept:
             assert torch.equal(saved.read(parameter, quantity), live.read(parameter, quantity)), (parameter, quantity)
     assert is_adapter or saved.parameters.keys() == live.parameters.keys()
-    assert saved.average_updates == live.average_updates
+    for kind in AVERAGE_KINDS:
+        if saved.has_average(kind):
+            assert saved.average_updates(kind) == live.average_updates(kind)
     assert {k: float(v) for k, v in saved.optimizer.scalars.items()} == {
         k: float(v) for k, v in live.optimizer.scalars.items()
     }
@@ -141,13 +144,13 @@ def test_what_is_resumed_is_what_was_saved(runs, name, step):
 
 
 def has(checkpoint, quantity):
-    return quantity == "fp32" or (
-        checkpoint.has_ema if quantity == "ema" else quantity in checkpoint.optimizer.elementwise
-    )
+    return quantity == "fp32" or checkpoint.has_average(quantity) or quantity in checkpoint.optimizer.elementwise
 
 
 def expected_quantities(name):
-    return ["fp32", "exp_avg", "exp_avg_sq", *(["ema"] if "ema.decay" in GROUPS[RUNS[name][0]] else [])]
+    options = GROUPS[RUNS[name][0]]
+    kinds = {"ema": "ema.decay", "reference": "reference.ema_decay"}
+    return ["fp32", "exp_avg", "exp_avg_sq", *(kind for kind, field in kinds.items() if field in options)]
 
 
 @pytest.mark.parametrize(("name", "step"), RESUMES)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from references_worker import CASES, REFRESHED
+from references_worker import CASES, MOVING, MOVING_RESUMED, REFRESHED
 from safetensors import safe_open
 
+from ds_dpo.config.load import load_config
+from ds_dpo.models.loading import load_denoiser
 from ds_dpo.storage.manifest import verify_manifest
 from ds_dpo.zero_shards.reader import open_checkpoint
 
@@ -134,3 +136,42 @@ def test_the_references_weights_are_of_the_checkpoint_and_no_part_of_what_is_exp
         assert any(
             (file.get_tensor(name) != checkpoint.read(name).to(torch.bfloat16)).any() for name in checkpoint.parameters
         )
+
+
+def moving_name(stage, precision, residency):
+    return f"{stage}_{precision}_{residency}"
+
+
+@pytest.mark.parametrize("case", MOVING)
+def test_a_moving_reference_is_the_average_of_itself_and_the_policy(out, case):
+    """Of the miniature's own weights and the masters of each step, on two ranks, whatever divides them."""
+    folders = [out / f"whole_{moving_name(*case)}" / "checkpoints" / f"step_{step:08d}" for step in range(1, 6)]
+    start = load_denoiser(load_config(["--config", "miniature"]).config.model, dtype=torch.float32).state_dict()
+    dtype = torch.bfloat16 if case[1] == "bf16" else torch.float32
+    expected = {name: weight.to(dtype).double() for name, weight in start.items()}
+    for folder in folders:
+        checkpoint = open_checkpoint(folder)
+        for name in checkpoint.parameters:
+            expected[name] = 0.5 * expected[name] + 0.5 * checkpoint.read(name).double()
+            found = checkpoint.read(name, "reference").double()
+            assert torch.allclose(found, expected[name], rtol=1e-6, atol=1e-7), (folder.name, name)
+
+
+@pytest.mark.parametrize("case", MOVING_RESUMED)
+def test_a_resumed_run_goes_on_with_the_moving_reference_to_the_bit(out, case):
+    whole, resumed = (steps_of(out / f"{kind}_{moving_name(*case)}") for kind in ("whole", "resumed"))
+    assert [step["step"] for step in resumed] == [1, 2, 3, 4, 5]
+    for one, other in zip(whole, resumed, strict=True):
+        for quantity in ("loss", "chosen_difference", "rejected_difference", "reference_chosen_error"):
+            assert one[quantity] == other[quantity]
+    assert whole[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert all(step["chosen_difference"] != 0 for step in whole[1:])
+
+
+def test_a_moving_reference_computes_the_same_wherever_its_weights_are(out):
+    runs = [steps_of(out / f"whole_{moving_name(*case)}") for case in MOVING if case[:2] == (2, "fp32_cpu")]
+    assert len(runs) == 3
+    for quantity in ("loss", "reference_chosen_error", "reference_rejected_error"):
+        first, *others = [[step[quantity] for step in steps] for steps in runs]
+        assert all(other == first for other in others)
+    assert len(set(first)) > 3

@@ -18,6 +18,7 @@ FILES = (
     "mp_rank_00_model_states.pt",
     "zero_pp_rank_0_mp_rank_00_optim_states.pt",
     "ema_rank_00000.pt",
+    "reference_rank_00000.pt",
     "adapter_config.json",
     "denoiser_config.json",
     "reference.safetensors",

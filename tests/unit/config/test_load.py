@@ -215,6 +215,16 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, text: str, message: s
         (["--objective.type", "sft", "--reference.preflight", "near"], "preflight near has no effect: objective.type"),
         (["--reference.preflight", "close"], "reference.preflight = close: Input should be 'exact' or 'near'"),
         (["--reference.residency", "adapter"], "adapter.type none lacks; set adapter.type to lora"),
+        (
+            ["--reference.ema_decay", "0.9", "--reference.refresh_every_steps", "5"],
+            "two ways in which the reference",
+        ),
+        (
+            ["--adapter.type", "lora", "--reference.residency", "adapter", "--reference.ema_decay", "0.99"],
+            "ema_decay 0.99 needs a reference with weights of its own, which reference.residency adapter lacks",
+        ),
+        (["--adapter.type", "lora", "--reference.ema_decay", "0.99"], "ema_decay 0.99 with adapter.type lora: the ref"),
+        (["--reference.ema_decay", "1"], "reference.ema_decay = 1: Input should be less than 1"),
         (["--adapter.type", "lora", "--reference.refresh_every_steps", "5"], "has no low-rank layers that could hold"),
     ],
 )

@@ -127,7 +127,7 @@ def deepspeeds_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(engine: Engine, folder: Path, **options: Any) -> Any:
-    return read_into(engine, folder, **{"average": None, "has_frozen_weights": True, **options})
+    return read_into(engine, folder, **{"averages": (), "has_frozen_weights": True, **options})
 
 
 def adamw(start: float, numel: int) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def test_all_that_a_run_goes_on_from_is_set(tmp_path: Path) -> None:
     folder = save(tmp_path / "tag", adamw(1, 5), adamw(6, 5))  # states alone keep the padding at the end
     engine = Engine(paddings=(1, 0))  # w w w w w w _ b b b
     average = MovingAverage([torch.zeros(10)], decay=0.9)
-    assert read(engine, folder, average=average)["theirs"] == {"step": 7}
+    assert read(engine, folder, averages=[average])["theirs"] == {"step": 7}
     expected = [1, 2, 3, 4, 5, 6, 0, 7, 8, 9]
     assert engine.master.tolist() == expected
     assert engine.state()["exp_avg"].tolist() == expected
@@ -210,7 +210,7 @@ def test_what_fits_no_other_layout_is_refused_by_name(tmp_path: Path, states: li
 def test_a_missing_average_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "tag", {}, {}, ema=False)
     with pytest.raises(CheckpointError, match=r"has no moving average of the weights, which ema.decay"):
-        read(Engine(), folder, average=MovingAverage([torch.zeros(10)], decay=0.9))
+        read(Engine(), folder, averages=[MovingAverage([torch.zeros(10)], decay=0.9)])
 
 
 @pytest.mark.parametrize(

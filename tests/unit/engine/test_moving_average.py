@@ -21,8 +21,8 @@ def test_it_follows_diffusers_average_of_the_same_weights(tmp_path: Path, decay:
             weight.data += torch.randn(weight.shape, generator=generator)
         theirs.step(weights)
         ours.update(weights)
-    write_files([ours.file("average.pt")], tmp_path)
-    saved = torch.load(tmp_path / "average.pt", weights_only=True)
+    write_files([ours.file(7)], tmp_path)
+    saved = torch.load(tmp_path / "ema_rank_00007.pt", weights_only=True)
     assert (saved["format"], saved["decay"], saved["updates"]) == (1, decay, 25)
     for expected, found in zip(theirs.shadow_params, saved["flat_groups"], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -36,21 +36,31 @@ def test_a_loaded_average_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> 
         whole.update([step])
     for step in steps[:5]:
         begun.update([step])
-    write_files([begun.file("begun.pt")], tmp_path)
+    write_files([begun.file(0)], tmp_path)
     resumed = MovingAverage([torch.full((2,), 7.0)], decay=0.9)
-    resumed.load(tmp_path / "begun.pt")
+    resumed.load(tmp_path, 0)
     for step in steps[5:]:
         resumed.update([step])
-    for name, average in (("whole.pt", whole), ("resumed.pt", resumed)):
-        write_files([average.file(name)], tmp_path)
-    found = [torch.load(tmp_path / name, weights_only=True)["flat_groups"][0] for name in ("whole.pt", "resumed.pt")]
-    assert torch.equal(*found)
+    assert torch.equal(whole.groups[0], resumed.groups[0])
+
+
+def test_a_reference_s_average_keeps_its_decay_from_the_first_update_on() -> None:
+    average = MovingAverage([torch.tensor([8.0])], decay=0.75, kind="reference")
+    found = []
+    for weight in (4.0, 0.0, 16.0):
+        average.update([torch.tensor([weight])])
+        found.append(average.groups[0].item())
+    # 3/4 x 8 + 1/4 x 4, 3/4 x 7 + 0, 3/4 x 5.25 + 1/4 x 16
+    assert found == [7.0, 5.25, 7.9375]
 
 
 def test_a_missing_or_foreign_average_is_refused(tmp_path: Path) -> None:
     average = MovingAverage([torch.zeros(2)], decay=0.9)
-    with pytest.raises(CheckpointError, match=r"average.pt is missing: ema.decay 0.9 needs"):
-        average.load(tmp_path / "average.pt")
-    write_files([MovingAverage([torch.zeros(3)], decay=0.9).file("average.pt")], tmp_path)
+    with pytest.raises(CheckpointError, match=r"ema_rank_00000.pt is missing: ema.decay 0.9 needs"):
+        average.load(tmp_path, 0)
+    of_reference = MovingAverage([torch.zeros(2)], decay=0.9, kind="reference")
+    with pytest.raises(CheckpointError, match=r"reference_rank_00000.pt is missing: reference.ema_decay 0.9 needs"):
+        of_reference.load(tmp_path, 0)
+    write_files([MovingAverage([torch.zeros(3)], decay=0.9).file(0)], tmp_path)
     with pytest.raises(CheckpointError, match=r"format 1 with groups of \[\(3,\)\] does not fit"):
-        average.load(tmp_path / "average.pt")
+        average.load(tmp_path, 0)
