@@ -103,6 +103,12 @@ def model_bytes(
     return weights / (ranks if stage >= 3 else 1) + gradients / (ranks if stage >= 2 else 1) + optimizer
 
 
+def optimizer_bytes(config: RunConfig) -> int:
+    """Return the bytes of a trained parameter's master weight, moments and fp32 averages, all of which ZeRO divides."""
+    averages = (config.ema.decay, config.reference.ema_decay)
+    return MASTER_BYTES * (1 + sum(each is not None for each in averages)) + MOMENT_BYTES[config.optimizer.type]
+
+
 def sent_gradient_bytes(trained: int, resolved: ResolvedDeepSpeed) -> float:
     """Return the bytes of gradients that each rank sends in a step, by ring algorithms.
 
@@ -128,7 +134,7 @@ def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         ranks=resolved.world_size,
         weight_bytes=weight_bytes,
         gradient_bytes=BYTES_OF[resolved.accumulation_precision],
-        optimizer_bytes=MASTER_BYTES + MOMENT_BYTES[config.optimizer.type],
+        optimizer_bytes=optimizer_bytes(config),
     )
     copies = {"replicated": 1.0, "zero3": 1 / resolved.world_size}.get(config.reference.residency, 0.0)
     has_copy = config.objective.reference_need != "none" and copies > 0

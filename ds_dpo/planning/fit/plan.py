@@ -11,7 +11,7 @@ from ds_dpo.planning.fit.gpus import Gpu
 from ds_dpo.planning.fit.model_work import ModelWork
 from ds_dpo.planning.fit.rank_memory import rank_memory
 from ds_dpo.planning.fit.step_time import Assumptions, StepTime, step_time
-from ds_dpo.planning.sizes import BYTES_OF, MASTER_BYTES, MOMENT_BYTES
+from ds_dpo.planning.sizes import BYTES_OF, optimizer_bytes
 from ds_dpo.precision import Precision
 
 # free for fragments of memory and for what the sum leaves out
@@ -82,11 +82,10 @@ def make_plan(work: ModelWork, config: RunConfig, resolved: ResolvedDeepSpeed, g
         return [row(choice, ranks) for choice in choices(config, ranks=ranks, precision=resolved.precision)]
 
     rows = rows_on(resolved.world_size)
-    master = MASTER_BYTES + MOMENT_BYTES[config.optimizer.type]
     # an export of an adapter reads the frozen weights from their own files
     has_frozen = config.adapter.type == "none" or config.model.denoiser_init is not None
     weights = work.parameters if has_frozen else work.trained_parameters
-    saved = work.trained_parameters * master + weights * BYTES_OF[resolved.precision]
+    saved = work.trained_parameters * optimizer_bytes(config) + weights * BYTES_OF[resolved.precision]
     return Plan(
         own=row(own_choice(config, stage=resolved.stage), resolved.world_size),
         rows=rows,

@@ -8,7 +8,7 @@ from typing import Any
 from ds_dpo.config.run import RunConfig
 from ds_dpo.planning.fit.choices import Choice
 from ds_dpo.planning.fit.model_work import ModelWork
-from ds_dpo.planning.sizes import BYTES_OF, MASTER_BYTES, MOMENT_BYTES, Parameters, model_bytes
+from ds_dpo.planning.sizes import BYTES_OF, Parameters, model_bytes, optimizer_bytes
 from ds_dpo.precision import Precision
 
 # what CUDA, cuBLAS, cuDNN and NCCL take for themselves: assumed
@@ -36,16 +36,15 @@ def rank_memory(
     """
     weight, gradient = BYTES_OF[precision], BYTES_OF[accumulation_precision]
     parameters = Parameters(total=work.parameters, trained=work.trained_parameters)
-    optimizer_bytes = MASTER_BYTES + MOMENT_BYTES[config.optimizer.type]
     weights = work.parameters * weight / (ranks if choice.stage == 3 else 1)
-    optimizer = work.trained_parameters * optimizer_bytes / ranks
+    optimizer = work.trained_parameters * optimizer_bytes(config) / ranks
     states = model_bytes(
         parameters,
         stage=choice.stage,
         ranks=ranks,
         weight_bytes=weight,
         gradient_bytes=gradient,
-        optimizer_bytes=optimizer_bytes,
+        optimizer_bytes=optimizer_bytes(config),
     )
     has_encoders = config.data.cache is None or config.cadence.sample_every_steps is not None
     passes = [work.policy[choice.is_checkpointed].peak_bytes * choice.micro_batch_pairs]

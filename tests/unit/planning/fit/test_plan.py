@@ -63,6 +63,9 @@ def test_parts_of_a_rank_by_hand() -> None:
     assert first["activations"] == 2 * 10**9
     assert memory(choice(1, pairs=4))["activations"] == 4 * 10**9
     assert memory(choice(1, is_checkpointed=False))["activations"] == 6 * 10**9
+    # a moving average of the weights takes 4 bytes more, and so does a reference that moves
+    averaged = memory(choice(1), "--ema.decay", "0.999", "--reference.ema_decay", "0.99")
+    assert averaged["optimizer"] == 5 * P
     third = memory(choice(3, "zero3"))
     assert (third["weights"], third["gradients"], third["reference"]) == (P / 2, P, P / 2)
     assert memory(choice(2))["gradients"] == P
