@@ -46,6 +46,7 @@ def plan_text(plan: Plan, work: ModelWork, config: RunConfig, gpu: Gpu, assumed:
     for name, row in named_rows(plan).items():
         if name != "as configured":
             lines.append(f"{name}: {row.choice.options(precision=plan.precision)}")
+    lines += _left_out(work, config)
     on_disk = plan.checkpoint_bytes * plan.kept_checkpoints
     lines += [
         f"checkpoints: {_gb(plan.checkpoint_bytes)} each, {_gb(on_disk)} while one of them is written",
@@ -56,6 +57,18 @@ def plan_text(plan: Plan, work: ModelWork, config: RunConfig, gpu: Gpu, assumed:
         f"{_gb(CONTEXT_BYTES)} for CUDA and its libraries; nothing is offloaded",
     ]
     return "\n".join(lines)
+
+
+def _left_out(work: ModelWork, config: RunConfig) -> list[str]:
+    """Return a line if the encoders' sizes are not known and the run has them on its GPUs."""
+    has_encoders = config.data.cache is None or config.cadence.sample_every_steps is not None
+    unknown = [name for name, size in (("VAE", work.vae_bytes), ("text encoders", work.text_bytes)) if not size]
+    if not (has_encoders and unknown):
+        return []
+    return [
+        f"left out: {' and '.join(unknown)} of {config.model.pretrained}, whose sizes are not known without its files; "
+        "give a local folder as model.pretrained, or train from a cache (scripts/cache.py), which needs none of them"
+    ]
 
 
 def _way_out(plan: Plan) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ds_dpo.planning.fit.gpus import Gpu
 from ds_dpo.planning.fit.model_work import ModelWork
 from ds_dpo.planning.fit.plan import make_plan
 from ds_dpo.planning.fit.rank_memory import CONTEXT_BYTES, OFFLOAD_SLOT_BYTES, rank_memory
+from ds_dpo.planning.fit.report import plan_text
 from ds_dpo.planning.fit.step_time import Assumptions, step_time
 from ds_dpo.planning.fit.trace import Traced
 from ds_dpo.planning.sizes import parameters_of
@@ -162,6 +164,16 @@ def test_the_program_plans_the_miniature(tmp_path: Path, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert "fastest: --deepspeed_config zero" in text
     assert "2 x RTX 4090: 24.5 GB each, of which 6% stay free" in text
+
+
+def test_encoders_of_unknown_size_are_said_to_be_left_out() -> None:
+    run = config("--pairs_per_step", "32")
+    plan = make_plan(WORK, run, resolve_deepspeed(run, world_size=2), GPU, ASSUMED)
+    unknown = replace(WORK, vae_bytes=0, text_bytes=0)
+    assert "left out" not in plan_text(plan, WORK, run, GPU, ASSUMED)
+    assert "left out: VAE and text encoders of stabilityai" in plan_text(plan, unknown, run, GPU, ASSUMED)
+    cached = config("--data.cache", "made", "--cadence.sample_every_steps", "none")
+    assert "left out" not in plan_text(plan, unknown, cached, GPU, ASSUMED)
 
 
 @pytest.mark.parametrize(
