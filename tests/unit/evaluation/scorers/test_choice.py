@@ -72,7 +72,9 @@ def test_a_settings_file_of_no_use_is_refused(text: str, message: str, tmp_path:
 
 
 def test_an_unknown_setting_is_refused_with_those_that_fit() -> None:
-    with pytest.raises(ScorerError, match="no setting 'images_at_one'; images_at_once would fit; did you mean"):
+    with pytest.raises(
+        ScorerError, match="no setting 'images_at_one'; images_at_once, measure would fit; did you mean"
+    ):
         open_scorer(ScorerChoice(name="reward", kind="reward", settings={"images_at_one": 3}), "cpu")
     with pytest.raises(ScorerError, match="images_at_once = 0"):
         open_scorer(ScorerChoice(name="reward", kind="reward", settings={"images_at_once": 0}), "cpu")
