@@ -24,7 +24,7 @@ BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
 # bytes of an element's moments; 8-bit ones have a scale for each 256 elements besides
 MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "lion": 4, "lion_8bit": 1}
 MASTER_BYTES = 4
-# by class of denoiser; a class that is not named is a UNet
+# by class of denoiser, as in models.families.table, which needs torch; a class that is not named is a UNet
 SHAPES = {"SD3Transformer2DModel": sd3_shapes}
 
 
@@ -53,6 +53,10 @@ def parameters_of(config: RunConfig) -> Parameters | None:
 
 
 def denoiser_config(pretrained: str, family: str) -> dict[str, Any]:
+    """Return the settings of a denoiser: of its folder, of a known model of the hub, or of its family.
+
+    Raises OSError, and ValueError or TypeError for a file that does not hold names and values.
+    """
     place, assets = Path(resolve_asset(pretrained)).expanduser(), PACKAGE / "assets"
     own = [place / folder / "config.json" for folder in ("unet", "transformer")]
     for path in own:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ds_dpo.batch import Conditioning
 from ds_dpo.config.asset_paths import PACKAGE, resolve_asset
 from ds_dpo.config.run import RunConfig
-from ds_dpo.errors import ConfigError
+from ds_dpo.errors import ConfigError, cut
 from ds_dpo.models.denoiser.adapters import add_adapter
 from ds_dpo.models.denoiser.trainable import choose_trained
 from ds_dpo.models.families.table import FAMILIES, kind_of
@@ -76,14 +76,15 @@ def model_work(config: RunConfig, *, precision: Precision) -> ModelWork:
 
 
 def _denoiser(config: RunConfig, dtype: torch.dtype) -> Any:
-    settings = denoiser_config(config.model.pretrained, config.model.family)
-    settings.setdefault("_class_name", FAMILIES[config.model.family].denoiser.class_name)
     try:
+        settings = denoiser_config(config.model.pretrained, config.model.family)
+        settings.setdefault("_class_name", FAMILIES[config.model.family].denoiser.class_name)
         with torch.device("meta"):
             denoiser = kind_of(settings).model_class().from_config(settings)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ConfigError(
-            f"model.pretrained {config.model.pretrained}: its denoiser cannot be built from its settings ({error})"
+            f"model.pretrained {config.model.pretrained}: its denoiser cannot be built from its settings "
+            f"({cut(str(error))})"
         ) from error
     denoiser.to(dtype).train()
     if config.adapter.type != "none":
@@ -130,8 +131,8 @@ def _part_config(config: RunConfig, part: str) -> dict[str, Any] | None:
     path = own if own.is_file() else shipped
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError, TypeError):
+        return None  # whoever loads the model says what is wrong with it
 
 
 def _vae_factor(config: RunConfig) -> int:

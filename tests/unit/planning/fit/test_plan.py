@@ -166,6 +166,15 @@ def test_the_program_plans_the_miniature(tmp_path: Path, capsys: pytest.CaptureF
     assert "2 x RTX 4090: 24.5 GB each, of which 6% stay free" in text
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"block_out_channels": "wide"}'])
+def test_settings_that_build_no_denoiser_are_one_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match="its denoiser cannot be built from its settings") as refused:
+        program.main(["--config", "miniature", "--gpus", "2", "--model.pretrained", str(tmp_path)])
+    assert "\n" not in str(refused.value)
+
+
 def test_encoders_of_unknown_size_are_said_to_be_left_out() -> None:
     run = config("--pairs_per_step", "32")
     plan = make_plan(WORK, run, resolve_deepspeed(run, world_size=2), GPU, ASSUMED)
