@@ -63,7 +63,7 @@ def measure_rounding(precision: str, *, num_pairs: int, device: torch.device, op
     config = load_config(["--config", "miniature", *options]).config
     dtype = torch_dtype(precision)
     feed = open_feed(config, precision=precision, say=lambda line: None)  # type: ignore[arg-type]
-    encode = build_encode(feed, load_encoders(config, dtype=dtype), family=config.model.family, device=device)
+    encode = build_encode(feed, load_encoders(config, dtype=dtype), model=config.model, device=device)
     order = PairOrder(feed.pairs.bucket_sizes, pairs_per_step=num_pairs, seed=config.seed)
     samples = [feed.pairs.read(*order.place(position)) for position in range(num_pairs)]
     unet = load_denoiser(config.model, dtype=dtype).to(device).requires_grad_(False)

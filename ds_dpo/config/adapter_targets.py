@@ -8,7 +8,8 @@ from collections.abc import Sequence
 # by the names of layers in diffusers' UNets and transformers; the second attention of a UNet reads the text
 NAMED_TARGETS: dict[str, re.Pattern[str]] = {
     "attention": re.compile(r"(^|\.)attn\d?\."),
-    "attention+mlp": re.compile(r"(^|\.)(attn\d?|ff|ff_context)\."),
+    # in FLUX.1's single blocks the MLP is two layers beside attention, the second of which reads both
+    "attention+mlp": re.compile(r"(^|\.)(attn\d?|ff|ff_context)\.|(^|\.)single_transformer_blocks\.\d+\.proj_"),
     "all": re.compile(""),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-FamilyName = Literal["sdxl", "sdxl_refiner", "sd15", "sd21", "sd3"]
+FamilyName = Literal["sdxl", "sdxl_refiner", "sd15", "sd21", "sd3", "flux1"]
 FAMILY_NAMES: tuple[FamilyName, ...] = get_args(FamilyName)
 DEFAULT_FAMILY: FamilyName = "sdxl"
 
@@ -14,12 +14,14 @@ DEFAULT_FAMILY: FamilyName = "sdxl"
 class FamilyLimits:
     """What a family is and cannot do. takes_sizes: its denoiser is conditioned on the sizes of images.
 
-    is_flow: its models were trained as flows, not with a noise schedule. undrawable: why its denoiser alone cannot draw
-    validation images; None for one that can.
+    is_flow: its models were trained as flows, not with a noise schedule. takes_guidance: some of its denoisers are
+    conditioned on a scale of guidance, because they were distilled from guided predictions. undrawable: why its
+    denoiser alone cannot draw validation images; None for one that can.
     """
 
     takes_sizes: bool
     is_flow: bool = False
+    takes_guidance: bool = False
     undrawable: str | None = None
 
 
@@ -31,4 +33,5 @@ LIMITS: dict[FamilyName, FamilyLimits] = {
     "sd15": FamilyLimits(takes_sizes=False),
     "sd21": FamilyLimits(takes_sizes=False),
     "sd3": FamilyLimits(takes_sizes=False, is_flow=True),
+    "flux1": FamilyLimits(takes_sizes=False, is_flow=True, takes_guidance=True),
 }

@@ -34,6 +34,14 @@ class ModelConfig(Section):
         "model, whose scheduler config must be a flow's.",
         default=None,
     )
+    guidance: float | None = identity_field(
+        "Scale of guidance that a guidance-distilled denoiser (FLUX.1-dev) is given in training: one value for policy "
+        "and reference, chosen and rejected (1 if unset). 1 asks for the prediction without guidance, which the loss "
+        "is about; a higher one asks for a prediction that imitates guided sampling.",
+        default=None,
+        ge=0,
+        le=100,
+    )
     denoiser_init: PathText | None = identity_field(
         "Other weights that policy and reference start from: a diffusers folder, a hub id, a .safetensors file, or a "
         "run's folder or checkpoint (the pipeline's own if unset).",

@@ -216,6 +216,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def only_distilled_families_are_given_guidance(self) -> RunConfig:
+        family, guidance = self.model.family, self.model.guidance
+        if guidance is not None and not LIMITS[family].takes_guidance:
+            taking = ", ".join(name for name, limits in LIMITS.items() if limits.takes_guidance)
+            raise ValueError(
+                f"model.guidance {guidance:g} with model.family {family}: its denoisers take no scale of guidance, as "
+                f"those of {taking} may; leave it out (validation.guidance_scale is for drawing)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def a_family_that_cannot_draw_draws_nothing(self) -> RunConfig:
         family, every_steps = self.model.family, self.cadence.sample_every_steps
         reason = LIMITS[family].undrawable

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from ds_dpo.batch import PreferenceBatch
 from ds_dpo.config.asset_paths import resolve_asset
 from ds_dpo.config.data import DataConfig
+from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.run import RunConfig
 from ds_dpo.data.reading.held_out_data import held_out_data
 from ds_dpo.data.reading.run_pairs import open_held_out_pairs, open_trained_on
@@ -26,7 +27,7 @@ from ds_dpo.encoding.cache.fingerprint import fingerprint_of
 from ds_dpo.encoding.cache.pairs import CachedPairs, PairCache, open_cache
 from ds_dpo.encoding.encoder import CachedEncoder, OnlineEncoder
 from ds_dpo.errors import ConfigError, DataError
-from ds_dpo.models.families.table import FAMILIES
+from ds_dpo.models.conditioning import extras_of
 from ds_dpo.models.families.text import TextEncoder, say_nothing
 from ds_dpo.models.loading import latent_shape, load_text, load_vae
 from ds_dpo.models.training_schedule import training_schedule
@@ -172,9 +173,12 @@ def load_encoders(config: RunConfig, *, dtype: torch.dtype, say: Say = say_nothi
     return Encoders(vae=load_vae(config.model), text=load_text(config.model, dtype=dtype, say=say))
 
 
-def build_encode(feed: PairFeed, encoders: Encoders | None, *, family: str, device: torch.device) -> Encode:
-    """Return the function from samples to a batch. encoders: None if the feed is a cache. family: model.family."""
-    extras = FAMILIES[family].extras
+def build_encode(feed: PairFeed, encoders: Encoders | None, *, model: ModelConfig, device: torch.device) -> Encode:
+    """Return the function from samples to a batch. encoders: None if the feed is a cache.
+
+    Raises ModelError for a guidance that the model's denoiser does not take.
+    """
+    extras = extras_of(model)
     if feed.cache is not None:
         stored = feed.cache.record.images
         return CachedEncoder(

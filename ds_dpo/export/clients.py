@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ds_dpo.models.families.family import Family
+from ds_dpo.models.families.flux1 import FLUX_TRANSFORMER
 from ds_dpo.models.families.sd3 import SD3_TRANSFORMER
 
 CHECKPOINT_PLACES = (
@@ -17,7 +18,7 @@ CHECKPOINT_PLACES = (
 )
 DENOISER_PLACES = "ComfyUI: models/diffusion_models, node Load Diffusion Model"
 # Source: ComfyUI, comfy/lora.py (model_lora_keys_unet)
-TRANSFORMER_LORA_PLACES = "ComfyUI: models/loras, for SD3"
+TRANSFORMER_LORA_PLACES = "ComfyUI: models/loras"
 KOHYA_LORA_PLACES = "ComfyUI: models/loras; A1111, Forge: models/Lora; kohya: --network_weights"
 DIFFUSERS_LORA_NOTE = (
     "ComfyUI, Forge and A1111 know only a part of these names, and not their alpha; for them export once more with "
@@ -26,6 +27,8 @@ DIFFUSERS_LORA_NOTE = (
 COMFY_SAMPLING = {"epsilon": "eps", "v_prediction": "v_prediction"}
 # modules that kohya's sd-scripts has no LoRA for: they are outside of the blocks that it searches
 UNKNOWN_TO_KOHYA = ("conv_in", "conv_out", "time_embedding", "add_embedding")
+
+BLOCKS_OF_TRANSFORMERS = (SD3_TRANSFORMER.own_beginning, FLUX_TRANSFORMER.own_beginning)
 
 
 def sampling_remarks(scheduler: Mapping[str, Any] | None, family: Family | None, *, is_whole: bool) -> list[str]:
@@ -73,7 +76,7 @@ def kohya_remarks(modules: Iterable[str], *, share: float | None = None) -> list
     share: of the squared change in the LoRA's layers, how much is in those left out; None if it is not known.
     """
     modules = list(modules)
-    if any(module.startswith(SD3_TRANSFORMER.own_beginning) for module in modules):
+    if any(module.startswith(BLOCKS_OF_TRANSFORMERS) for module in modules):
         return ["kohya's sd-scripts has other names for a transformer's layers, and cannot read this file"]
     unknown = sorted({module.partition(".")[0] for module in modules if not is_known_to_kohya(module)})
     if not unknown:

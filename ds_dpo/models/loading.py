@@ -161,7 +161,7 @@ def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, i
     config = open_vae(model).config
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     denoiser = open_pipeline(model).denoiser().config
-    patch, most = int(denoiser.get("patch_size") or 1), denoiser.get("pos_embed_max_size")
+    patch, most = FAMILIES[model.family].denoiser.packing.patch(denoiser), denoiser.get("pos_embed_max_size")
     height, width = size
     what = f"training images of {height} x {width} pixels (data.resolution, data.bucket_step)"
     if height % (factor * patch) or width % (factor * patch):
@@ -203,9 +203,10 @@ def _check_family(model: ModelConfig, pipeline: Pipeline, config: Mapping[str, A
             f"{config.get('addition_embed_type')}, cross_attention_dim {config.get('cross_attention_dim')}) "
             + (f"is of family {found}; set model.family to {found}" if found else f"is none of {', '.join(FAMILIES)}")
         )
-    if config["in_channels"] != config["out_channels"]:
+    given, returned = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    if given != returned:
         raise ModelError(
-            f"{model.pretrained}: its {title} has {config['in_channels']} input and {config['out_channels']} output "
+            f"{model.pretrained}: its {title} has {given} input and {returned} output "
             "channels; only text-to-image models can be trained, not inpainting or upscaling models"
         )
 
@@ -216,11 +217,12 @@ def _check_vae(model: ModelConfig, config: Mapping[str, Any]) -> None:
             f"model.vae_dtype fp16 with the VAE of {model.vae or model.pretrained}, whose config has force_upcast: "
             "SDXL's own gives NaN in fp16; use vae_dtype fp32 or bf16, or model.vae madebyollin/sdxl-vae-fp16-fix"
         )
-    channels, title = open_pipeline(model).denoiser().config["in_channels"], FAMILIES[model.family].denoiser.title
+    kind = FAMILIES[model.family].denoiser
+    channels = kind.packing.latent_channels(open_pipeline(model).denoiser().config)
     if config["latent_channels"] != channels:
         raise ModelError(
             f"the VAE of {model.vae or model.pretrained} has {config['latent_channels']} latent channels, but the "
-            f"{title} of {model.pretrained} takes {channels}"
+            f"{kind.title} of {model.pretrained} takes {channels}"
         )
 
 

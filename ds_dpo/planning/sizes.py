@@ -17,6 +17,7 @@ from ds_dpo.config.adapter_targets import is_target
 from ds_dpo.config.asset_paths import PACKAGE, resolve_asset
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed
+from ds_dpo.models.weights.flux1_shapes import flux1_shapes
 from ds_dpo.models.weights.sd3_shapes import sd3_shapes
 from ds_dpo.models.weights.unet_shapes import Shape, known_shapes
 
@@ -25,7 +26,7 @@ BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
 MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "lion": 4, "lion_8bit": 1}
 MASTER_BYTES = 4
 # by class of denoiser, as in models.families.table, which needs torch; a class that is not named is a UNet
-SHAPES = {"SD3Transformer2DModel": sd3_shapes}
+SHAPES = {"SD3Transformer2DModel": sd3_shapes, "FluxTransformer2DModel": flux1_shapes}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from ds_dpo.distributed.together import node_turns
 from ds_dpo.encoding.feed import Encoders, load_encoders
 from ds_dpo.engine.optimizers import require_countable
 from ds_dpo.engine.settings import ResolvedDeepSpeed
+from ds_dpo.models.conditioning import describe_guidance
 from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
 from ds_dpo.models.denoiser.trainable import choose_trained, describe_trained
@@ -71,6 +72,8 @@ def load_models(
             open_denoiser_init(model)
         loading = describe_loading(model, dtype=dtype, with_encoders=with_encoders)
     start.say(describe_model(model))
+    for line in describe_guidance(model):
+        start.say(line)
     num_parameters = open_pipeline(model).denoiser().num_parameters()
     if config.adapter.type == "none" and not model.train and not model.freeze:
         zero = resolved.settings["zero_optimization"]

@@ -203,7 +203,7 @@ def _do(
     detect_anomaly: bool,
     say: Say,
 ) -> bool:
-    encode = build_encode(feed, models.encoders, family=config.model.family, device=device)
+    encode = build_encode(feed, models.encoders, model=config.model, device=device)
     preference_step = PreferenceStep(
         policy=models.policy,
         predict=FAMILIES[config.model.family].denoiser.predict,

@@ -210,7 +210,7 @@ def _micro_batches(built: BuiltRun, step: PreferenceStep, progress: Progress) ->
         pairs_seen=progress.pairs_seen,
         say=log.line,
     )
-    encode = build_encode(built.feed, built.models.encoders, family=config.model.family, device=opened.device)
+    encode = build_encode(built.feed, built.models.encoders, model=config.model, device=opened.device)
     samples: Iterator[Any] = look_at_start(
         step,
         encode,

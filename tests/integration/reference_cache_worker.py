@@ -58,7 +58,7 @@ class Maker:
         start = start_of_policy(unet, attention)
         self.fingerprint = fingerprint_of(self.config, self.feed, start, precision="fp32")
         encoders = load_encoders(self.config, dtype=torch.float32)
-        self.encode = build_encode(self.feed, encoders, family="sdxl", device=torch.device("cpu"))
+        self.encode = build_encode(self.feed, encoders, model=self.config.model, device=torch.device("cpu"))
         self.unet = unet.requires_grad_(False).eval()
         self.schedule = training_schedule(self.config.model, self.config.diffusion)
 

@@ -68,18 +68,18 @@ def tiny_sd3(shape: str = "sd35_medium", *, seed: int = 0, with_t5: bool = True)
         tokens = t5_tokenizer()
         tokenizers = [make_tokenizer(pad_token=pad) for pad in ("<|endoftext|>", "!")]
         clips = [
-            CLIPTextModelWithProjection(_clip_config(tokenizer, width)).eval()
+            CLIPTextModelWithProjection(clip_config(tokenizer, width)).eval()
             for tokenizer, width in zip(tokenizers, CLIP_WIDTHS, strict=True)
         ]
         return StableDiffusion3Pipeline(
             transformer=tiny_transformer(shape),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-            vae=_vae().eval(),
+            vae=latent_vae().eval(),
             text_encoder=clips[0],
             tokenizer=tokenizers[0],
             text_encoder_2=clips[1],
             tokenizer_2=tokenizers[1],
-            text_encoder_3=_t5(tokens).eval() if with_t5 else None,
+            text_encoder_3=t5(tokens).eval() if with_t5 else None,
             tokenizer_3=tokens if with_t5 else None,
         )
 
@@ -90,7 +90,8 @@ def save_tiny_sd3(folder: Path, shape: str = "sd35_medium", **options: Any) -> P
     return folder
 
 
-def _clip_config(tokenizer: Any, width: int) -> CLIPTextConfig:
+def clip_config(tokenizer: Any, width: int) -> CLIPTextConfig:
+    """Of a CLIP that reads the captions' words."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -105,7 +106,8 @@ def _clip_config(tokenizer: Any, width: int) -> CLIPTextConfig:
     )
 
 
-def _t5(tokens: T5TokenizerFast) -> T5EncoderModel:
+def t5(tokens: T5TokenizerFast) -> T5EncoderModel:
+    """A random T5 of two layers."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(tokens),
@@ -119,7 +121,8 @@ def _t5(tokens: T5TokenizerFast) -> T5EncoderModel:
     )
 
 
-def _vae() -> AutoencoderKL:
+def latent_vae(*, scaling_factor: float = 1.5305, shift_factor: float = 0.0609) -> AutoencoderKL:
+    """A random VAE of 16 channels that halves sides twice."""
     channels = (16, 16, 32)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -129,8 +132,8 @@ def _vae() -> AutoencoderKL:
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
         sample_size=32,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
         use_quant_conv=False,
         use_post_quant_conv=False,
         force_upcast=True,

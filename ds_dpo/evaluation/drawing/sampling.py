@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from diffusers import (
     DiffusionPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -18,6 +20,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from ds_dpo.models.denoiser.packing import Packing
 from ds_dpo.models.families.table import KINDS
 from ds_dpo.models.sampler import Sampler
 from ds_dpo.models.vae import PIXELS_AT_ONCE, decode_latents
@@ -36,11 +39,13 @@ def build_pipeline(
 ) -> DiffusionPipeline:
     """Join live parts without copying or moving them: with a UNet, two text encoders make SDXL, one Stable Diffusion 1.
 
-    A transformer of Stable Diffusion 3 takes two CLIPs, or these and T5. Raises ValueError for another number of text
-    encoders or tokenizers.
+    A transformer of Stable Diffusion 3 takes two CLIPs, or these and T5, one of FLUX.1 CLIP and T5. Raises ValueError
+    for another number of text encoders or tokenizers.
     """
     if isinstance(denoiser, SD3Transformer2DModel):
         return _sd3_pipeline(denoiser, vae, tokenizers, text_encoders, scheduler)
+    if isinstance(denoiser, FluxTransformer2DModel):
+        return _flux_pipeline(denoiser, vae, tokenizers, text_encoders, scheduler)
     if len(text_encoders) not in (1, 2) or len(tokenizers) != len(text_encoders):
         raise ValueError(
             f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline needs 1 of each "
@@ -88,9 +93,36 @@ def _sd3_pipeline(
     )
 
 
+def _flux_pipeline(
+    transformer: nn.Module,
+    vae: nn.Module,
+    tokenizers: Sequence[Any],
+    text_encoders: Sequence[nn.Module],
+    scheduler: Sampler,
+) -> DiffusionPipeline:
+    if len(text_encoders) != 2 or len(tokenizers) != 2:
+        raise ValueError(
+            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline of FLUX.1 needs 2 of each"
+        )
+    return FluxPipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=scheduler,
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        text_encoder=text_encoders[0],
+        text_encoder_2=text_encoders[1],
+    )
+
+
 def denoiser_of(pipeline: DiffusionPipeline) -> Any:
     """Return a pipeline's denoiser, a diffusers model."""
     return next(getattr(pipeline, kind.folder) for kind in KINDS.values() if hasattr(pipeline, kind.folder))
+
+
+def packing_of(pipeline: DiffusionPipeline) -> Packing:
+    """Return how a pipeline packs latents into what its denoiser takes."""
+    return KINDS[type(denoiser_of(pipeline)).__name__].packing
 
 
 @torch.no_grad()
@@ -117,6 +149,7 @@ def draw_images(
     _check_request(pipeline, prompts, seeds, resolution)
     for each in (pipeline, *([] if refiner is None else [refiner])):
         each.set_progress_bar_config(disable=True)
+    packing, side = packing_of(pipeline), resolution // pipeline.vae_scale_factor
     images = []
     for start in range(0, len(prompts), at_once):
         part = slice(start, start + at_once)
@@ -130,13 +163,14 @@ def draw_images(
         }
         latents = pipeline(
             **shared,
-            latents=_noise(pipeline, generators, resolution),
+            latents=packing.pack(_noise(pipeline, generators, resolution)),
             height=resolution,
             width=resolution,
             **({} if refiner is None else {"denoising_end": 1 - REFINER_SHARE}),
         ).images
         if refiner is not None:
             latents = refiner(**shared, image=latents, denoising_start=1 - REFINER_SHARE).images
+        latents = packing.unpack(latents, height=side, width=side)
         images.append(decode_latents(pipeline.vae, latents).cpu())
     return torch.cat(images)
 
@@ -146,10 +180,10 @@ def _check_request(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: S
         raise ValueError(
             f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and one seed for each"
         )
-    if resolution % 8 or resolution % pipeline.vae_scale_factor:
-        raise ValueError(
-            f"resolution {resolution}: must be a multiple of 8 and of the VAE's {pipeline.vae_scale_factor}"
-        )
+    side, factor = packing_of(pipeline).side, pipeline.vae_scale_factor
+    if resolution % 8 or resolution % (factor * side):
+        patches = f" times {side}" if side > 1 else ""
+        raise ValueError(f"resolution {resolution}: must be a multiple of 8 and of the VAE's {factor}{patches}")
     text_dtype, dtype = pipeline.text_encoder.dtype, denoiser_of(pipeline).dtype
     if text_dtype != dtype:
         raise ValueError(f"text encoders in {text_dtype}, denoiser in {dtype}: the pipeline needs one dtype for both")
@@ -161,7 +195,7 @@ def _noise(pipeline: DiffusionPipeline, generators: Sequence[torch.Generator], r
     Drawn in fp32 on the CPU, so that they are the same noise on every device and in every dtype.
     """
     side = resolution // pipeline.vae_scale_factor
-    shape = (denoiser_of(pipeline).config.in_channels, side, side)
+    shape = (packing_of(pipeline).latent_channels(denoiser_of(pipeline).config), side, side)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     return noise.to(pipeline.device, denoiser_of(pipeline).dtype)
 

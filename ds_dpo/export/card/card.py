@@ -34,6 +34,12 @@ LICENSES: dict[str, tuple[str, str | None, str | None]] = {
         "sai-nc-community",
         "https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md",
     ),
+    "black-forest-labs/flux.1-dev": (
+        "other",
+        "flux-1-dev-non-commercial-license",
+        "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    ),
+    "black-forest-labs/flux.1-schnell": ("apache-2.0", None, None),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("creativeml-openrail-m", None, None),
     "runwayml/stable-diffusion-v1-5": ("creativeml-openrail-m", None, None),
     "compvis/stable-diffusion-v1-4": ("creativeml-openrail-m", None, None),

@@ -13,11 +13,13 @@ from diffusers.models.attention_processor import (
     JointAttnProcessor2_0,
     XFormersAttnProcessor,
 )
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ds_dpo.errors import ModelError
 
+JOINT_PROCESSORS = (JointAttnProcessor2_0, FluxAttnProcessor)
 _PROBE_TOKENS = (64, 77)  # numbers of image and prompt tokens
 _PROBE_TOLERANCE = 0.05  # as a share of the largest value; SDPA itself has up to 0.011 of bf16 rounding
 
@@ -69,8 +71,8 @@ def set_attention(denoiser: ModelMixin, choice: AttentionChoice) -> None:
 
 
 def _has_joint_attention(denoiser: ModelMixin) -> bool:
-    """Return whether image and text attend together, as in the transformer of Stable Diffusion 3."""
-    return any(isinstance(processor, JointAttnProcessor2_0) for processor in denoiser.attn_processors.values())
+    """Return whether image and text attend together, as in the transformers of SD3 and FLUX.1."""
+    return any(isinstance(processor, JOINT_PROCESSORS) for processor in denoiser.attn_processors.values())
 
 
 def _head_widths(denoiser: ModelMixin) -> list[int]:

@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ds_dpo.batch import Conditioning
+from ds_dpo.models.denoiser.packing import Packing
 from ds_dpo.models.layout import row_major
+
+FLUX_PACKING = Packing(side=2)
 
 # A denoiser, noisy latents (N, C, H, W) fp32, its time (N,) and conditioning of N images into the prediction,
 # (N, C, H, W) in the denoiser's own dtype. The time is ForwardProcess.denoiser_time's: int64 timesteps of a noise
@@ -51,6 +55,37 @@ def predict_by_sd3_transformer(
     )[0]
     assert isinstance(prediction, Tensor)
     return prediction
+
+
+def predict_by_flux_transformer(
+    transformer: nn.Module, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+) -> Tensor:
+    """Return what FLUX.1's transformer predicts; see Predict.
+
+    It takes sigma itself, pooled text, and, if it was distilled from guided predictions, the extra guidance, (N,).
+    """
+    assert conditioning.pooled is not None, "this transformer is conditioned on pooled text"
+    dtype, (height, width) = parameter_dtype(transformer), noisy_latents.shape[-2:]
+    # The only cast to the model's precision; from here to the prediction everything is in it.
+    prediction = transformer(
+        hidden_states=row_major(FLUX_PACKING.pack(noisy_latents.to(dtype))),
+        encoder_hidden_states=row_major(conditioning.text_states.to(dtype)),
+        pooled_projections=row_major(conditioning.pooled.to(dtype)),
+        timestep=timesteps / 1000,
+        guidance=conditioning.extras.get("guidance"),
+        img_ids=_places(height // FLUX_PACKING.side, width // FLUX_PACKING.side, noisy_latents.device),
+        txt_ids=torch.zeros(conditioning.text_states.shape[1], 3, device=noisy_latents.device),
+        return_dict=False,
+    )[0]
+    assert isinstance(prediction, Tensor)
+    return FLUX_PACKING.unpack(prediction, height=height, width=width)
+
+
+def _places(height: int, width: int, device: torch.device) -> Tensor:
+    """Return the places of an image's tokens, (height x width, 3): 0, row, column; a text token's are zeros."""
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+    return pad(grid, (1, 0)).float()
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype:

@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from ds_dpo.config.families import FamilyName
+from ds_dpo.models.denoiser.packing import NO_PACKING, Packing
 from ds_dpo.models.denoiser.predict import Predict
 from ds_dpo.models.families.text import EncodedPrompts, Tower
 from ds_dpo.models.weights.derived_configs import Config, Shapes
 from ds_dpo.models.weights.in_file import InFile
 from ds_dpo.models.weights.ldm_parts import Places
 
+CLIP_TOKENS = 77
 # the configuration of a text encoder, by the name of its folder in a pipeline
 TextConfig = Callable[[str], Mapping[str, Any]]
 
@@ -45,7 +47,7 @@ class DenoiserKind:
     and training does not change. derive: returns the configuration that the shapes in a file imply, given that of the
     family's usual denoiser. unseen_settings: settings that change what a denoiser predicts but no shape, with
     diffusers' defaults. predict: calls the denoiser. in_file: returns what is written into one file, by the names
-    there; None if file_names says all.
+    there; None if file_names says all. packing: of latents into what the network takes.
     """
 
     class_name: str
@@ -61,6 +63,7 @@ class DenoiserKind:
     unseen_settings: Mapping[str, Any]
     predict: Predict
     in_file: Callable[[Iterable[str], Mapping[str, Any]], Mapping[str, InFile]] | None = None
+    packing: Packing = NO_PACKING
 
     def tensors_in_file(self, names: Iterable[str], config: Mapping[str, Any]) -> Mapping[str, InFile]:
         """Return how a whole checkpoint in one file keeps a denoiser's tensors, by the file's names with the prefix.
@@ -128,8 +131,9 @@ class Family:
 
     is_of: returns whether a diffusers configuration of the denoiser's class is of this family, using the configurations
     of the pipeline's text encoders if they are available. text_encoders: under the names of their folders in a
-    pipeline. extras: turns (N, 6) time ids of data.stream.prepare into Conditioning.extras. unsaid_prediction: advice
-    for a file that does not state what it predicts, if models of the family differ in that.
+    pipeline. text_tokens: number of text states of a prompt at the widths of the published models. extras: turns (N, 6)
+    time ids of data.stream.prepare into Conditioning.extras. unsaid_prediction: advice for a file that does not state
+    what it predicts, if models of the family differ in that.
     """
 
     name: FamilyName
@@ -137,6 +141,7 @@ class Family:
     is_of: Callable[[Mapping[str, Any], TextConfig | None], bool]
     text_encoders: Mapping[str, TextPart]
     encode: Callable[[Sequence[Tower], Sequence[str]], EncodedPrompts]
+    text_tokens: int = CLIP_TOKENS
     extras: Extras = no_extras
     unsaid_prediction: str | None = None
     published: Published

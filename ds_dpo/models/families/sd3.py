@@ -8,7 +8,7 @@ from typing import Any
 from ds_dpo.errors import ModelError
 from ds_dpo.models.denoiser.predict import predict_by_sd3_transformer
 from ds_dpo.models.families.clip import clip_part
-from ds_dpo.models.families.family import DenoiserKind, Family, Published, TextConfig, TextPart
+from ds_dpo.models.families.family import CLIP_TOKENS, DenoiserKind, Family, Published, TextConfig, TextPart
 from ds_dpo.models.families.text import encode_sd3
 from ds_dpo.models.weights.derived_configs import Config, Shapes
 from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
@@ -67,6 +67,7 @@ SD3 = Family(
         ),
     },
     encode=encode_sd3,
+    text_tokens=CLIP_TOKENS + T5_TOKENS,
     published=Published(
         pipeline_class="StableDiffusion3Pipeline",
         guidance_scale="7.0",

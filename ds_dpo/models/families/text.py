@@ -115,6 +115,15 @@ def encode_sd3(towers: Sequence[Tower], prompts: Sequence[str]) -> EncodedPrompt
     )
 
 
+def encode_flux1(towers: Sequence[Tower], prompts: Sequence[str]) -> EncodedPrompts:
+    """Return T5's last states, and CLIP's pooled text. T5 reads its padding tokens too, without a mask.
+
+    Source: black-forest-labs/flux, src/flux/sampling.py, prepare; FluxPipeline.encode_prompt.
+    """
+    clip, t5 = present(towers)
+    return EncodedPrompts(text_states=t5(prompts).last_hidden_state, pooled=clip(prompts).pooler_output)
+
+
 def present(towers: Sequence[Tower]) -> list[TextTower]:
     """Return the towers that have an encoder."""
     return [tower for tower in towers if isinstance(tower, TextTower)]

@@ -29,8 +29,8 @@ VAE_PREFIX = "first_stage_model."
 _MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
 _FOREIGN = {  # beginnings of names in files of other kinds
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is read as a diffusers folder alone",
-    "model.diffusion_model.double_blocks.": "Flux, which cannot be trained",
-    "double_blocks.": "Flux's transformer alone, which cannot be trained",
+    "model.diffusion_model.double_blocks.": "FLUX.1, which is read as a diffusers folder alone",
+    "double_blocks.": "FLUX.1's transformer alone, which is read as a diffusers folder alone",
     "joint_blocks.": "Stable Diffusion 3's transformer alone, which is read as a diffusers folder alone",
 }
 

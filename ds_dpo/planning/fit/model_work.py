@@ -17,8 +17,10 @@ from ds_dpo.batch import Conditioning
 from ds_dpo.config.asset_paths import PACKAGE, resolve_asset
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError, cut
+from ds_dpo.models.conditioning import PLAIN_GUIDANCE, takes_guidance, with_guidance
 from ds_dpo.models.denoiser.adapters import add_adapter
 from ds_dpo.models.denoiser.trainable import choose_trained
+from ds_dpo.models.families.family import CLIP_TOKENS
 from ds_dpo.models.families.table import FAMILIES, kind_of
 from ds_dpo.models.vae import PIXELS_AT_ONCE, encode_moments
 from ds_dpo.planning.fit.trace import Traced, trace
@@ -26,7 +28,6 @@ from ds_dpo.planning.sizes import denoiser_config
 from ds_dpo.precision import Precision, torch_dtype
 
 IMAGES = 2  # of a pair
-CLIP_TOKENS, T5_TOKENS = 77, 256
 TIME_IDS = 6
 
 
@@ -99,11 +100,12 @@ def _call_of_pair(denoiser: Any, config: RunConfig, dtype: torch.dtype) -> tuple
     family = FAMILIES[config.model.family]
     factor = _vae_factor(config)
     side = config.data.resolution // factor
-    latents = torch.empty(IMAGES, denoiser.config["in_channels"], side, side, device="meta")
-    extras = family.extras(torch.zeros(IMAGES, TIME_IDS, device="meta"))
-    width, tokens, pooled = _text_shape(denoiser.config, {name: each.shape[1] for name, each in extras.items()})
+    latents = torch.empty(IMAGES, family.denoiser.packing.latent_channels(denoiser.config), side, side, device="meta")
+    time_ids = torch.zeros(IMAGES, TIME_IDS, device="meta")
+    extras = with_guidance(family.extras, PLAIN_GUIDANCE if takes_guidance(denoiser.config) else None)(time_ids)
+    width, pooled = _text_widths(denoiser.config, extras)
     conditioning = Conditioning(
-        text_states=torch.empty(IMAGES, tokens, width, device="meta", dtype=dtype),
+        text_states=torch.empty(IMAGES, family.text_tokens, width, device="meta", dtype=dtype),
         pooled=None if pooled is None else torch.empty(IMAGES, pooled, device="meta", dtype=dtype),
         extras=extras,
     )
@@ -113,15 +115,15 @@ def _call_of_pair(denoiser: Any, config: RunConfig, dtype: torch.dtype) -> tuple
     return lambda: family.denoiser.predict(denoiser, latents, times, conditioning), inputs
 
 
-def _text_shape(settings: Mapping[str, Any], extras: Mapping[str, int]) -> tuple[int, int, int | None]:
-    """Return width and number of text states, and the width of pooled text, None without it."""
+def _text_widths(settings: Mapping[str, Any], extras: Mapping[str, Tensor]) -> tuple[int, int | None]:
+    """Return the width of text states, and of pooled text, None without it."""
     if "joint_attention_dim" in settings:
-        return settings["joint_attention_dim"], CLIP_TOKENS + T5_TOKENS, settings.get("pooled_projection_dim")
+        return settings["joint_attention_dim"], settings.get("pooled_projection_dim")
     pooled = None
     if settings.get("addition_embed_type") == "text_time":
-        sizes = extras["time_ids"] * settings["addition_time_embed_dim"]
+        sizes = extras["time_ids"].shape[1] * settings["addition_time_embed_dim"]
         pooled = settings["projection_class_embeddings_input_dim"] - sizes
-    return settings["cross_attention_dim"], CLIP_TOKENS, pooled
+    return settings["cross_attention_dim"], pooled
 
 
 def _part_config(config: RunConfig, part: str) -> dict[str, Any] | None:

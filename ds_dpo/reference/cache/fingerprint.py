@@ -18,6 +18,7 @@ from ds_dpo.config.identity import FIRST_FIELDS
 from ds_dpo.config.run import RunConfig
 from ds_dpo.encoding.cache.fingerprint import encoder_parts, pair_fields
 from ds_dpo.encoding.feed import PairFeed
+from ds_dpo.models.conditioning import guidance_of
 from ds_dpo.models.denoiser.attention import AttentionChoice
 from ds_dpo.models.training_schedule import training_schedule
 from ds_dpo.precision import Precision
@@ -79,6 +80,7 @@ def fingerprint_of(config: RunConfig, feed: PairFeed, start: StartOfPolicy, *, p
         "encoding": feed.encoding,
         **encoder_parts(config, text_dtype=precision),
         **_noising_fields(config),
+        **_guidance(config),
         "noise_schedule": schedule.fingerprint(),
         "prediction_type": schedule.prediction_type,
         "unet.weights": start.weights,
@@ -86,6 +88,12 @@ def fingerprint_of(config: RunConfig, feed: PairFeed, start: StartOfPolicy, *, p
         "precision": precision,
         "attention kernels": start.attention,
     }
+
+
+def _guidance(config: RunConfig) -> dict[str, str]:
+    """Return the scale of guidance of a denoiser that takes one; caches of other models have no such part."""
+    guidance = guidance_of(config.model)
+    return {} if guidance is None else {"model.guidance": json.dumps(guidance)}
 
 
 def _noising_fields(config: RunConfig) -> dict[str, str]:

@@ -159,7 +159,7 @@ class _Ranks:
         with node_turns(self.place):
             dtype = torch_dtype(self.options.precision)
             encoders = load_encoders(config, dtype=dtype) if self.feed.needs_encoders else None
-            encode = build_encode(self.feed, encoders, family=config.model.family, device=self.device)
+            encode = build_encode(self.feed, encoders, model=config.model, device=self.device)
         schedule, denoiser = training_schedule(config.model, config.diffusion).to(self.device), self.reference.denoiser
 
         predict = FAMILIES[config.model.family].denoiser.predict

@@ -45,7 +45,7 @@ def load_held_out(
     """Read and encode this rank's held-out pairs; all ranks call this. Raises DataError."""
     return read_held_out(
         feed.pairs,
-        build_encode(feed, encoders, family=config.model.family, device=device),
+        build_encode(feed, encoders, model=config.model, device=device),
         num_pairs=config.held_out.num_pairs,
         seed=config.held_out.seed,
         max_bad_rows=config.data.max_bad_rows,

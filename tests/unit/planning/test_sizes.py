@@ -28,6 +28,9 @@ def test_parameters_are_those_of_the_unet_and_of_what_is_trained() -> None:
     for name, total in sd3.items():
         model = ("--model.pretrained", f"stabilityai/stable-diffusion-{name}", "--model.family", "sd3")
         assert parameters(*model) == Parameters(total=total, trained=total)
+    for name, total in {"dev": 11_901_408_320, "schnell": 11_891_178_560}.items():
+        model = ("--model.pretrained", f"black-forest-labs/FLUX.1-{name}", "--model.family", "flux1")
+        assert parameters(*model) == Parameters(total=total, trained=total)
     base = ("--config", "sdxl_pickapic")
     attention = parameters(*base, "--model.train", "*.attn2.*").trained
     assert 0 < attention < SDXL

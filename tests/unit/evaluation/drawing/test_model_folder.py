@@ -56,8 +56,8 @@ def test_torn_or_missing_weights_are_refused(model_folder: Path, tuned: Path) ->
 
 
 def test_a_pipeline_of_another_family_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ModelError, match="FluxPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "AuraFlowPipeline"}')
+    with pytest.raises(ModelError, match="AuraFlowPipeline"):
         load_pipeline(find_model(str(tmp_path), base=None))
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(ModelError, match="is not valid JSON"):

@@ -109,7 +109,7 @@ def test_every_shape_is_counted_and_recognised(shape: str) -> None:
     expected = {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
     assert sd3_shapes(config) == expected
     assert family_of(config) is FAMILIES["sd3"]
-    assert family_of({**config, "_class_name": "FluxTransformer2DModel"}) is None
+    assert family_of({**config, "_class_name": "AuraFlowTransformer2DModel"}) is None
     assert sd3_shapes({**config, "qk_norm": "layer_norm"}) is None, "an unknown norm is built by diffusers alone"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from numbered_pairs import NumberedPairs, make
+from tiny_flux1 import save_tiny_flux1
 
 from ds_dpo.config.load import load_config
 from ds_dpo.encoding.feed import PairFeed
@@ -143,3 +144,13 @@ def small_unet() -> Any:
         up_block_types=("UpBlock2D",),
         cross_attention_dim=8,
     )
+
+
+def test_guidance_that_a_denoiser_is_given_counts(tmp_path: Path) -> None:
+    """The default counts as its value, and a denoiser that takes none has no such part."""
+    dev, schnell = (str(save_tiny_flux1(tmp_path / shape, shape)) for shape in ("dev", "schnell"))
+    flux = ("--model.family", "flux1", "--model.pretrained")
+    unset, one, two = (parts_of(*flux, dev, *own) for own in ((), ("--model.guidance=1",), ("--model.guidance=2",)))
+    assert unset == one
+    assert {name for name in one if one[name] != two[name]} == {"model.guidance"}
+    assert "model.guidance" not in parts_of(*flux, schnell)
