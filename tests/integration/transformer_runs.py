@@ -1,11 +1,10 @@
-"""Runs of a tiny Stable Diffusion 3: each a way to divide, keep and recompute the same training; one in bf16."""
+"""Runs of tiny transformers: each a way to divide, keep and recompute the same training; one in bf16."""
 
 from __future__ import annotations
 
-STEPS = 6
+STEPS = 4
 COMMON = {
     "config": "miniature",
-    "model.family": "sd3",
     "max_train_steps": STEPS,
     "data.max_rows": 40,
     "batch.pairs_per_step": 4,
@@ -24,7 +23,10 @@ LORA = {"adapter.type": "lora", "adapter.rank": 4, "optimizer.learning_rate": 1e
 GROUPS: dict[str, dict[str, tuple[int, dict[str, object]]]] = {
     "full": {
         "zero1": (1, {}),
-        "zero2_cpu_checkpointing": (2, {"reference.residency": "cpu", **CHECKPOINTING}),
+        "zero2_cpu_checkpointing": (
+            2,
+            {"reference.residency": "cpu", "batch.micro_batch_pairs": 2, **CHECKPOINTING},
+        ),
         "zero3_zero3_checkpointing": (3, {"reference.residency": "zero3", **CHECKPOINTING}),
     },
     "lora": {
@@ -35,16 +37,19 @@ GROUPS: dict[str, dict[str, tuple[int, dict[str, object]]]] = {
     "bf16": {"zero3_bf16": (3, {"deepspeed_config": "zero3_bf16", **CHECKPOINTING})},
 }
 DRAWN = "zero3_zero3_checkpointing"  # this run also draws images, with weights that are divided
+# by family, what its runs have besides; a scale of guidance other than 1 changes predictions, and no first difference
+FAMILIES: dict[str, dict[str, object]] = {"sd3": {}, "flux1": {"model.guidance": 2.5}}
 
 
-def settings(pipeline: str, out: str) -> dict[str, dict[str, object]]:
-    """Return the options of every run, by name; its folder is out/name."""
+def settings(family: str, pipeline: str, out: str) -> dict[str, dict[str, object]]:
+    """Return the options of every run of a family, by name; its folder is out/family/name."""
     found: dict[str, dict[str, object]] = {}
     for runs in GROUPS.values():
         for name, (stage, options) in runs.items():
             drawing = (
                 {"cadence.sample_every_steps": STEPS, "validation.num_inference_steps": 2} if name == DRAWN else {}
             )
-            own = {"deepspeed_config": f"zero{stage}_fp32_cpu", "output_dir": f"{out}/{name}", **options, **drawing}
-            found[name] = {**COMMON, "model.pretrained": pipeline, **own}
+            place = {"output_dir": f"{out}/{family}/{name}", "model.pretrained": pipeline, "model.family": family}
+            own = {"deepspeed_config": f"zero{stage}_fp32_cpu", **options, **drawing}
+            found[name] = {**COMMON, **FAMILIES[family], **place, **own}
     return found
