@@ -5,12 +5,11 @@ another place (reference, latents); its losses must stay. test_invariance.py tra
 each factor, and benchmarks/invariance.py the products of them.
 """
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forked
 import numpy as np
 from launching import ENVIRONMENT, ROOT, curve, spell
 
@@ -136,8 +135,7 @@ def make_caches(out: Path) -> None:
     """Encode the pairs of all runs, and compute their reference's errors, as a user does."""
     arguments = BASELINES["dpo"].arguments(out, "unused")
     for own in (["--dtype=fp32", f"--out={out / 'latents'}"], ["--reference", f"--out={out / 'reference'}"]):
-        command = [sys.executable, str(ROOT / "scripts" / "cache.py"), *arguments, *own]
-        done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+        done = forked.run([str(ROOT / "scripts" / "cache.py"), *arguments, *own], env=ENVIRONMENT)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

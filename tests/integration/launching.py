@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -22,17 +24,18 @@ def zero_stage(arguments):
     return int(Path(name).name[4])
 
 
-def launch(cases, folder, *, ranks, program="train_cases.py"):
-    """Run the starts one after another on so many ranks, in one launch."""
+def launch(cases, folder, *, ranks, program="train_cases.py", by="forks"):
+    """Run the starts one after another on so many ranks; by: forks, or DeepSpeed's launcher."""
     file = folder / f"cases_{ranks}.json"
     file.write_text(json.dumps(cases))
-    program = [str(HERE / program), str(file)]
-    if ranks == 1:
-        command = [sys.executable, *program]
+    command = [str(HERE / program), str(file)]
+    environment = {**ENVIRONMENT, "FAKE_FP16": "1"}
+    if by == "forks":
+        done = forked.run(command, env=environment, cwd=ROOT, ranks=ranks)
     else:
         deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-        command = [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(free_port()), *program]
-    done = subprocess.run(command, env={**ENVIRONMENT, "FAKE_FP16": "1"}, cwd=ROOT, capture_output=True, text=True)
+        launcher = [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+        done = subprocess.run([*launcher, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 

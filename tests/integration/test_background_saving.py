@@ -5,9 +5,8 @@ Four starts of one program, the later ones after a kill; each does several runs 
 
 import json
 import signal
-import subprocess
-import sys
 
+import forked
 import pytest
 from launching import ENVIRONMENT, HERE, ROOT, curve, metrics, spell
 from saved_tensors import differing_tensors, saved_tensors
@@ -41,13 +40,8 @@ def start(folder, *cases, faults=""):
     """Do runs one after another in one process; returns its status and what it printed."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
-    done = subprocess.run(
-        [sys.executable, str(HERE / "train_cases.py"), str(file)],
-        env={**ENVIRONMENT, "DS_DPO_FAULT": faults},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command = [str(HERE / "train_cases.py"), str(file)]
+    done = forked.run(command, env={**ENVIRONMENT, "DS_DPO_FAULT": faults}, cwd=ROOT)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -1,13 +1,10 @@
-"""Caches of real processes: makers that are killed, and ranks under the launcher."""
+"""Caches of real processes: makers that are killed, and two ranks."""
 
 import hashlib
 import json
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 from repository import ROOT
 
@@ -27,8 +24,8 @@ OPTIONS = [
 ]
 
 
-def run(command):
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+def run(command, *, ranks=1):
+    done = forked.run(command, env=ENVIRONMENT, cwd=ROOT, ranks=ranks)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -36,7 +33,7 @@ def run(command):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("caches")
-    run([sys.executable, "tests/integration/cache_worker.py", str(folder)])
+    run(["tests/integration/cache_worker.py", str(folder)])
     return folder
 
 
@@ -75,17 +72,13 @@ def test_a_rerun_encodes_again_at_most_the_shard_in_flight(report):
     assert any(0 < trial["rerun"] < report["num_images"] for trial in report["trials"])
 
 
-def test_two_ranks_under_the_launcher_make_the_same_cache_and_one_verifies_it(out, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+def test_two_ranks_make_the_same_cache_and_one_verifies_it(out, tmp_path):
     program = ["scripts/cache.py", *OPTIONS, "--out", str(tmp_path / "cache")]
     asked = ["--dtype", "fp32", "--shard_pairs", str(SHARD_PAIRS), "--batch", "2"]
-    said = run([deepspeed, "--num_accelerators", "2", "--master_port", str(port), *program, *asked])
+    said = run([*program, *asked], ranks=2)
     assert "encoded 42 images in this run, on 2 ranks" in said
     assert files_of(tmp_path / "cache") == files_of(out / "whole")
-    said = run([sys.executable, *program, "--verify", "--verify_images", "2"])
+    said = run([*program, "--verify", "--verify_images", "2"])
     assert "2 pairs encoded again" in said
     assert f"{tmp_path / 'cache'} is complete and undamaged" in said
 
@@ -104,7 +97,7 @@ def test_training_from_the_cache_gives_the_losses_of_online_encoding(out, tmp_pa
         [*OPTIONS, *changes, *quick, "--output_dir", str(tmp_path / "cached"), "--data.cache", str(out / "whole")],
     ]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    run([sys.executable, "tests/integration/train_cases.py", str(tmp_path / "cases.json")])
+    run(["tests/integration/train_cases.py", str(tmp_path / "cases.json")])
     online, cached = losses(tmp_path / "online"), losses(tmp_path / "cached")
     assert len(online) == 4
     assert online[1:] != [online[0]] * 3  # it trains

@@ -1,10 +1,9 @@
 """Master weights start from the file's own values under every ZeRO stage, and their rounding is the reference."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from engine_worker import CASES
@@ -27,8 +26,7 @@ def engines(tmp_path_factory):
         "OMP_WAIT_POLICY": "passive",
         "PYTHONPATH": str(HERE.parent.parent),
     }
-    command = [sys.executable, str(HERE / "engine_worker.py"), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = forked.run([str(HERE / "engine_worker.py"), str(out)], env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 

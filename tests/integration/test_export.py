@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -31,8 +32,7 @@ def runs(tmp_path_factory):
     """One launch for all cases."""
     out = tmp_path_factory.mktemp("runs")
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(HERE / "export_worker.py"), str(out), str(MINIATURE)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = forked.run([str(HERE / "export_worker.py"), str(out), str(MINIATURE)], env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 

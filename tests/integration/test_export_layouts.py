@@ -2,10 +2,9 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from zero_layouts_worker import CASES, QUANTITIES, UNIVERSAL, averaged
@@ -23,7 +22,7 @@ def saved(tmp_path_factory):
     out = tmp_path_factory.mktemp("zero_layouts")
     worker = Path(__file__).parent / "zero_layouts_worker.py"
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run([sys.executable, str(worker), str(out)], env=environment, capture_output=True, text=True)
+    done = forked.run([str(worker), str(out)], env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 

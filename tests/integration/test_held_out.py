@@ -2,9 +2,8 @@
 
 import json
 import re
-import subprocess
-import sys
 
+import forked
 import pytest
 from own_pairs_page import make_example
 from test_training import ENVIRONMENT, ROOT, arguments, curve, launch, metrics, zero_stage
@@ -190,13 +189,7 @@ def test_run_resumed_after_a_roll_back_keeps_what_was_learnt_from_it(runs):
 def test_stopped_run_is_saved_and_says_so(tmp_path):
     run = tmp_path / "run"
     options = case(tmp_path, "run", micro=8, **{**WATCH, "watchdog__action": "stop"})
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "ds_dpo" / "train.py"), *options],
-        env=ENVIRONMENT,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run([str(ROOT / "ds_dpo" / "train.py"), *options], env=ENVIRONMENT, cwd=tmp_path)
     assert done.returncode == 2
     (stopped,) = re.findall(r"stopped at step (\d+), which is saved", done.stderr)
     assert (run / "checkpoints" / f"step_{int(stopped):08d}" / "manifest.json").exists()

@@ -7,10 +7,9 @@ loss still is one and its gradient is not.
 import io
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,8 +52,7 @@ RUNS = {
 def engines(tmp_path_factory):
     out = tmp_path_factory.mktemp("engines")
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(HERE / "non_finite_worker.py"), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = forked.run([str(HERE / "non_finite_worker.py"), str(out)], env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 
@@ -220,7 +218,6 @@ def test_replay_program_says_by_its_status_whether_it_was_reproduced(runs, tmp_p
     ids = [int(line.split()[1]) for line in said if line.startswith("pair ")]
     fine = [{**pair, "pair_id": own} for pair, own in zip(pairs, ids, strict=True)]
     changed_record(runs, tmp_path, pairs=fine, pairs_seen=0)
-    program = [sys.executable, str(ROOT / "scripts" / "replay.py")]
-    not_here = [*program, str(tmp_path / "step.json"), f"--run={runs / 'fp32'}"]
-    done = subprocess.run(not_here, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    not_here = [str(ROOT / "scripts" / "replay.py"), str(tmp_path / "step.json"), f"--run={runs / 'fp32'}"]
+    done = forked.run(not_here, env=ENVIRONMENT, cwd=tmp_path)
     assert (done.returncode, "all of it is finite" in done.stdout) == (1, True), done.stderr

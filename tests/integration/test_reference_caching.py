@@ -1,14 +1,11 @@
-"""Reference caches of real processes: makers that are killed, ranks under the launcher, and training from them."""
+"""Reference caches of real processes: makers that are killed, two ranks, and training from them."""
 
 import hashlib
 import json
 import math
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 from repository import ROOT
 
@@ -29,8 +26,8 @@ OPTIONS = [
 ]
 
 
-def run(command):
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+def run(command, *, ranks=1):
+    done = forked.run(command, env=ENVIRONMENT, cwd=ROOT, ranks=ranks)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -38,7 +35,7 @@ def run(command):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference_caches")
-    run([sys.executable, "tests/integration/reference_cache_worker.py", str(folder)])
+    run(["tests/integration/reference_cache_worker.py", str(folder)])
     return folder
 
 
@@ -71,17 +68,13 @@ def test_a_rerun_computes_again_at_most_the_shard_in_flight(report):
 
 
 def test_two_ranks_make_at_once_what_one_rank_made_in_two_parts(out, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     program = ["scripts/cache.py", "--reference", *OPTIONS, "--max_train_steps", str(STEPS)]
     program += ["--out", str(tmp_path / "cache"), "--micro_batch_pairs", "1", "--data.workers", "1"]
     asked = ["--shard_pairs", str(SHARD_PAIRS), "--batch", str(BATCH_PAIRS)]
-    said = run([deepspeed, "--num_accelerators", "2", "--master_port", str(port), *program, *asked])
+    said = run([*program, *asked], ranks=2)
     assert "computed 80 pair visits in this run, on 2 ranks" in said
     assert files_of(tmp_path / "cache") == files_of(out / "extended")
-    said = run([sys.executable, *program, "--verify", "--verify_images", "3"])
+    said = run([*program, "--verify", "--verify_images", "3"])
     assert "3 pair visits computed again" in said
     assert f"{tmp_path / 'cache'} is complete and undamaged" in said
 

@@ -3,10 +3,9 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from references_worker import CASES, MOVING, MOVING_RESUMED, REFRESHED
@@ -33,8 +32,7 @@ def out(tmp_path_factory):
         "OMP_WAIT_POLICY": "passive",
         "PYTHONPATH": str(HERE.parent.parent),
     }
-    command = [sys.executable, str(HERE / "references_worker.py"), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = forked.run([str(HERE / "references_worker.py"), str(out)], env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 

@@ -1,15 +1,13 @@
-"""scripts/relabel.py under the launcher: two ranks write what one writes, and training takes it."""
+"""scripts/relabel.py on two ranks: two ranks write what one writes, and training takes it."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
-from launching import ENVIRONMENT, free_port
-from repository import ROOT
+from launching import ENVIRONMENT
 
 from ds_dpo.config.load import load_config
 from ds_dpo.data.reading.run_pairs import open_trained_on
@@ -20,10 +18,7 @@ OPTIONS = ["--config", "miniature", "--data.max_rows", "60", "--data.workers", "
 
 def relabel(out: Path, cache: Path, *, ranks: int) -> str:
     program = ["scripts/relabel.py", *OPTIONS, "--data.cache_dir", str(cache), "--out", str(out), "--unit_pairs", "7"]
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    launcher = [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    command = [*(launcher if ranks > 1 else [sys.executable]), *program, "--scorer", "reward", "--human", "confirm"]
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    done = forked.run([*program, "--scorer", "reward", "--human", "confirm"], env=ENVIRONMENT, ranks=ranks)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 
+import forked
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -62,8 +63,7 @@ def make_cache(folder):
     """Encode the pairs of FEW_ROWS with scripts/cache.py, as a user does."""
     options = [text for text in arguments("unused", **FEW_ROWS) if "output_dir" not in text]
     program = [str(ROOT / "scripts" / "cache.py"), *options, "--deepspeed_config=zero2_fp32_cpu", "--dtype=fp32"]
-    command = [sys.executable, *program, "--flips", f"--out={folder}"]
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    done = forked.run([*program, "--flips", f"--out={folder}"], env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -114,7 +114,7 @@ def runs(tmp_path_factory):
     write_pairs_of_two_shapes(out / "shapes.parquet")
     one_rank.append(case(out, "buckets", **{**few, **TWO_SHAPES}, data__dataset=out / "shapes.parquet"))
     for cases, ranks in ((two_ranks, 2), (one_rank, 1)):
-        done = launch(sorted(cases, key=zero_stage), out, ranks=ranks)
+        done = launch(sorted(cases, key=zero_stage), out, ranks=ranks, by="launcher" if ranks == 2 else "forks")
         (out / f"printed_{ranks}.txt").write_text(done.stdout + done.stderr)
     return out
 

@@ -231,7 +231,9 @@ def run_rank(rank: int, work: Callable[..., None], out: Path, *arguments: str) -
 def launch(work: Callable[..., None]) -> None:
     """Call work(rank, OUT, *ARGUMENTS) on every rank, OUT and ARGUMENTS from the command line."""
     out, *arguments = sys.argv[1:]
-    torch.multiprocessing.spawn(run_rank, args=(work, Path(out).resolve(), *arguments), nprocs=WORLD_SIZE)
+    given = (work, Path(out).resolve(), *arguments)
+    # forks: what is imported here is imported once
+    torch.multiprocessing.start_processes(run_rank, args=given, nprocs=WORLD_SIZE, start_method="fork")
 
 
 def all_cases(rank: int, out: Path) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from forked import forks_of_one
 from torch import distributed, multiprocessing
 
 from ds_dpo.checkpoints.folder import Retention
@@ -32,7 +33,8 @@ def test_alone_everything_works_without_a_process_group() -> None:
 
 
 def test_two_ranks(tmp_path: Path) -> None:
-    multiprocessing.spawn(follow_one_another, args=(tmp_path,), nprocs=2)
+    forks_of_one()
+    multiprocessing.start_processes(follow_one_another, args=(tmp_path,), nprocs=2, start_method="forkserver")
 
 
 def follow_one_another(rank: int, folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import forks_of_one
 from torch import distributed, multiprocessing
 
 from ds_dpo.distributed.environment import RankEnvironment
@@ -42,7 +43,8 @@ def test_what_is_no_failure_of_the_body_passes_at_once() -> None:
 
 @pytest.mark.slow
 def test_three_ranks(tmp_path: Path) -> None:
-    multiprocessing.spawn(be_one_of_three, args=(tmp_path,), nprocs=NUM_RANKS)
+    forks_of_one()
+    multiprocessing.start_processes(be_one_of_three, args=(tmp_path,), nprocs=NUM_RANKS, start_method="forkserver")
     assert (tmp_path / "turns").read_text().split() == ["in0", "out0", "in1", "out1", "in2", "out2"]
     assert (tmp_path / "failing_turns").read_text().split() == ["in0", "out0", "in1"], "rank 2 never enters"
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -44,8 +45,8 @@ def test_the_first_form_of_the_program_writes_what_it_wrote(model_folder: Path, 
     """Base, control and tuned model by their roles: the miniature's prompts, seeds and reward."""
     out = tmp_path / "out"
     models = ["--base", str(model_folder), "--tuned", str(tuned), "--sft", str(model_folder)]
-    command = [sys.executable, str(PROGRAM), *models, "--out", str(out), "--seeds", "2", "--steps", "2"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [str(PROGRAM), *models, "--out", str(out), "--seeds", "2", "--steps", "2"]
+    found = forked.run(command, env=os.environ)
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
     for words in ("48 images per model", "wins against base", "colour right", "grid.png", "summary.json", "page.html"):

@@ -4,11 +4,10 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from browser import BACKSPACE, LEFT, NASTY, RIGHT, UP, Page, open_page
 from made_evaluation import made_results
@@ -115,8 +114,7 @@ def train_one_step(votes: Path, folder: Path, *, num_pairs: int) -> None:
         assert record.chosen == (folder / row[better]).read_bytes()
         assert record.rejected == (folder / row[worse]).read_bytes()
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "ds_dpo" / "train.py"), *options]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    done = forked.run([str(ROOT / "ds_dpo" / "train.py"), *options], env=environment, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert math.isclose(json.loads(line)["loss"], math.log(2), abs_tol=1e-6)

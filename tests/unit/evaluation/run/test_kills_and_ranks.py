@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import forks_of_one
 from small_evaluation import evaluate_and_die, evaluate_as_rank, images_in, lines_in, write_prompts
 
 pytestmark = pytest.mark.slow
@@ -20,8 +21,7 @@ LATEST = 5
 @pytest.fixture(scope="module")
 def start() -> Callable[..., multiprocessing.Process]:
     """Start a function in a process of its own; the libraries are imported once for all."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_evaluation"])
+    context = forks_of_one()
 
     def start_process(target: Callable[..., None], *arguments: object) -> multiprocessing.Process:
         process = context.Process(target=target, args=arguments)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,8 +21,8 @@ SETTINGS = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rounds")
-    command = [sys.executable, str(ROOT / "tests" / "support" / "forked_rounds.py"), str(folder)]
-    done = subprocess.run(command, env={**os.environ, **SETTINGS}, cwd=ROOT, capture_output=True, text=True)
+    command = [str(ROOT / "tests" / "support" / "forked_rounds.py"), str(folder)]
+    done = forked.run(command, env={**os.environ, **SETTINGS})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return folder
 
