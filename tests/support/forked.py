@@ -21,12 +21,14 @@ from ds_dpo.process.quiet import QUIET_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = (
-    "torch.distributed",
-    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # which imports torch's compiler, 4 s
+    "deepspeed.runtime.zero.partition_parameters",
     "datasets",
     "transformers.models.clip.modeling_clip",
     "diffusers.models.unets.unet_2d_condition",
     "tensorboard.summary.writer.event_file_writer",
+    "deepspeed.ops.op_builder.all_ops",
+    "diffusers.optimization",
     "ds_dpo.training.assembly",
     "ds_dpo.encoding.cache.program",
     "ds_dpo.export.consolidate",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_dpo.evaluation.drawing.named_model import ModelChoice
-from ds_dpo.evaluation.run import line_log
+from ds_dpo.evaluation.run import line_log, score
 from ds_dpo.evaluation.run.program import evaluate
 from ds_dpo.evaluation.run.request import Request
 from ds_dpo.evaluation.scorers.choice import ScorerChoice
@@ -109,8 +109,10 @@ def evaluate_and_die(out: Path, models: dict[str, str], prompts: str, at: int, t
 
 
 def evaluate_as_rank(out: Path, models: dict[str, str], prompts: str, rank: int, port: int) -> None:
-    """Evaluate as one of two ranks."""
+    """Evaluate as one of two ranks. Only rank 0 reads what is scored, because another rank could read it later."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+    if rank > 0:
+        score.read_lines = None
     run(out, models, [prompts], [Brightness("bright"), Judge("judge")])

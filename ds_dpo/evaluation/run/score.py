@@ -18,6 +18,7 @@ from PIL import Image
 from ds_dpo.data.images import decode_rgb
 from ds_dpo.distributed.collectives import gather_objects
 from ds_dpo.distributed.environment import RankEnvironment
+from ds_dpo.distributed.together import on_main
 from ds_dpo.errors import DataError, ScorerError
 from ds_dpo.evaluation.drawing.generate import file_name
 from ds_dpo.evaluation.run.drawn_images import DrawnImage
@@ -83,9 +84,8 @@ def score_missing(
     Raises ScorerError if the scorer fails, DataError if an image cannot be decoded.
     """
     folder = out / folder_of(scorer)
-    found: dict[Key, float] = {}
-    for line in read_lines(folder, needs=NEEDED, say=say):
-        _take(found, line)
+    # a rank that read for itself could read what a faster one has scored by then, and would share out another list
+    found = on_main(lambda: _read(folder, say=say))
     batches = _batches(scorer, groups, rivals, drawn)
     missing = [batch for batch in batches if any(math.isnan(found.get(task.key, math.nan)) for task in batch)]
     num_scores = sum(map(len, batches))
@@ -106,6 +106,14 @@ def score_missing(
             _take(found, line)
     num_missing = sum(map(len, missing))
     say(f"{scorer.name}: gave {num_missing} of {num_scores} scores in {time.perf_counter() - start:.1f} s")
+    return found
+
+
+def _read(folder: Path, *, say: Say) -> dict[Key, float]:
+    """Return the scores that earlier calls gave."""
+    found: dict[Key, float] = {}
+    for line in read_lines(folder, needs=NEEDED, say=say):
+        _take(found, line)
     return found
 
 
