@@ -74,7 +74,10 @@ def test_a_dry_run_may_reckon_with_other_ranks() -> None:
     ("argv", "message"),
     [
         ("--config sdxl_pickapik", "did you mean sdxl_pickapic"),
-        ("--config sdxl_pickapik", "(miniature, sd15_kto, sd15_pickapic, sd35l_pickapic, sd35m_pickapic, "),
+        (
+            "--config sdxl_pickapik",
+            "(flux1_dev_lora, miniature, sd15_kto, sd15_pickapic, sd35l_pickapic, sd35m_pickapic, ",
+        ),
         ("--config missing/run.yaml", "missing/run.yaml cannot be read: No such file"),
         ("--lerning_rate 1", "option --lerning_rate is not known; did you mean learning_rate?"),
         ("--optimizer.lr 1", "option --optimizer.lr is not known; did you mean optimizer.learning_rate?"),

@@ -7,6 +7,7 @@ from ds_dpo.engine.settings import resolve_deepspeed
 
 # pairs of a step, micro-batch x ranks x accumulation, peak rate, warm-up, steps, resolution, fields of the objective
 PRESETS = {
+    "flux1_dev_lora": (16, 1, 1, 16, 1e-5, 0, 1500, 1024, {"type": "dpo", "beta": 2000}),
     "miniature": (16, 8, 2, 1, 2e-4, 20, 300, 32, {"type": "dpo", "beta": 500}),
     "sd15_kto": (4, 1, 4, 1, 1e-7, 200, 20000, 512, {"type": "kto", "beta": 2 * 1000, "utility": "sigmoid"}),
     "sd15_pickapic": (2048, 8, 16, 16, 1e-5, 500, 2000, 512, {"type": "dpo", "beta": 5000}),
@@ -20,6 +21,7 @@ PRESETS = {
     "sdxl_sdpo": (8 * 8 * 32, 4, 8, 64, 1e-9 * 2048, 500, 2000, 1024, {"type": "sdpo", "beta": 5000, "mu": 0.6}),
     "sdxl_turbo_pickapic": (2048, 4, 16, 32, 1e-5, 200, 2000, 512, {"type": "dpo", "beta": 5000}),
 }
+FLOWS = {"flux1_dev_lora": "flux1"}  # the family of presets that are not of sd3
 
 
 def test_every_preset_is_checked_here():
@@ -63,11 +65,17 @@ def test_what_does_not_fit_one_gpu_is_divided():
     assert (config.deepspeed_config, config.reference.residency) == ("zero3_bf16", "zero3")
 
 
-@pytest.mark.parametrize("name", ["sd35m_pickapic", "sd35m_pickapic_lora", "sd35l_pickapic"])
+@pytest.mark.parametrize("name", ["sd35m_pickapic", "sd35m_pickapic_lora", "sd35l_pickapic", "flux1_dev_lora"])
 def test_flow_models_keep_their_own_times_and_the_weight_of_published_code(name):
     config = load_config(["--config", name]).config
     diffusion = config.diffusion
     assert (diffusion.timestep_sampling, diffusion.timestep_shift, diffusion.error_weighting) == (
         *("uniform", "model", "none"),
     )
-    assert (config.model.family, config.model.vae, config.model.vae_dtype) == ("sd3", None, "fp32")
+    assert (config.model.family, config.model.vae, config.model.vae_dtype) == (FLOWS.get(name, "sd3"), None, "fp32")
+
+
+def test_flux_is_trained_without_guidance_and_drawn_with_it():
+    config = load_config(["--config", "flux1_dev_lora"]).config
+    assert (config.model.guidance, config.validation.guidance_scale) == (1, 3.5)
+    assert (config.adapter.rank, config.adapter.alpha, config.reference.residency) == (64, 128, "adapter")

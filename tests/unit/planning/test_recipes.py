@@ -15,7 +15,8 @@ def warnings(*options: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "preset", ["miniature", "sd15_pickapic", "sd35l_pickapic", "sd35m_pickapic", "sd35m_pickapic_lora"]
+    "preset",
+    ["miniature", "sd15_pickapic", "sd35l_pickapic", "sd35m_pickapic", "sd35m_pickapic_lora", "flux1_dev_lora"],
 )
 def test_plain_presets_are_near_a_recipe(preset: str) -> None:
     assert preset in preset_names()
