@@ -22,6 +22,7 @@ from ds_dpo.engine.moving_average import MovingAverage
 from ds_dpo.engine.noting_engine import NotingCheckpointEngine
 from ds_dpo.engine.optimizers import build_optimizer, require_countable
 from ds_dpo.engine.other_weights import set_weights
+from ds_dpo.engine.partitioning import is_divided, use_lean_linear
 from ds_dpo.errors import CheckpointError, ConfigError
 from ds_dpo.process.quiet import quiet_output
 from ds_dpo.storage.state_files import StateFile
@@ -259,6 +260,8 @@ def build_engine(
     num_trained = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in trainable)
     require_countable(optimizer, num_trained=num_trained, zero=zero, world_size=world_size())
     require_compiler(zero)
+    if is_divided(policy):
+        use_lean_linear(settings)
     updater = build_optimizer(trainable, optimizer)
     try:
         with quiet_output():
@@ -281,9 +284,9 @@ def build_engine(
 def share_weights(module: nn.Module, *, settings: Mapping[str, Any]) -> nn.Module:
     """Divide a frozen module's weights among all ranks and return a callable that predicts as it does.
 
-    Every rank must call this. settings: complete DeepSpeed settings of stage 3 (settings.reference_settings). The whole
-    module is first moved to the device. DeepSpeed then keeps this rank's part of each parameter, and gathers the others
-    in each forward pass.
+    Every rank must call this. settings: complete DeepSpeed settings of stage 3 (settings.reference_settings). A module
+    that is whole is first moved to the device; of one that a Partitioner filled, each rank already has its part.
+    DeepSpeed gathers the other parts in each forward pass.
     """
     with quiet_output():
         raw, *_ = deepspeed.initialize(model=module, config={**UNTIMED, **settings}, dist_init_required=False)

@@ -32,7 +32,7 @@ _Arguments = ParamSpec("_Arguments")
 _Returned = TypeVar("_Returned")
 
 
-def _names_the_model(
+def names_the_model(
     function: Callable[Concatenate[ModelConfig, _Arguments], _Returned],
 ) -> Callable[Concatenate[ModelConfig, _Arguments], _Returned]:
     """Turn what settings of a foreign model without sense raise, wherever they are used, into a ModelError."""
@@ -48,28 +48,34 @@ def _names_the_model(
     return named
 
 
-@_names_the_model
+@names_the_model
 def load_denoiser(model: ModelConfig, *, dtype: torch.dtype, start: Mapping[str, Tensor] | None = None) -> ModelMixin:
     """Return the denoiser to train, on the host, in dtype and training mode; each tensor is cast when it is read.
 
     start: weights instead of those that the model section names. Raises ModelError if the denoiser is missing,
     incomplete or of another family, or if other weights than the pipeline's do not fit it.
     """
-    pipeline = open_pipeline(model)
-    part = pipeline.denoiser()
-    _check_family(model, pipeline, part.config)
+    part = denoiser_part(model)
     if start is None and model.denoiser_init is None:
         denoiser = part.load(dtype=dtype)
     else:
         denoiser = skeleton(FAMILIES[model.family].denoiser.model_class(), part.config)
-        weights = _with_tables(denoiser, start or file_weights(model), part)
+        weights = with_tables(denoiser, start or file_weights(model), part)
         fill(denoiser, weights, dtype=dtype, source=f"model.denoiser_init {model.denoiser_init}")
     assert isinstance(denoiser, ModelMixin)
     read_row_major(denoiser)
     return denoiser.train()
 
 
-def _with_tables(denoiser: nn.Module, weights: Mapping[str, Tensor], own: Part) -> Mapping[str, Tensor]:
+def denoiser_part(model: ModelConfig) -> Part:
+    """Return the denoiser of model.pretrained. Raises ModelError if it is of another family than model.family."""
+    pipeline = open_pipeline(model)
+    part = pipeline.denoiser()
+    _check_family(model, pipeline, part.config)
+    return part
+
+
+def with_tables(denoiser: nn.Module, weights: Mapping[str, Tensor], own: Part) -> Mapping[str, Tensor]:
     """Return weights, with the pipeline's own tables (buffers, such as positions) where they have none.
 
     A checkpoint holds what is trained, and not tables.
@@ -81,7 +87,7 @@ def _with_tables(denoiser: nn.Module, weights: Mapping[str, Tensor], own: Part) 
     return ChainMap({name: found[name] for name in missing if name in found}, cast(Any, weights))
 
 
-@_names_the_model
+@names_the_model
 def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
     """Return the weights that the policy starts from, by parameter name, in the dtype of the file.
 
@@ -90,7 +96,7 @@ def file_weights(model: ModelConfig) -> Mapping[str, Tensor]:
     return _start_part(model).weights()
 
 
-@_names_the_model
+@names_the_model
 def load_vae(model: ModelConfig) -> AutoencoderKL:
     """Return the frozen VAE, model.vae's or the pipeline's own, on the host in model.vae_dtype.
 
@@ -103,7 +109,7 @@ def load_vae(model: ModelConfig) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-@_names_the_model
+@names_the_model
 def load_text(model: ModelConfig, *, dtype: torch.dtype, say: Say = say_nothing) -> TextEncoder:
     """Return the frozen text encoders with their tokenizers, on the host in dtype.
 
@@ -128,7 +134,7 @@ def _width_of_text(pipeline: Pipeline) -> int:
     return int(pipeline.denoiser().config["joint_attention_dim"])
 
 
-@_names_the_model
+@names_the_model
 def read_noise_schedule(model: ModelConfig) -> NoiseSchedule:
     """Return the forward process in the pipeline's scheduler config, which may belong to any sampler.
 
@@ -145,13 +151,13 @@ def read_noise_schedule(model: ModelConfig) -> NoiseSchedule:
     )
 
 
-@_names_the_model
+@names_the_model
 def drawing_scheduler(model: ModelConfig) -> Sampler:
     """Return the sampler for validation images, over the pipeline's own noise schedule or flow."""
     return sampler_from(scheduler_config(model))
 
 
-@_names_the_model
+@names_the_model
 def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return (C, H, W) of an image's latent, from the VAE's config. size: height and width in pixels.
 
@@ -174,18 +180,19 @@ def latent_shape(model: ModelConfig, size: tuple[int, int]) -> tuple[int, int, i
     return int(config["latent_channels"]), height // factor, width // factor
 
 
-@_names_the_model
+@names_the_model
 def peak_host_gib(
-    model: ModelConfig, *, dtype: torch.dtype, ranks_at_once: int, start_bytes: int | None = None
+    model: ModelConfig, *, dtype: torch.dtype, ranks_at_once: int, start_bytes: int | None = None, parts: int = 1
 ) -> float:
     """Return the largest host memory in GiB that loading the denoiser needs on a node, from file headers alone.
 
     The mapped file counts once, because ranks share its pages; each rank that loads at once adds a copy in dtype.
-    start_bytes: size of other weights than those that the model section names.
+    start_bytes: size of other weights than those that the model section names. parts: number of ranks that divide the
+    copy; each then adds its part, and one tensor at a time, which is not counted.
     """
     denoiser = open_pipeline(model).denoiser()
     source_bytes = _start_part(model).num_bytes() if start_bytes is None else start_bytes
-    return (source_bytes + ranks_at_once * denoiser.num_parameters() * dtype.itemsize) / 2**30
+    return (source_bytes + ranks_at_once * denoiser.num_parameters() * dtype.itemsize / parts) / 2**30
 
 
 def _start_part(model: ModelConfig) -> Part:
@@ -268,7 +275,7 @@ def _check_schedule(config: Mapping[str, Any], name: str) -> None:
         raise ModelError(f"{name}: its scheduler config gives signal levels that are not between 0 and 1")
 
 
-@_names_the_model
+@names_the_model
 def describe_model(model: ModelConfig) -> str:
     """Return a line with the family, and with what the denoiser predicts and where that is stated."""
     used = scheduler_config(model)["prediction_type"]

@@ -48,11 +48,21 @@ class FrozenCopy:
 
     def __init__(self, policy: nn.Module, *, predict: Predict, dtype: torch.dtype, device: torch.device | str) -> None:
         """Copy a policy before an engine wraps it, tensor by tensor and directly to the device."""
+        self._freeze(_copy_module(policy, dtype=dtype, device=device), predict)
+        assert_own_storage(policy, self)
+
+    @classmethod
+    def of_own(cls, module: nn.Module, *, predict: Predict) -> FrozenCopy:
+        """Return a reference around a module that was loaded for it alone, plain or partitioned by ZeRO 3."""
+        reference = cls.__new__(cls)
+        reference._freeze(module, predict)
+        return reference
+
+    def _freeze(self, module: nn.Module, predict: Predict) -> None:
         self._predict = predict
-        self.module = _copy_module(policy, dtype=dtype, device=device).requires_grad_(False).eval()
+        self.module = module.requires_grad_(False).eval()
         if isinstance(self.module, ModelMixin):
             self.module.disable_gradient_checkpointing()
-        assert_own_storage(policy, self)
 
     @torch.no_grad()
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

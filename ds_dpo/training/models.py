@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from torch import Tensor
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.collectives import is_main
@@ -15,13 +18,13 @@ from ds_dpo.encoding.feed import Encoders, load_encoders
 from ds_dpo.engine.optimizers import require_countable
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.conditioning import describe_guidance
-from ds_dpo.models.denoiser.adapters import AdapterPart, add_adapter
+from ds_dpo.models.denoiser.adapters import AdapterPart
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
-from ds_dpo.models.denoiser.trainable import choose_trained, describe_trained
+from ds_dpo.models.denoiser.trainable import describe_trained
 from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import describe_loading, describe_model, load_denoiser, peak_host_gib
 from ds_dpo.models.pipelines.pretrained import fetch_models, open_denoiser_init, open_pipeline
-from ds_dpo.models.reference import HeldReference
+from ds_dpo.models.reference import FrozenCopy, HeldReference
 from ds_dpo.models.start import checkpoint_start
 from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
 from ds_dpo.precision import torch_dtype
@@ -29,6 +32,7 @@ from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
 from ds_dpo.reference.residency import RESIDENCIES
 from ds_dpo.training.load_turns import ranks_at_once
 from ds_dpo.training.start import Start
+from ds_dpo.training.streamed import Begun, can_stream, choose, stream_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,39 +88,80 @@ def load_models(
         device=device,
         keeps_reference=config.reference.residency == "cpu",
     )
+    is_streamed = can_stream(config, resolved)
     peak = peak_host_gib(
-        model, dtype=dtype, ranks_at_once=at_once, start_bytes=None if earlier is None else earlier.num_bytes()
+        model,
+        dtype=dtype,
+        ranks_at_once=place.local_world_size if is_streamed else at_once,
+        start_bytes=None if earlier is None else earlier.num_bytes(),
+        parts=resolved.world_size if is_streamed else 1,
     )
     how = "one after another" if at_once == 1 else f"{at_once} at once, after the first one"
-    start.say(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks load the denoiser {how}")
+    how = "each tensor of the denoiser once, and keep their parts" if is_streamed else f"the denoiser {how}"
+    verb = "read" if is_streamed else "load"
+    start.say(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks {verb} {how}")
     start.part(loading)
+    uses_reference = residency is not None and objective_of(config).uses_reference
+    streamed = None
+    if is_streamed:
+        streamed = stream_models(
+            config,
+            resolved,
+            device=device,
+            earlier=earlier,
+            with_reference=uses_reference and config.reference.residency == "zero3",
+            with_start=residency is None,
+        )
+    predict = FAMILIES[model.family].denoiser.predict
     with node_turns(place, ranks_at_once=at_once):
         start.turn()
-        policy = load_denoiser(model, dtype=dtype, start=earlier)
-        attention = choose_attention(policy, model.attention, device=device, dtype=dtype)
-        set_attention(policy, attention)
-        start_weights = start_of_policy(policy, attention) if residency is None and is_main() else None
+        begun = streamed or _load_whole(
+            config, dtype=dtype, device=device, earlier=earlier, with_start=residency is None
+        )
         start.turn()
-        policy.to(device)
-        uses_reference = objective_of(config).uses_reference
-        predict = FAMILIES[model.family].denoiser.predict
-        copy = residency.copy(policy, predict, dtype, device) if residency is not None and uses_reference else None
+        copy: Any = None
+        if residency is not None and uses_reference:
+            if begun.reference is not None:
+                copy = FrozenCopy.of_own(begun.reference, predict=predict)
+            elif streamed is None or config.reference.residency == "adapter":
+                copy = residency.copy(begun.policy, predict, dtype, device)
+            else:  # a whole copy on each rank is what the residency means
+                own = _load_whole(config, dtype=dtype, device=device, earlier=earlier, with_start=False)
+                copy = residency.copy(own.policy, predict, dtype, device)
+                del own
         start.turn()
         # here and not where they encode: with a cache they only draw
         encoders = load_encoders(config, dtype=dtype, say=start.say).to(device) if with_encoders else None
+    policy = begun.policy
     reference = residency.settle(copy, resolved) if residency is not None and copy is not None else None
+    if streamed is None:
+        choose(policy, config)
     adapter = None
     if config.adapter.type != "none":
-        add_adapter(policy, config.adapter, seed=config.seed)
-        adapter = AdapterPart(policy, seed=config.seed, rank=place.rank)
-    else:
-        choose_trained(policy, train=model.train, freeze=model.freeze)
+        adapter = AdapterPart(policy, seed=config.seed, rank=place.rank, base=begun.base)
     start.say(describe_trained(policy))
     if model.gradient_checkpointing:
         # that of diffusers is not re-entrant, so it recomputes less and works with ZeRO-3
         policy.enable_gradient_checkpointing()
-    start.say(attention.sentence)
-    return Models(policy=policy, adapter=adapter, start=start_weights, reference=reference, encoders=encoders)
+    start.say(begun.attention.sentence)
+    return Models(policy=policy, adapter=adapter, start=begun.start, reference=reference, encoders=encoders)
+
+
+def _load_whole(
+    config: RunConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    earlier: Mapping[str, Tensor] | None,
+    with_start: bool,
+) -> Begun:
+    """Return a policy that is whole on this rank, on its device."""
+    policy = load_denoiser(config.model, dtype=dtype, start=earlier)
+    attention = choose_attention(policy, config.model.attention, device=device, dtype=dtype)
+    set_attention(policy, attention)
+    start = start_of_policy(policy, attention) if with_start and is_main() else None
+    policy.to(device)
+    return Begun(policy=policy, reference=None, attention=attention, base=None, start=start)
 
 
 def objective_of(config: RunConfig) -> Objective:

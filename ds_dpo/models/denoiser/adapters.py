@@ -38,6 +38,7 @@ _SAMPLED_ELEMENTS = 1024  # of each weight; another training of the model change
 def add_adapter(denoiser: ModelMixin, config: AdapterConfig, *, seed: int) -> None:
     """Freeze a denoiser and put a trainable adapter beside its target layers, in its dtype and on its device.
 
+    A denoiser without memory (on the device meta) gets an adapter without memory: see give_memory.
     Its predictions do not change at all: every lora_B is 0, and DoRA's magnitudes are the norms of the rows. lora_A is
     drawn from the seed and the parameter's name, so that it is the same on every rank of any run.
     Raises ConfigError if peft is missing, and for a target that no linear or convolution layer has.
@@ -57,9 +58,24 @@ def add_adapter(denoiser: ModelMixin, config: AdapterConfig, *, seed: int) -> No
         adapter_name=NAME,
     )
     for name, parameter in denoiser.named_parameters():
-        if ".lora_A." in name:
+        if ".lora_A." in name and not parameter.is_meta:
             with torch.no_grad():
                 parameter.copy_(_initial_down(name, parameter.shape, seed=seed))
+
+
+def needs_whole_weights(config: AdapterConfig) -> bool:
+    """Return whether an adapter starts from the values of the weights that it changes, as DoRA's magnitudes do."""
+    return config.type == "dora"
+
+
+def give_memory(denoiser: nn.Module, *, seed: int, device: torch.device) -> None:
+    """Give an adapter that add_adapter put into a denoiser without memory its initial values, on a device."""
+    for name, parameter in list(denoiser.named_parameters()):
+        if is_of_adapter(name) and parameter.is_meta:
+            initial = _initial_down if ".lora_A." in name else _initial_up
+            values = initial(name, parameter.shape, seed=seed).to(device, parameter.dtype)
+            layer, _, own = name.rpartition(".")
+            setattr(denoiser.get_submodule(layer), own, nn.Parameter(values, requires_grad=parameter.requires_grad))
 
 
 def _peft() -> Any:
@@ -76,6 +92,11 @@ def _initial_down(name: str, shape: torch.Size, *, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") % 2**63)
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _initial_up(name: str, shape: torch.Size, *, seed: int) -> Tensor:
+    """Return lora_B's initial value, which changes no prediction."""
+    return torch.zeros(shape)
 
 
 def _found_targets(denoiser: nn.Module, targets: list[str]) -> list[str]:
@@ -107,6 +128,11 @@ def is_of_adapter(name: str) -> bool:
     return any(part.startswith("lora_") for part in name.split("."))
 
 
+def name_without_adapter(name: str) -> str:
+    """Return the name that a base's weight has without an adapter; peft puts the layer that it wraps into a module."""
+    return name.replace(".base_layer.", ".")
+
+
 @contextmanager
 def adapters_disabled(policy: nn.Module) -> Iterator[None]:
     """Let a policy predict without its adapter: a denoiser, or the engine around it, whose weights may be partitioned.
@@ -135,10 +161,13 @@ class AdapterPart(RunPart):
 
     name = "adapter"
 
-    def __init__(self, denoiser: ModelMixin, *, seed: int, rank: int) -> None:
-        """Take a denoiser after add_adapter and before an engine wraps it."""
+    def __init__(self, denoiser: ModelMixin, *, seed: int, rank: int, base: str | None = None) -> None:
+        """Take a denoiser after add_adapter and before an engine wraps it.
+
+        base: the fingerprint of its frozen weights, if it was taken while they were read; otherwise they must be whole.
+        """
         self._config = denoiser.peft_config[NAME]
-        self._base = base_fingerprint(denoiser)
+        self._base = base or base_fingerprint(denoiser)
         self._seed, self._rank = seed, rank
         self._seed_dropout(after_step=0)
 
@@ -191,16 +220,29 @@ def _write_config(config: Any, path: Path) -> None:
     config.save_pretrained(str(path.parent))  # peft chooses the file's name, which is CONFIG_FILE
 
 
+class BaseFingerprint:
+    """The SHA-256 of names, dtypes, shapes and first elements of frozen weights, which come one after another."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, bytes] = {}
+
+    def add(self, name: str, weight: Tensor) -> None:
+        """Add a weight by its name in the denoiser with the adapter."""
+        first = weight.detach().flatten()[:_SAMPLED_ELEMENTS].float().cpu()
+        self._lines[name] = f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode() + first.numpy().tobytes()
+
+    def hexdigest(self) -> str:
+        """Return 64 hex digits, the same for any order of the weights."""
+        return hashlib.sha256(b"".join(line for _, line in sorted(self._lines.items()))).hexdigest()
+
+
 def base_fingerprint(denoiser: nn.Module) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and first elements of the frozen weights, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(denoiser.named_parameters()):
-        if parameter.requires_grad:
-            continue
-        first = parameter.detach().flatten()[:_SAMPLED_ELEMENTS].float().cpu()
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(first.numpy().tobytes())
-    return digest.hexdigest()
+    """Return the fingerprint of a denoiser's frozen weights, which must be whole: see BaseFingerprint."""
+    fingerprint = BaseFingerprint()
+    for name, parameter in denoiser.named_parameters():
+        if not parameter.requires_grad:
+            fingerprint.add(name, parameter)
+    return fingerprint.hexdigest()
 
 
 def _plain(value: float) -> float | int:

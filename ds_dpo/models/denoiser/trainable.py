@@ -30,8 +30,9 @@ def choose_trained(denoiser: nn.Module, *, train: Sequence[str], freeze: Sequenc
 
 
 def describe_trained(denoiser: nn.Module) -> str:
-    """Return a line with the numbers of trained and all parameters; call it before an engine partitions them."""
-    numels = [(parameter.numel(), parameter.requires_grad) for parameter in denoiser.parameters()]
+    """Return a line with the numbers of trained and all parameters, plain or partitioned by ZeRO 3."""
+    parameters = list(denoiser.parameters())
+    numels = [(int(getattr(each, "ds_numel", each.numel())), each.requires_grad) for each in parameters]
     trained, total = sum(numel for numel, is_trained in numels if is_trained), sum(numel for numel, _ in numels)
     return f"trains {_count(trained)} of {_count(total)} parameters"
 

@@ -5,7 +5,7 @@ A part reads its weights only on request, and never more than one tensor beyond 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -239,19 +239,37 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], *, dtype: torch.dtype
     source: origin of the weights, for errors. Raises ModelError that names the first difference of names or shapes.
     """
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
+    require_names(weights, shapes, source=source)
+    module.load_state_dict(dict(stream(weights, shapes, dtype=dtype, source=source)), assign=True)
+    align_weights(module)
+
+
+def require_names(weights: Mapping[str, Tensor], names: Iterable[str], *, source: str) -> None:
+    """Raise ModelError if weights lack a name, or have others. No tensor is read."""
+    own = set(names)
+    missing, unknown = sorted(own - weights.keys()), sorted(weights.keys() - own)
     if missing or unknown:
         kinds = [f"lacks {len(missing)} tensors of this model, such as {missing[0]}"] if missing else []
         kinds += (
             [f"has {len(unknown)} tensors that do not belong to this model, such as {unknown[0]}"] if unknown else []
         )
         raise ModelError(f"{source} {' and '.join(kinds)}{wrapper_hint(unknown)}")
-    own = {name: _own(weights[name], name, shape, dtype=dtype, source=source) for name, shape in shapes.items()}
-    for name, tensor in own.items():
+
+
+def stream(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], *, dtype: torch.dtype, source: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors by name, in dtype and in new memory, in the order of shapes; none is read before it is asked for.
+
+    source: origin of the weights, for errors. Raises ModelError that names a tensor of another shape, or one with a
+    value that is not finite.
+    """
+    for name, shape in shapes.items():
+        tensor = _own(weights[name], name, shape, dtype=dtype, source=source)
         stored = weights.name_in_file(name) if isinstance(weights, PlacedWeights) else name
         require_finite(tensor, stored, source=source)
-    module.load_state_dict(own, assign=True)
-    align_weights(module)
+        yield name, tensor
+        del tensor  # the next one is read without this one in memory
 
 
 def _own(tensor: Tensor, name: str, shape: torch.Size, *, dtype: torch.dtype, source: str) -> Tensor:

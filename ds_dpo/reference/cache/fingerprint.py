@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -37,11 +38,14 @@ class StartOfPolicy:
     attention: str
 
 
-def start_of_policy(policy: ModelMixin, attention: AttentionChoice) -> StartOfPolicy:
-    """Describe a policy as it was loaded, in the run's precision, before anything is added to it or trained."""
+def start_of_policy(policy: ModelMixin, attention: AttentionChoice, *, weights: str | None = None) -> StartOfPolicy:
+    """Describe a policy as it was loaded, in the run's precision, before anything is added to it or trained.
+
+    weights: the hash of its tensors, if it was taken while they were read; otherwise the policy must be whole.
+    """
     # names that begin with _ hold the library's version and the path where the model was saved
     config = {name: value for name, value in dict(policy.config).items() if not name.startswith("_")}
-    return StartOfPolicy(weights=weights_sha256(policy), config=_hash(config), attention=attention.name)
+    return StartOfPolicy(weights=weights or weights_sha256(policy), config=_hash(config), attention=attention.name)
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -51,11 +55,16 @@ def weights_sha256(module: nn.Module) -> str:
     """
     tensors = sorted(module.state_dict().items())
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        digests = list(threads.map(_content_sha256, (tensor for _, tensor in tensors)))
-    lines = [
-        f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}"
-        for (name, tensor), digest in zip(tensors, digests, strict=True)
-    ]
+        return joined_sha256(list(threads.map(lambda named: line_of(*named), tensors)))
+
+
+def line_of(name: str, tensor: Tensor) -> str:
+    """Return a tensor's line of weights_sha256, for tensors that come one after another."""
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {_content_sha256(tensor)}"
+
+
+def joined_sha256(lines: Iterable[str]) -> str:
+    """Return weights_sha256 of the tensors whose lines are given, sorted by name."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
