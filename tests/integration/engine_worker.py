@@ -20,6 +20,7 @@ def build_and_gather(rank: int, out: Path, stage: int, precision: str) -> None:
     from ds_dpo.engine.settings import resolve_deepspeed
     from ds_dpo.models.loading import file_weights, load_denoiser
     from ds_dpo.precision import torch_dtype
+    from ds_dpo.training.streamed import can_stream, stream_models
 
     settings = f"zero{stage}_{precision}"
     config = load_config(["--config", "miniature", "--deepspeed_config", settings]).config
@@ -27,8 +28,14 @@ def build_and_gather(rank: int, out: Path, stage: int, precision: str) -> None:
     # nothing is small enough to stay whole
     if stage == 3:
         resolved.settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    dtype = torch_dtype(precision)
+    if can_stream(config, resolved):
+        asked = {"earlier": None, "with_reference": False, "with_start": False}
+        policy = stream_models(config, resolved, device=torch.device("cpu"), **asked).policy
+    else:
+        policy = load_denoiser(config.model, dtype=dtype)
     engine = build_engine(
-        load_denoiser(config.model, dtype=torch_dtype(precision)),
+        policy,
         settings=resolved.settings,
         optimizer=config.optimizer,
         schedule=config.schedule,
