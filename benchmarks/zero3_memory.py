@@ -7,7 +7,7 @@ beside a tiny VAE and tiny text encoders. Then it is trained by ds_dpo/train.py 
 CPUs: in full with a `zero3` reference, and as a LoRA. Each rank samples its anonymous memory (RssAnon of
 /proc/self/status) every 5 ms. Prints a line for each case and part of the run, the larger rank's; "states" are weights,
 reference, masters, moments and gradients of all ranks. The bar is states / ranks + 1.2 GB. The last line is one JSON
-object. Needs 1.6 GB of disk, and about 12 GB of memory, for the defaults.
+object. Needs 8 GB of disk, for a checkpoint at the end of each case, and 12 GB of memory.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ def write_pipeline(folder: Path, shape: str, layers: int) -> int:
     import tiny_sd3
     import torch
 
+    from ds_dpo.process.quiet import quiet_libraries
+
+    quiet_libraries()
     pipeline = tiny_flux1.tiny_flux1() if shape == "flux1" else tiny_sd3.tiny_sd3()
     torch.manual_seed(0)
     pipeline.register_modules(transformer=transformer_of(shape, layers))
@@ -136,7 +139,7 @@ def measure(case: str, pipeline: Path, folder: Path, own: argparse.Namespace) ->
         "batch.micro_batch_pairs": 1,
         "data.max_rows": 40,
         "cadence.sample_every_steps": "none",
-        "cadence.save_every_steps": "none",
+        "cadence.save_in_background": "false",
         **CASES[case],
     }
     with socket.socket() as probe:
@@ -149,6 +152,7 @@ def measure(case: str, pipeline: Path, folder: Path, own: argparse.Namespace) ->
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{case}: {done.stdout[-3000:]}{done.stderr[-3000:]}")
+    shutil.rmtree(out / "run")
     ranks = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     return {part: max(rank[part] for rank in ranks) for part in ranks[0]}
 
