@@ -5,9 +5,10 @@ import string
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ds_dpo.miniature.world import IMAGE_SIZE, PROMPTS
@@ -29,8 +30,18 @@ class TextParts:
     encoder: CLIPTextModel
     encoder_2: CLIPTextModelWithProjection
 
-    def modules(self) -> tuple[torch.nn.Module, torch.nn.Module]:
-        return self.encoder, self.encoder_2
+    def trained_modules(self) -> list[torch.nn.Module]:
+        """Return the encoders, which the UNet's pre-training trains too."""
+        return [self.encoder, self.encoder_2]
+
+    def components(self) -> dict[str, Any]:
+        """Return the tokenizers and encoders by their names in the pipeline."""
+        tokenizers = {"tokenizer": self.tokenizer, "tokenizer_2": self.tokenizer_2}
+        return tokenizers | {"text_encoder": self.encoder, "text_encoder_2": self.encoder_2}
+
+    def encode_for_training(self, prompts: list[str], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `encode` returns."""
+        return self.encode(prompts)
 
     def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return text states (N, 16, 96) and pooled embeddings (N, 48), as StableDiffusionXLPipeline.encode_prompt."""
@@ -40,10 +51,9 @@ class TextParts:
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Return token ids (N, 16), padded and cut as the pipeline does."""
-    return tokenizer(
-        prompts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids
+    """Return token ids (N, the tokenizer's length), padded and cut as the pipeline does."""
+    length = tokenizer.model_max_length
+    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
 def byte_pair_tables(words: list[str]) -> tuple[dict[str, int], list[str]]:
@@ -155,19 +165,3 @@ def make_scheduler() -> DDPMScheduler:
 def time_ids(count: int) -> torch.Tensor:
     """Return SDXL's size conditioning of an uncropped image, (count, 6)."""
     return torch.tensor([[IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]], dtype=torch.float32).expand(count, -1)
-
-
-def save_pipeline(folder: Path, *, text: TextParts, vae: AutoencoderKL, unet: UNet2DConditionModel) -> None:
-    """Write the complete SDXL pipeline folder, in fp16."""
-    pipeline = StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=text.encoder,
-        text_encoder_2=text.encoder_2,
-        tokenizer=text.tokenizer,
-        tokenizer_2=text.tokenizer_2,
-        unet=unet,
-        scheduler=make_scheduler(),
-        force_zeros_for_empty_prompt=False,
-        add_watermarker=False,
-    )
-    pipeline.to(torch.float16).save_pretrained(folder)

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Features, Value
-from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
 
-from ds_dpo.miniature.models import TextParts
-from ds_dpo.miniature.pretrain import sample
+from ds_dpo.miniature.kinds import Kind, load_parts, sample
 from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import TEST_PROMPTS, TRAIN_PROMPTS
 from ds_dpo.process.say import Say
@@ -25,10 +23,9 @@ from ds_dpo.process.say import Say
 CANDIDATES = 8  # images sampled per pair; the best and the worst make the pair
 PROMPTS_AT_ONCE = 24
 TIE_EVERY = 12  # every 12th row is a tie, 8 %; Pick-a-Pic v2 has 11 %
-MODEL_NAME = "ds_dpo/miniature"
 JPEG_QUALITY = 92
 
-# split: (prompts, rows per prompt, sampling seed); as in Pick-a-Pic, the *_unique splits have one row per prompt
+# split: (prompts, most rows per prompt, sampling seed); as in Pick-a-Pic, the *_unique splits have one row per prompt
 SPLITS = {
     "train": (TRAIN_PROMPTS, 46, 1000),
     "validation_unique": (TRAIN_PROMPTS, 1, 200_000),
@@ -60,18 +57,17 @@ FEATURES = Features(
 )
 
 
-def write_pairs(model_folder: Path, folder: Path, *, say: Say) -> None:
-    """Sample and write all splits as folder/data/SPLIT-00000-of-00001.parquet."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(model_folder, dtype=torch.float32)
-    text = TextParts(pipeline.tokenizer, pipeline.tokenizer_2, pipeline.text_encoder, pipeline.text_encoder_2)
+def write_pairs(kind: Kind, model_folder: Path, folder: Path, *, say: Say) -> None:
+    """Sample and write all splits of a miniature as folder/data/SPLIT-00000-of-00001.parquet."""
+    parts = load_parts(kind, model_folder)
 
     def sample_base(prompts: list[str], seed: int) -> Tensor:
-        return sample(text, pipeline.unet, pipeline.vae, prompts, seed=seed)
+        return sample(parts, prompts, seed=seed)
 
     first_ranking = 0
     for split, (prompts, repeats, seed) in SPLITS.items():
-        order = [prompt for _ in range(repeats) for prompt in prompts]
-        rows = list(_rows(order, sample_base, seed=seed, first_ranking=first_ranking))
+        order = [prompt for _ in range(min(repeats, kind.rows_per_prompt)) for prompt in prompts]
+        rows = list(_rows(order, sample_base, model=f"ds_dpo/{kind.name}", seed=seed, first_ranking=first_ranking))
         first_ranking += len(rows)
         path = folder / "data" / f"{split}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +77,12 @@ def write_pairs(model_folder: Path, folder: Path, *, say: Say) -> None:
 
 
 def _rows(
-    prompts: list[str], sample_base: Callable[[list[str], int], Tensor], *, seed: int, first_ranking: int
+    prompts: list[str],
+    sample_base: Callable[[list[str], int], Tensor],
+    *,
+    model: str,
+    seed: int,
+    first_ranking: int,
 ) -> Iterator[dict[str, Any]]:
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
         part = prompts[start : start + PROMPTS_AT_ONCE]
@@ -93,10 +94,13 @@ def _rows(
         for offset, (prompt, of_prompt) in enumerate(zip(part, candidates, strict=True)):
             own = files[offset * CANDIDATES : (offset + 1) * CANDIDATES]
             index = first_ranking + start + offset
-            yield _row(prompt, own, of_prompt.tolist(), ranking_id=index, tie=index % TIE_EVERY == TIE_EVERY - 1)
+            tie = index % TIE_EVERY == TIE_EVERY - 1
+            yield _row(prompt, own, of_prompt.tolist(), model=model, ranking_id=index, tie=tie)
 
 
-def _row(prompt: str, files: list[bytes], rewards: list[float], *, ranking_id: int, tie: bool) -> dict[str, Any]:
+def _row(
+    prompt: str, files: list[bytes], rewards: list[float], *, model: str, ranking_id: int, tie: bool
+) -> dict[str, Any]:
     """Return a Pick-a-Pic row: the best and the worst image, or for a tie the two with the nearest rewards."""
     ranked = sorted(range(len(files)), key=lambda index: rewards[index])
     if tie:
@@ -121,8 +125,8 @@ def _row(prompt: str, files: list[bytes], rewards: list[float], *, ranking_id: i
         "jpg_1": files[second],
         "label_0": label_0,
         "label_1": 1 - label_0,
-        "model_0": MODEL_NAME,
-        "model_1": MODEL_NAME,
+        "model_0": model,
+        "model_1": model,
         "ranking_id": ranking_id,
         "user_id": 0,
         "num_example_per_prompt": 1,

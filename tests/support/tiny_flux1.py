@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from tiny_sd3 import LATENT_CHANNELS, T5_WIDTH, clip_config, latent_vae, t5, t5_tokenizer
+from tiny_sd3 import LATENT_CHANNELS, T5_WIDTH, clip_config, latent_vae, t5
 from transformers import CLIPTextModel
 
+from ds_dpo.miniature.flow_models import make_t5_tokenizer
 from ds_dpo.miniature.models import make_tokenizer
 
 CLIP_WIDTH = 16
@@ -41,7 +42,7 @@ def tiny_flux1(shape: str = "dev", *, seed: int = 0) -> FluxPipeline:
     """A whole random pipeline; its VAE makes latents of 16 x 8 x 8, or 16 tokens, from 32 x 32 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer, tokens = make_tokenizer(pad_token="<|endoftext|>"), t5_tokenizer()
+        tokenizer, tokens = make_tokenizer(pad_token="<|endoftext|>"), make_t5_tokenizer(length=512)
         return FluxPipeline(
             transformer=tiny_transformer(shape),
             scheduler=FlowMatchEulerDiscreteScheduler(**SHAPES[shape][1]),

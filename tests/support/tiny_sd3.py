@@ -1,4 +1,4 @@
-"""Tiny random pipelines of Stable Diffusion 3, with the real classes, and a T5 tokenizer over the captions' words."""
+"""Tiny random pipelines of Stable Diffusion 3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from ds_dpo.miniature.models import PROMPTS, TEXT_LENGTH, make_tokenizer
+from ds_dpo.miniature.flow_models import make_t5_tokenizer
+from ds_dpo.miniature.models import TEXT_LENGTH, make_tokenizer
 
 LATENT_CHANNELS = 16
 VAE_FACTOR = 4
@@ -32,15 +33,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "sd35_medium": {"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
     "sd35_large": {"dual_attention_layers": (), "qk_norm": "rms_norm"},
 }
-
-
-def t5_tokenizer() -> T5TokenizerFast:
-    """A real T5 tokenizer: words of the captions, and letters for other words; unknown characters are one token."""
-    words = sorted({word for prompt in PROMPTS for word in prompt.split()})
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    vocabulary += [(f"▁{word}", -1.0) for word in words] + [(letter, -3.0) for letter in letters]
-    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
 def tiny_transformer(shape: str = "sd35_medium", **changes: Any) -> SD3Transformer2DModel:
@@ -65,7 +57,7 @@ def tiny_sd3(shape: str = "sd35_medium", *, seed: int = 0, with_t5: bool = True)
     """A whole random pipeline; its VAE makes latents of 16 x 8 x 8 from 32 x 32 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokens = t5_tokenizer()
+        tokens = make_t5_tokenizer(length=512)
         tokenizers = [make_tokenizer(pad_token=pad) for pad in ("<|endoftext|>", "!")]
         clips = [
             CLIPTextModelWithProjection(clip_config(tokenizer, width)).eval()

@@ -21,6 +21,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from ds_dpo.models.denoiser.packing import Packing
+from ds_dpo.models.families.sd3 import T5_TOKENS
 from ds_dpo.models.families.table import KINDS
 from ds_dpo.models.sampler import Sampler
 from ds_dpo.models.vae import PIXELS_AT_ONCE, decode_latents
@@ -159,6 +160,7 @@ def draw_images(
             "generator": generators,  # samplers that add noise at each step continue after the starting noise
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            **_text_length(pipeline),
             "output_type": "latent",  # the pipeline would decode in the denoiser's dtype, or convert the VAE for good
         }
         latents = pipeline(
@@ -173,6 +175,12 @@ def draw_images(
         latents = packing.unpack(latents, height=side, width=side)
         images.append(decode_latents(pipeline.vae, latents).cpu())
     return torch.cat(images)
+
+
+def _text_length(pipeline: DiffusionPipeline) -> dict[str, int]:
+    """Return the number of T5's tokens, as in training: Stable Diffusion 3's pipeline does not ask the tokenizer."""
+    tokenizer = getattr(pipeline, "tokenizer_3", None)
+    return {} if tokenizer is None else {"max_sequence_length": min(T5_TOKENS, tokenizer.model_max_length)}
 
 
 def _check_request(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], resolution: int) -> None:

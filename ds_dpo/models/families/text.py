@@ -29,7 +29,8 @@ class EncodedPrompts:
 class TextTower:
     """A tokenizer and its text encoder, both of transformers.
 
-    num_tokens: number of tokens of a prompt that are read; None for as many as the encoder has positions.
+    num_tokens: number of tokens of a prompt that are read, if the tokenizer does not state fewer; None for as many as
+    the encoder has positions.
     """
 
     tokenizer: Any
@@ -40,7 +41,7 @@ class TextTower:
     def max_tokens(self) -> int:
         """Number of tokens of a prompt that are read, with the start and end tokens."""
         if self.num_tokens is not None:
-            return self.num_tokens
+            return int(min(self.tokenizer.model_max_length, self.num_tokens))
         config: Any = self.encoder.config
         # a tokenizer saved without its length has 1e30
         return int(min(self.tokenizer.model_max_length, config.max_position_embeddings))

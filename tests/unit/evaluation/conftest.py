@@ -5,7 +5,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from ds_dpo.evaluation.drawing.sampling import build_pipeline
-from ds_dpo.miniature.models import make_scheduler, make_text_parts, make_unet, make_vae, save_pipeline
+from ds_dpo.miniature.kinds import SDXL_KIND, Parts, save_parts
+from ds_dpo.miniature.models import make_scheduler, make_text_parts, make_unet, make_vae
 from ds_dpo.models.sampler import ddim_from
 
 
@@ -14,7 +15,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained miniature, saved as the shipped one is."""
     folder = tmp_path_factory.mktemp("model") / "base"
     torch.manual_seed(0)
-    save_pipeline(folder, text=make_text_parts(), vae=make_vae(), unet=make_unet())
+    save_parts(Parts(kind=SDXL_KIND, text=make_text_parts(), vae=make_vae(), denoiser=make_unet()), folder)
     return folder
 
 

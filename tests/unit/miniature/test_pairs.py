@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -12,6 +11,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from ds_dpo.miniature import pairs
+from ds_dpo.miniature.kinds import FLOW_KIND
 from ds_dpo.miniature.reward import measure
 from ds_dpo.miniature.world import TEST_PROMPTS, TRAIN_PROMPTS, draw
 
@@ -23,16 +23,14 @@ PICKAPIC_V2 = """are_different bool, best_image_uid string, caption string, crea
 
 
 def write(folder: Path, splits: dict[str, tuple[tuple[str, ...], int, int]]) -> dict[str, pyarrow.Table]:
-    def sample(text: object, unet: object, vae: object, prompts: list[str], *, seed: int) -> torch.Tensor:
+    def sample(parts: object, prompts: list[str], *, seed: int) -> torch.Tensor:
         return draw(prompts, generator=torch.Generator().manual_seed(seed), right_colour_share=0.5)
 
-    parts = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "unet", "vae")
-    pipeline = SimpleNamespace(**dict.fromkeys(parts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "StableDiffusionXLPipeline", SimpleNamespace(from_pretrained=lambda path, dtype: pipeline))
+        patch.setattr(pairs, "load_parts", lambda kind, folder: None)
         patch.setattr(pairs, "sample", sample)
         patch.setattr(pairs, "SPLITS", splits)
-        pairs.write_pairs(Path("model"), folder, say=lambda line: None)
+        pairs.write_pairs(FLOW_KIND, Path("model"), folder, say=lambda line: None)
     return {split: parquet.read_table(folder / f"data/{split}-00000-of-00001.parquet") for split in splits}
 
 
@@ -95,6 +93,7 @@ def test_every_row_has_its_own_number_and_its_splits_prompts(tables: dict[str, p
     assert [row["ranking_id"] for row in rows_of(tables)] == list(range(36))
     captions = {split: set(table.column("caption").to_pylist()) for split, table in tables.items()}
     assert captions == {"train": set(TRAIN_PROMPTS[:15]), "test_unique": set(TEST_PROMPTS[:6])}
+    assert {row[side] for row in rows_of(tables) for side in ("model_0", "model_1")} == {"ds_dpo/miniature_flow"}
 
 
 def test_the_same_model_gives_the_same_pairs(tmp_path: Path) -> None:
