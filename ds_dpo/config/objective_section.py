@@ -28,8 +28,8 @@ ERROR = "an error is a mean of squares over the latent's elements; no reference"
 def beta_field() -> Any:
     """Return the field of beta, the same in every objective that has one."""
     return identity_field(
-        "Pull towards the reference, in the authors' unit: beta / 2 multiplies the difference between the policy's and "
-        "the reference's mean squared error.",
+        "Pull towards the reference, in the authors' unit: beta / 2 (0.2 beta in Linear-DPO) multiplies the "
+        "difference between the policy's and the reference's mean squared error.",
         gt=0,
     )
 

@@ -114,17 +114,23 @@ def optimizer_bytes(config: RunConfig) -> int:
     return MASTER_BYTES * (1 + sum(each is not None for each in averages)) + MOMENT_BYTES[config.optimizer.type]
 
 
-def sent_gradient_bytes(trained: int, resolved: ResolvedDeepSpeed) -> float:
-    """Return the bytes of gradients that each rank sends in a step, by ring algorithms.
+def gradient_passes(stage: int, *, micro_batches: int, zero: Mapping[str, Any]) -> int:
+    """Return how many times all gradients leave a rank in a step, each time but for the share of a rank.
 
-    An all-reduce of B bytes over N ranks sends 2 B (N - 1) / N, a reduction or a reduce-scatter half of it. Stage 1
-    reduces once a step. Stages 2 and 3 reduce in each micro-batch, which cannot wait: each rank keeps only its part.
+    By ring algorithms an all-reduce of B bytes over N ranks sends 2 B (N - 1) / N, a reduction or a reduce-scatter half
+    of it. Stage 1 reduces once a step. Stages 2 and 3 reduce in each micro-batch, which cannot wait: each rank keeps
+    only its part. zero: the section zero_optimization of the engine's settings.
     """
+    all_reduces = stage == 1 or (stage == 2 and zero.get("use_multi_rank_bucket_allreduce", True))
+    return (2 if all_reduces else 1) * (1 if stage == 1 else micro_batches)
+
+
+def sent_gradient_bytes(trained: int, resolved: ResolvedDeepSpeed) -> float:
+    """Return the bytes of gradients that each rank sends in a step."""
     zero, ranks = resolved.settings["zero_optimization"], resolved.world_size
     element = BYTES_OF[resolved.settings.get("communication_data_type") or resolved.precision]
-    times = 1 if resolved.stage == 1 else resolved.accumulation_steps
-    all_reduces = resolved.stage == 1 or (resolved.stage == 2 and zero.get("use_multi_rank_bucket_allreduce", True))
-    return (2 if all_reduces else 1) * times * trained * element * (ranks - 1) / ranks
+    passes = gradient_passes(resolved.stage, micro_batches=resolved.accumulation_steps, zero=zero)
+    return passes * trained * element * (ranks - 1) / ranks
 
 
 def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:

@@ -52,6 +52,9 @@ class Plan:
     precision: Precision
 
 
+SHIPPED = {"use_multi_rank_bucket_allreduce": False}  # as ds_configs/ has it for stages that are not the run's own
+
+
 def make_plan(work: ModelWork, config: RunConfig, resolved: ResolvedDeepSpeed, gpu: Gpu, assumed: Assumptions) -> Plan:
     """Return the plan of a run on resolved.world_size GPUs of one kind."""
 
@@ -74,6 +77,7 @@ def make_plan(work: ModelWork, config: RunConfig, resolved: ResolvedDeepSpeed, g
             ranks=ranks,
             precision=resolved.precision,
             sent_precision=resolved.settings.get("communication_data_type") or resolved.precision,
+            zero=resolved.settings["zero_optimization"] if choice.stage == resolved.stage else SHIPPED,
         )
         fits = sum(parts.values()) <= gpu.memory_bytes * (1 - MARGIN)
         return Row(choice=choice, ranks=ranks, parts=parts, time=time, fits=fits)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.planning.fit.choices import Choice
 from ds_dpo.planning.fit.gpus import GPUS_OF_A_HOST, Gpu
 from ds_dpo.planning.fit.model_work import ModelWork
-from ds_dpo.planning.sizes import BYTES_OF
+from ds_dpo.planning.sizes import BYTES_OF, gradient_passes
 from ds_dpo.precision import Precision
 
 HOST_LINK = 20e9  # bytes per second from host memory to a GPU, over PCIe 4.0: assumed
@@ -56,8 +58,12 @@ def step_time(
     ranks: int,
     precision: Precision,
     sent_precision: Precision,
+    zero: Mapping[str, Any],
 ) -> StepTime:
-    """Return the time of a step on each rank. sent_precision: in which gradients are sent."""
+    """Return the time of a step on each rank. sent_precision: in which gradients are sent.
+
+    zero: the section zero_optimization of the engine's settings.
+    """
     pairs = config.batch.pairs_per_step // ranks
     micro_batches = pairs // choice.micro_batch_pairs
     flop = flop_of_pair(work, choice, config) * pairs
@@ -66,10 +72,10 @@ def step_time(
     share = (ranks - 1) / ranks
     copy = work.parameters * BYTES_OF[precision]
     gradients = work.trained_parameters * BYTES_OF[sent_precision]
-    reductions = 2 if choice.stage == 1 else micro_batches
+    passes = gradient_passes(choice.stage, micro_batches=micro_batches, zero=zero)
     gathers = micro_batches * GATHERS_OF_A_MICRO_BATCH if choice.stage == 3 else 1
     gathered = copy if choice.stage == 3 else work.trained_parameters * BYTES_OF[precision]
-    sent = share * (reductions * gradients + gathers * gathered)
+    sent = share * (passes * gradients + gathers * gathered)
     if choice.residency == "zero3":
         sent += share * micro_batches * copy
     link = gpu.link_bytes_per_second if ranks <= GPUS_OF_A_HOST else assumed.network_bytes_per_second

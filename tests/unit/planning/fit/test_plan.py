@@ -17,7 +17,7 @@ from ds_dpo.errors import ConfigError
 from ds_dpo.planning.fit.choices import Choice, choices
 from ds_dpo.planning.fit.gpus import Gpu
 from ds_dpo.planning.fit.model_work import ModelWork
-from ds_dpo.planning.fit.plan import make_plan
+from ds_dpo.planning.fit.plan import SHIPPED, make_plan
 from ds_dpo.planning.fit.rank_memory import CONTEXT_BYTES, OFFLOAD_SLOT_BYTES, rank_memory
 from ds_dpo.planning.fit.report import plan_text
 from ds_dpo.planning.fit.step_time import Assumptions, step_time
@@ -86,8 +86,9 @@ GPU = Gpu(title="round", memory_bytes=80e9, flop_per_second=100e12, link_bytes_p
 ASSUMED = Assumptions(utilization=0.5, network_bytes_per_second=10e9)
 
 
-def time(of: Choice, *options: str, ranks: int = 4, precision: Any = "bf16") -> Any:
-    return step_time(WORK, of, config(*options), GPU, ASSUMED, ranks=ranks, precision=precision, sent_precision="fp32")
+def time(of: Choice, *options: str, ranks: int = 4, precision: Any = "bf16", zero: Any = SHIPPED) -> Any:
+    given = {"precision": precision, "sent_precision": "fp32", "zero": zero}
+    return step_time(WORK, of, config(*options), GPU, ASSUMED, ranks=ranks, **given)
 
 
 def test_a_step_s_time_by_hand() -> None:
@@ -101,6 +102,9 @@ def test_a_step_s_time_by_hand() -> None:
     # stage 3 with a divided reference: two micro-batches, each reduces, gathers the weights twice and the reference
     third = time(choice(3, "zero3"), "--pairs_per_step", "8")
     assert third.sent_bytes == 0.75 * 2 * (4 * P + 2 * 2 * P + 2 * P)
+    # stage 2 reduces in each micro-batch, to the rank that keeps a part, or by all-reduces, which send twice as much
+    assert time(choice(2), "--pairs_per_step", "8").sent_bytes == 0.75 * (2 * 4 * P + 2 * P)
+    assert time(choice(2), "--pairs_per_step", "8", zero={}).sent_bytes == 0.75 * (2 * 2 * 4 * P + 2 * P)
     # between hosts the network counts; a reference in host memory crosses its link in each micro-batch
     assert time(choice(1), "--pairs_per_step", "32", ranks=16).communication_seconds == pytest.approx(
         15 / 16 * 10 * P / 10e9
