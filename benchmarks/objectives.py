@@ -82,6 +82,22 @@ SETTINGS: dict[str, list[Setting]] = {
     ],
     "hinge": [Setting("hinge", 4e-4, {"beta": 200}), Setting("hinge", 4e-4, {"beta": 500})],
     "dmpo": [Setting("dmpo", 4e-4, {"beta": 500}), Setting("dmpo", 4e-4, {"beta": 200})],
+    "poly": [
+        Setting("poly", 4e-4, {"beta": 200}),
+        Setting("poly", 4e-4, {"beta": 500}),
+        Setting("poly", 4e-4, {"beta": 500, "poly_weight": 4}),
+    ],
+    "alpha": [
+        Setting("alpha", 4e-4, {"beta": 200}),
+        Setting("alpha", 4e-4, {"beta": 500}),
+        Setting("alpha", 8e-4, {"beta": 500}),
+    ],
+    "linear": [
+        Setting("linear", 4e-4, {"beta": 50}),
+        Setting("linear", 4e-4, {"beta": 200}),
+        Setting("linear", 4e-4, {"beta": 500}),
+        Setting("linear", 2e-4, {"beta": 500}),
+    ],
     "sdpo": [
         Setting("sdpo", 4e-4, {"beta": 200}),
         Setting("sdpo", 4e-4, {"beta": 500}),
