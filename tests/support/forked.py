@@ -17,6 +17,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest import mock
 
+from ds_dpo.process.process_tree import die_with_parent
 from ds_dpo.process.quiet import QUIET_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,8 @@ def rank_places(ranks: int) -> list[dict[str, str]]:
 
 
 def become(command: list[str], environment: dict[str, str], folder: str, files: list[Path]) -> None:
-    """Turn this process into the program's."""
+    """Turn this process into the program's; it ends with the tests."""
+    die_with_parent()
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
