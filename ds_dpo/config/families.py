@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-FamilyName = Literal["sdxl", "sdxl_refiner", "sd15", "sd21", "sd3", "flux1"]
+FamilyName = Literal["sdxl", "sdxl_refiner", "sd15", "sd21", "sd3", "flux1", "flux2_klein"]
 FAMILY_NAMES: tuple[FamilyName, ...] = get_args(FamilyName)
 DEFAULT_FAMILY: FamilyName = "sdxl"
 
@@ -34,4 +34,5 @@ LIMITS: dict[FamilyName, FamilyLimits] = {
     "sd21": FamilyLimits(takes_sizes=False),
     "sd3": FamilyLimits(takes_sizes=False, is_flow=True),
     "flux1": FamilyLimits(takes_sizes=False, is_flow=True, takes_guidance=True),
+    "flux2_klein": FamilyLimits(takes_sizes=False, is_flow=True),
 }

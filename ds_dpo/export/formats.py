@@ -278,7 +278,12 @@ def _lora_plan(
     """layers: those of the file, or all that may be in it."""
     request = job.request
     specs = lora_specs(layers, naming=request.lora_naming, folder=job.kind.folder, dtype=torch_dtype(request.dtype))
-    is_kohya = request.lora_naming == "kohya"
+    is_kohya, family = request.lora_naming == "kohya", family_of(job.config)
+    if is_kohya and family is not None and not family.published.reads_loras:
+        raise ConfigError(
+            f"--lora_naming kohya: no program is known to read a LoRA of {family.name} under such names; give "
+            "--lora_naming diffusers"
+        )
     name = f"{job.title}{FILE_SUFFIX}" if is_kohya or is_one_file(request) else DIFFUSERS_NAME
     usage = (
         (KOHYA_LORA_PLACES if job.kind is UNET else TRANSFORMER_LORA_PLACES)

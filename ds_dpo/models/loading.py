@@ -21,6 +21,7 @@ from ds_dpo.models.families.table import FAMILIES, family_of, kind_of
 from ds_dpo.models.families.text import AbsentTower, TextEncoder, TextTower, Tower, say_nothing
 from ds_dpo.models.flow_scheduler import FLOW, flow_of, is_flow
 from ds_dpo.models.layout import read_row_major
+from ds_dpo.models.pipelines.latent_scaling import latent_scaling
 from ds_dpo.models.pipelines.pretrained import Pipeline, open_denoiser_init, open_pipeline, open_vae, tokenizer_of
 from ds_dpo.models.sampler import Sampler, sampler_from
 from ds_dpo.models.weights.parts import Part, fill, skeleton
@@ -105,8 +106,9 @@ def load_vae(model: ModelConfig) -> AutoencoderKL:
     part = open_vae(model)
     _check_vae(model, part.config)
     vae = part.load(dtype=torch_dtype(model.vae_dtype))
-    assert isinstance(vae, AutoencoderKL)
-    return vae.requires_grad_(False).eval()
+    assert isinstance(vae, ModelMixin)
+    cast(Any, vae).register_to_config(**latent_scaling(part))
+    return cast(AutoencoderKL, vae.requires_grad_(False).eval())
 
 
 @names_the_model
@@ -125,7 +127,7 @@ def load_text(model: ModelConfig, *, dtype: torch.dtype, say: Say = say_nothing)
             continue
         encoder = pipeline.text_encoder(name).load(dtype=dtype).requires_grad_(False).eval()
         tokenizer = pipeline.tokenizer(tokenizer_of(name))
-        towers.append(TextTower(tokenizer=tokenizer, encoder=encoder, num_tokens=text.num_tokens))
+        towers.append(TextTower(tokenizer=tokenizer, encoder=encoder, num_tokens=text.num_tokens, frame=text.frame))
     return TextEncoder(towers, encode=family.encode, say=say)
 
 

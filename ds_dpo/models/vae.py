@@ -5,6 +5,7 @@ Legend: M images; X,Y pixels; C,H,W latent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -60,17 +61,17 @@ def sample_latents(moments: Tensor, posterior_noise: Tensor | None, *, vae_confi
         mean, logvar = moments.chunk(2, dim=1)
         # fp32, so that a draw from a half-precision VAE is not rounded again
         latents = mean.float() + torch.exp(0.5 * logvar).float() * posterior_noise
-    shift, scale = _shift_and_scale(vae_config, latents.device)
+    shift, scale = _shift_and_scale(vae_config, latents)
     return (latents - shift) * scale
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Return images (M, 3, X, Y) in [0, 1], fp32, from scaled latents (M, C, H, W).
+def decode_latents(vae: AutoencoderKL, latents: Tensor, *, are_scaled: bool = True) -> Tensor:
+    """Return images (M, 3, X, Y) in [0, 1], fp32, from latents (M, C, H, W), scaled, or as the VAE itself has them.
 
     Decodes, in the VAE's dtype, as many images at once as have PIXELS_AT_ONCE pixels, at least one.
     """
-    shift, scale = _shift_and_scale(vae.config, latents.device)
+    shift, scale = _shift_and_scale(vae.config, latents) if are_scaled else (0.0, 1.0)
     raw = (latents.float() / scale + shift).to(vae.device, vae.dtype)
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     images_at_once = max(1, PIXELS_AT_ONCE // (latents.shape[-2] * latents.shape[-1] * factor**2))
@@ -78,15 +79,27 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return (images / 2 + 0.5).clamp(0, 1)
 
 
-def _shift_and_scale(config: Mapping[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return shift and scale of a latent, (latent - shift) * scale, broadcastable to (M, C, H, W), fp32.
+def _shift_and_scale(config: Mapping[str, Any], latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return shift and scale of latents (M, C, H, W), (latent - shift) * scale, broadcastable to them, fp32.
 
-    A VAE states scaling_factor, sometimes shift_factor, or a mean and deviation per channel.
+    A VAE states scaling_factor, sometimes shift_factor, or a mean and deviation per channel, or per channel and place
+    in a patch.
     """
     shift = config.get("latents_mean") or config.get("shift_factor") or 0.0
-    return _channels(_hashable(shift), device), config["scaling_factor"] / _channels(
-        _hashable(config.get("latents_std") or 1.0), device
+    mean, deviation = (
+        _spread(_channels(_hashable(values), latents.device), latents)
+        for values in (shift, config.get("latents_std") or 1.0)
     )
+    return mean, config["scaling_factor"] / deviation
+
+
+def _spread(values: Tensor, latents: Tensor) -> Tensor:
+    """Return values (1, 1 or C, 1, 1) as they are, and those of patches, (1, C side^2, 1, 1), at each patch."""
+    _, channels, height, width = latents.shape
+    if values.shape[1] in (1, channels):
+        return values
+    side = math.isqrt(values.shape[1] // channels)
+    return values.view(1, channels, side, side).repeat(1, 1, height // side, width // side)
 
 
 def _hashable(values: Sequence[float] | float) -> tuple[float, ...] | float:

@@ -18,6 +18,7 @@ from ds_dpo.config.asset_paths import PACKAGE, resolve_asset
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.models.weights.flux1_shapes import flux1_shapes
+from ds_dpo.models.weights.flux2_shapes import flux2_shapes
 from ds_dpo.models.weights.sd3_shapes import sd3_shapes
 from ds_dpo.models.weights.unet_shapes import Shape, known_shapes
 
@@ -26,7 +27,11 @@ BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
 MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "lion": 4, "lion_8bit": 1}
 MASTER_BYTES = 4
 # by class of denoiser, as in models.families.table, which needs torch; a class that is not named is a UNet
-SHAPES = {"SD3Transformer2DModel": sd3_shapes, "FluxTransformer2DModel": flux1_shapes}
+SHAPES = {
+    "SD3Transformer2DModel": sd3_shapes,
+    "FluxTransformer2DModel": flux1_shapes,
+    "Flux2Transformer2DModel": flux2_shapes,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,14 +38,22 @@ GROUPS: dict[str, dict[str, tuple[int, dict[str, object]]]] = {
 }
 DRAWN = "zero3_zero3_checkpointing"  # this run also draws images, with weights that are divided
 # by family, what its runs have besides; a scale of guidance other than 1 changes predictions, and no first difference
-FAMILIES: dict[str, dict[str, object]] = {"sd3": {}, "flux1": {"model.guidance": 2.5}}
+FAMILIES: dict[str, dict[str, object]] = {"sd3": {}, "flux1": {"model.guidance": 2.5}, "flux2_klein": {}}
+# FLUX.2's blocks are divided and kept as FLUX.1's are, so that its runs are those that differ most
+RUNS_OF_FLUX2 = ("zero1", "zero3_zero3_checkpointing", "lora_zero1_adapter_checkpointing", "lora_zero3_adapter")
+
+
+def names(family: str, group: str) -> list[str]:
+    """Return the runs of a group that a family has."""
+    return [name for name in GROUPS[group] if family != "flux2_klein" or name in RUNS_OF_FLUX2]
 
 
 def settings(family: str, pipeline: str, out: str) -> dict[str, dict[str, object]]:
     """Return the options of every run of a family, by name; its folder is out/family/name."""
     found: dict[str, dict[str, object]] = {}
-    for runs in GROUPS.values():
-        for name, (stage, options) in runs.items():
+    for group, runs in GROUPS.items():
+        for name in names(family, group):
+            stage, options = runs[name]
             drawing = (
                 {"cadence.sample_every_steps": STEPS, "validation.num_inference_steps": 2} if name == DRAWN else {}
             )

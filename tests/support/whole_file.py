@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from ds_dpo.evaluation.drawing.sampling import build_pipeline
+from ds_dpo.evaluation.drawing.live_pipeline import build_pipeline
 from ds_dpo.miniature.models import make_scheduler, make_text_parts, make_vae
 from ds_dpo.models.weights.ldm_keys import ldm_names
 

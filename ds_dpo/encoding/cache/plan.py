@@ -13,8 +13,8 @@ from ds_dpo.encoding.cache.record import IMAGE_SHARDS, PROMPT_SHARDS, Quantity, 
 from ds_dpo.making.folder import work_of
 from ds_dpo.making.make import Units
 from ds_dpo.models.loading import latent_shape
+from ds_dpo.models.pipelines.latent_scaling import latent_scaling
 from ds_dpo.models.pipelines.pretrained import open_vae
-from ds_dpo.models.vae import SCALING_FIELDS
 from ds_dpo.precision import Precision
 
 
@@ -68,7 +68,6 @@ def stored_images(request: Request, source: PairSource) -> StoredImages:
     """Return what is stored of each image, from the VAE's config alone. Raises ModelError if a bucket does not fit."""
     model = request.config.model
     shapes = [latent_shape(model, shape) for shape in source.bucket_shapes]
-    config = open_vae(model).config
     return StoredImages(
         quantity=request.quantity,
         dtype=request.dtype,
@@ -76,7 +75,7 @@ def stored_images(request: Request, source: PairSource) -> StoredImages:
         channels=shapes[0][0],
         factor=source.bucket_shapes[0][0] // shapes[0][1],
         vae_dtype=model.vae_dtype,
-        scaling={name: config.get(name) for name in SCALING_FIELDS},
+        scaling=latent_scaling(open_vae(model)),
     )
 
 

@@ -35,7 +35,7 @@ PIPELINES: dict[str, Any] = {
 }
 EXPORT_RECORD_NAME = "export.json"
 LORA_NAME = "pytorch_lora_weights.safetensors"
-HUB_SETTINGS = ("*/*.json", "*/*.txt")  # files of schedulers, tokenizers and models
+HUB_SETTINGS = ("*/*.json", "*/*.txt", "*/*.model", "*/*.jinja")  # files of schedulers, tokenizers and models
 HUB_WEIGHTS = (".safetensors", "-*-of-*.safetensors")
 # else diffusers asks for a safety checker, which acts when a pipeline decodes images: never here
 WITHOUT_CHECKER = {StableDiffusionPipeline.__name__: {"safety_checker": None, "requires_safety_checker": False}}

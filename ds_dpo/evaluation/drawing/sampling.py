@@ -9,111 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline, Flux2KleinPipeline
 from torch import Tensor, nn
 
+from ds_dpo.evaluation.drawing.live_pipeline import build_pipeline
 from ds_dpo.models.denoiser.packing import Packing
-from ds_dpo.models.families.sd3 import T5_TOKENS
-from ds_dpo.models.families.table import KINDS
+from ds_dpo.models.families.table import FAMILIES, KINDS
+from ds_dpo.models.pipelines.pretrained import tokenizer_of
 from ds_dpo.models.sampler import Sampler
 from ds_dpo.models.vae import PIXELS_AT_ONCE, decode_latents
 
 MAX_IMAGES_AT_ONCE = 24
 REFINER_SHARE = 0.2  # as in diffusers' documentation of SDXL
-
-
-def build_pipeline(
-    *,
-    denoiser: nn.Module,
-    vae: nn.Module,
-    tokenizers: Sequence[Any],
-    text_encoders: Sequence[nn.Module],
-    scheduler: Sampler,
-) -> DiffusionPipeline:
-    """Join live parts without copying or moving them: with a UNet, two text encoders make SDXL, one Stable Diffusion 1.
-
-    A transformer of Stable Diffusion 3 takes two CLIPs, or these and T5, one of FLUX.1 CLIP and T5. Raises ValueError
-    for another number of text encoders or tokenizers.
-    """
-    if isinstance(denoiser, SD3Transformer2DModel):
-        return _sd3_pipeline(denoiser, vae, tokenizers, text_encoders, scheduler)
-    if isinstance(denoiser, FluxTransformer2DModel):
-        return _flux_pipeline(denoiser, vae, tokenizers, text_encoders, scheduler)
-    if len(text_encoders) not in (1, 2) or len(tokenizers) != len(text_encoders):
-        raise ValueError(
-            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline needs 1 of each "
-            "(Stable Diffusion 1) or 2 of each (SDXL)"
-        )
-    shared = {"unet": denoiser, "vae": vae, "scheduler": scheduler}
-    if len(text_encoders) == 1:
-        return StableDiffusionPipeline(
-            **shared,
-            tokenizer=tokenizers[0],
-            text_encoder=text_encoders[0],
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    return StableDiffusionXLPipeline(
-        **shared,
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
-        text_encoder=text_encoders[0],
-        text_encoder_2=text_encoders[1],
-        add_watermarker=False,
-    )
-
-
-def _sd3_pipeline(
-    transformer: nn.Module,
-    vae: nn.Module,
-    tokenizers: Sequence[Any],
-    text_encoders: Sequence[nn.Module],
-    scheduler: Sampler,
-) -> DiffusionPipeline:
-    if len(text_encoders) not in (2, 3) or len(tokenizers) != len(text_encoders):
-        raise ValueError(
-            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline of Stable Diffusion 3 "
-            "needs 3 of each, or 2 of each without T5"
-        )
-    absent = (None,) * (3 - len(text_encoders))
-    return StableDiffusion3Pipeline(
-        transformer=transformer,
-        vae=vae,
-        scheduler=scheduler,
-        **dict(zip(("tokenizer", "tokenizer_2", "tokenizer_3"), (*tokenizers, *absent), strict=True)),
-        **dict(zip(("text_encoder", "text_encoder_2", "text_encoder_3"), (*text_encoders, *absent), strict=True)),
-    )
-
-
-def _flux_pipeline(
-    transformer: nn.Module,
-    vae: nn.Module,
-    tokenizers: Sequence[Any],
-    text_encoders: Sequence[nn.Module],
-    scheduler: Sampler,
-) -> DiffusionPipeline:
-    if len(text_encoders) != 2 or len(tokenizers) != 2:
-        raise ValueError(
-            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline of FLUX.1 needs 2 of each"
-        )
-    return FluxPipeline(
-        transformer=transformer,
-        vae=vae,
-        scheduler=scheduler,
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
-        text_encoder=text_encoders[0],
-        text_encoder_2=text_encoders[1],
-    )
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> Any:
@@ -150,7 +57,6 @@ def draw_images(
     _check_request(pipeline, prompts, seeds, resolution)
     for each in (pipeline, *([] if refiner is None else [refiner])):
         each.set_progress_bar_config(disable=True)
-    packing, side = packing_of(pipeline), resolution // pipeline.vae_scale_factor
     images = []
     for start in range(0, len(prompts), at_once):
         part = slice(start, start + at_once)
@@ -165,22 +71,41 @@ def draw_images(
         }
         latents = pipeline(
             **shared,
-            latents=packing.pack(_noise(pipeline, generators, resolution)),
+            latents=_entering(pipeline, _noise(pipeline, generators, resolution)),
             height=resolution,
             width=resolution,
             **({} if refiner is None else {"denoising_end": 1 - REFINER_SHARE}),
         ).images
         if refiner is not None:
             latents = refiner(**shared, image=latents, denoising_start=1 - REFINER_SHARE).images
-        latents = packing.unpack(latents, height=side, width=side)
-        images.append(decode_latents(pipeline.vae, latents).cpu())
+        images.append(_decoded(pipeline, latents, side=resolution // pipeline.vae_scale_factor).cpu())
     return torch.cat(images)
 
 
 def _text_length(pipeline: DiffusionPipeline) -> dict[str, int]:
-    """Return the number of T5's tokens, as in training: Stable Diffusion 3's pipeline does not ask the tokenizer."""
-    tokenizer = getattr(pipeline, "tokenizer_3", None)
-    return {} if tokenizer is None else {"max_sequence_length": min(T5_TOKENS, tokenizer.model_max_length)}
+    """Return the number of tokens of a prompt, as in training: a pipeline does not ask its tokenizer for fewer."""
+    found = (each for each in FAMILIES.values() if each.published.pipeline_class == type(pipeline).__name__)
+    family = next(found, None)
+    for name, text in ({} if family is None else family.text_encoders).items():
+        tokenizer = getattr(pipeline, tokenizer_of(name), None)
+        if text.num_tokens is not None and tokenizer is not None:
+            return {"max_sequence_length": min(text.num_tokens, tokenizer.model_max_length)}
+    return {}
+
+
+def _entering(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+    """Return latents (N, C, H, W) as a pipeline takes them: as they are, as tokens, or as a grid of patches."""
+    packed = packing_of(pipeline).pack(latents)
+    if isinstance(pipeline, Flux2KleinPipeline):
+        return packed.transpose(1, 2).unflatten(2, (latents.shape[2] // 2, -1))
+    return packed
+
+
+def _decoded(pipeline: DiffusionPipeline, latents: Tensor, *, side: int) -> Tensor:
+    """Return the images of what a pipeline gives: scaled latents in its packing, or unscaled ones, as FLUX.2's does."""
+    if isinstance(pipeline, Flux2KleinPipeline):
+        return decode_latents(pipeline.vae, latents, are_scaled=False)
+    return decode_latents(pipeline.vae, packing_of(pipeline).unpack(latents, height=side, width=side))
 
 
 def _check_request(pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], resolution: int) -> None:

@@ -14,12 +14,13 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ds_dpo.errors import ModelError
 
-JOINT_PROCESSORS = (JointAttnProcessor2_0, FluxAttnProcessor)
+JOINT_PROCESSORS = (JointAttnProcessor2_0, FluxAttnProcessor, Flux2AttnProcessor)
 _PROBE_TOKENS = (64, 77)  # numbers of image and prompt tokens
 _PROBE_TOLERANCE = 0.05  # as a share of the largest value; SDPA itself has up to 0.011 of bf16 rounding
 
@@ -71,7 +72,7 @@ def set_attention(denoiser: ModelMixin, choice: AttentionChoice) -> None:
 
 
 def _has_joint_attention(denoiser: ModelMixin) -> bool:
-    """Return whether image and text attend together, as in the transformers of SD3 and FLUX.1."""
+    """Return whether image and text attend together, as in the transformers of SD3 and FLUX."""
     return any(isinstance(processor, JOINT_PROCESSORS) for processor in denoiser.attn_processors.values())
 
 

@@ -81,6 +81,27 @@ def predict_by_flux_transformer(
     return FLUX_PACKING.unpack(prediction, height=height, width=width)
 
 
+def predict_by_flux2_transformer(
+    transformer: nn.Module, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+) -> Tensor:
+    """Return what FLUX.2's transformer predicts; see Predict. Text tokens are numbered on an axis of their own."""
+    dtype, device, (height, width) = parameter_dtype(transformer), noisy_latents.device, noisy_latents.shape[-2:]
+    grid = _places(height // FLUX_PACKING.side, width // FLUX_PACKING.side, device)
+    words = torch.arange(conditioning.text_states.shape[1], device=device).float()
+    # The only cast to the model's precision; from here to the prediction everything is in it.
+    prediction = transformer(
+        hidden_states=row_major(FLUX_PACKING.pack(noisy_latents.to(dtype))),
+        encoder_hidden_states=row_major(conditioning.text_states.to(dtype)),
+        timestep=timesteps / 1000,
+        guidance=conditioning.extras.get("guidance"),
+        img_ids=pad(grid, (0, 1)),
+        txt_ids=pad(words[:, None], (3, 0)),
+        return_dict=False,
+    )[0]
+    assert isinstance(prediction, Tensor)
+    return FLUX_PACKING.unpack(prediction, height=height, width=width)
+
+
 def _places(height: int, width: int, device: torch.device) -> Tensor:
     """Return the places of an image's tokens, (height x width, 3): 0, row, column; a text token's are zeros."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ds_dpo.config.families import FamilyName
 from ds_dpo.models.denoiser.packing import NO_PACKING, Packing
 from ds_dpo.models.denoiser.predict import Predict
-from ds_dpo.models.families.text import EncodedPrompts, Tower
+from ds_dpo.models.families.text import EncodedPrompts, Frame, Tower
 from ds_dpo.models.weights.derived_configs import Config, Shapes
 from ds_dpo.models.weights.in_file import InFile
 from ds_dpo.models.weights.ldm_parts import Places
@@ -86,7 +86,7 @@ class TextPart:
     prefix: beginning of its tensors' names there. places: returns the tensors there that hold its parameters. derive:
     returns the configuration that their shapes imply, given the family's usual one. tokenizer_class: in transformers.
     num_tokens: number of tokens of a prompt that it reads; None for as many as it has positions. may_be_absent: a
-    pipeline may leave it out; it then needs num_tokens.
+    pipeline may leave it out; it then needs num_tokens. frame: what a chat puts around a prompt, None without one.
     """
 
     class_name: str
@@ -96,6 +96,7 @@ class TextPart:
     tokenizer_class: str = "CLIPTokenizer"
     num_tokens: int | None = None
     may_be_absent: bool = False
+    frame: Frame | None = None
 
     def model_class(self) -> Any:
         """Return the class, importing transformers, which takes seconds."""
@@ -110,7 +111,8 @@ class Published:
     model card. architecture: modelspec's name; architecture_of_prediction: other names, by prediction type.
     kohya_base, is_kohya_v2: ss_base_model_version and ss_v2 of a LoRA, by which A1111 selects it for a model.
     reads_flags: whether ComfyUI, Forge and A1111 look for models.weights.file_flags in a whole checkpoint; else they
-    take its prediction type for prediction_taken, or find it out by themselves if that is None.
+    take its prediction type for prediction_taken, or find it out by themselves if that is None. reads_loras: whether
+    one of them is known to read a LoRA under kohya's form of diffusers' names.
     """
 
     pipeline_class: str
@@ -123,6 +125,7 @@ class Published:
     is_kohya_v2: bool = False
     reads_flags: bool = False
     prediction_taken: str | None = "epsilon"
+    reads_loras: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,7 @@ class Family:
     of the pipeline's text encoders if they are available. text_encoders: under the names of their folders in a
     pipeline. text_tokens: number of text states of a prompt at the widths of the published models. extras: turns (N, 6)
     time ids of data.stream.prepare into Conditioning.extras. unsaid_prediction: advice for a file that does not state
-    what it predicts, if models of the family differ in that.
+    what it predicts, if models of the family differ in that. vae_class_name: class of its VAEs in diffusers.
     """
 
     name: FamilyName
@@ -145,3 +148,8 @@ class Family:
     extras: Extras = no_extras
     unsaid_prediction: str | None = None
     published: Published
+    vae_class_name: str = "AutoencoderKL"
+
+    def vae_class(self) -> Any:
+        """Return the class of its VAEs, importing diffusers, which takes seconds."""
+        return getattr(import_module("diffusers"), self.vae_class_name)

@@ -8,12 +8,15 @@ from typing import Any
 from ds_dpo.errors import ModelError, shown
 from ds_dpo.models.families.family import DenoiserKind, Family, TextConfig
 from ds_dpo.models.families.flux1 import FLUX1
+from ds_dpo.models.families.flux2_klein import FLUX2_KLEIN
 from ds_dpo.models.families.sd3 import SD3
 from ds_dpo.models.families.sdxl import SDXL, SDXL_REFINER
 from ds_dpo.models.families.stable_diffusion import SD15, SD21
 from ds_dpo.models.families.unet import UNET
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SDXL_REFINER, SD15, SD21, SD3, FLUX1)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (SDXL, SDXL_REFINER, SD15, SD21, SD3, FLUX1, FLUX2_KLEIN)
+}
 KINDS: dict[str, DenoiserKind] = {family.denoiser.class_name: family.denoiser for family in FAMILIES.values()}
 
 

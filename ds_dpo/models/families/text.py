@@ -16,6 +16,8 @@ from torch.nn.functional import pad
 from ds_dpo.models.families.cut_prompts import CutPrompts
 from ds_dpo.process.say import Say
 
+QWEN3_LAYERS = (9, 18, 27)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompts:
@@ -25,17 +27,29 @@ class EncodedPrompts:
     pooled: Tensor | None
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What a chat model reads before and after a prompt. Such a model does not attend to its padding."""
+
+    before: str
+    after: str
+
+    def around(self, prompt: str) -> str:
+        return f"{self.before}{prompt}{self.after}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
     """A tokenizer and its text encoder, both of transformers.
 
     num_tokens: number of tokens of a prompt that are read, if the tokenizer does not state fewer; None for as many as
-    the encoder has positions.
+    the encoder has positions. frame: what is read around a prompt, and counts among its tokens.
     """
 
     tokenizer: Any
     encoder: nn.Module
     num_tokens: int | None = None
+    frame: Frame | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -46,18 +60,25 @@ class TextTower:
         # a tokenizer saved without its length has 1e30
         return int(min(self.tokenizer.model_max_length, config.max_position_embeddings))
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens that are left for a prompt beside its frame; all of them without one."""
+        framing = 0 if self.frame is None else len(self.tokenizer(self.frame.around("")).input_ids)
+        return self.max_tokens - framing
+
     def __call__(self, prompts: Sequence[str]) -> Any:
         """Return the encoder's output for prompts padded and cut to its length."""
         config: Any = self.encoder.config
         tokens = self.tokenizer(
-            list(prompts),
+            list(prompts) if self.frame is None else [self.frame.around(prompt) for prompt in prompts],
             padding="max_length",
             max_length=self.max_tokens,
             truncation=True,
             return_tensors="pt",
         )
         device = next(self.encoder.parameters()).device
-        mask = _sent(tokens.attention_mask, device) if getattr(config, "use_attention_mask", False) else None
+        is_masked = self.frame is not None or getattr(config, "use_attention_mask", False)
+        mask = _sent(tokens.attention_mask, device) if is_masked else None
         return self.encoder(_sent(tokens.input_ids, device), attention_mask=mask, output_hidden_states=True)
 
 
@@ -125,6 +146,13 @@ def encode_flux1(towers: Sequence[Tower], prompts: Sequence[str]) -> EncodedProm
     return EncodedPrompts(text_states=t5(prompts).last_hidden_state, pooled=clip(prompts).pooler_output)
 
 
+def encode_flux2_klein(towers: Sequence[Tower], prompts: Sequence[str]) -> EncodedPrompts:
+    """Return the states of three layers of Qwen3 side by side. Source: Flux2KleinPipeline.encode_prompt."""
+    (tower,) = present(towers)
+    states = tower(prompts).hidden_states
+    return EncodedPrompts(text_states=torch.cat([states[layer] for layer in QWEN3_LAYERS], dim=-1), pooled=None)
+
+
 def present(towers: Sequence[Tower]) -> list[TextTower]:
     """Return the towers that have an encoder."""
     return [tower for tower in towers if isinstance(tower, TextTower)]
@@ -153,7 +181,7 @@ class TextEncoder:
         self.towers = tuple(present(towers))
         self._encode = encode
         longest = max(self.towers, key=lambda tower: tower.max_tokens)
-        self.cut_prompts = CutPrompts(longest.tokenizer, max_tokens=longest.max_tokens, say=say)
+        self.cut_prompts = CutPrompts(longest.tokenizer, max_tokens=longest.prompt_tokens, say=say)
 
     def to(self, device: torch.device | str) -> TextEncoder:
         """Move the encoders and return this object, as a module does."""

@@ -14,7 +14,7 @@ from ds_dpo.models.weights.hub import fetch_folder
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _FILE_SUFFIXES = (WEIGHTS_SUFFIX, *_PICKLES)
-_SETTINGS = ("*/*.json", "*/*.txt", "*/*.model")  # files of schedulers, tokenizers and models
+_SETTINGS = ("*/*.json", "*/*.txt", "*/*.model", "*/*.jinja")  # files of schedulers, tokenizers and models
 
 
 def locate_pipeline(model: ModelConfig) -> Path:

@@ -71,7 +71,7 @@ class FolderPipeline:
         return self._part(kind.folder, kind.model_class(), DIFFUSERS_STEM)
 
     def vae(self) -> FolderPart:
-        return self._part("vae", AutoencoderKL, DIFFUSERS_STEM)
+        return self._part("vae", self.family.vae_class(), DIFFUSERS_STEM)
 
     def text_encoders(self) -> tuple[str, ...]:
         texts = self.family.text_encoders
@@ -184,14 +184,16 @@ def fetch_models(model: ModelConfig) -> None:
 
 def open_vae(model: ModelConfig) -> Part:
     """Return the VAE of model.vae if it is given, else the pipeline's own. Raises ModelError if there is none."""
-    pipeline = open_pipeline(model)
+    pipeline, family = open_pipeline(model), FAMILIES[model.family]
     if model.vae is None:
         return pipeline.vae()
     place = locate_vae(model.vae)
     if place.is_dir():
         # revision and variant belong to the pipeline; another VAE has its own file names
         find = partial(find_weights, stem=DIFFUSERS_STEM, variant=None)
-        return FolderPart(folder=place, model_class=AutoencoderKL, find=find)
+        return FolderPart(folder=place, model_class=family.vae_class(), find=find)
+    if family.vae_class() is not AutoencoderKL:
+        raise ModelError(f"model.vae {place}: a VAE of {family.name} is read from a diffusers folder alone")
     return _vae_file(place, pipeline.vae().config)
 
 

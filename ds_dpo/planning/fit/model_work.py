@@ -147,7 +147,7 @@ def _vae(config: RunConfig) -> Any:
     if settings is None:
         return None
     with torch.device("meta"):
-        vae = import_module("diffusers").AutoencoderKL.from_config(settings)
+        vae = FAMILIES[config.model.family].vae_class().from_config(settings)
     return vae.to(torch_dtype(config.model.vae_dtype)).requires_grad_(False)
 
 

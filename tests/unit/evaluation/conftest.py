@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from ds_dpo.evaluation.drawing.sampling import build_pipeline
+from ds_dpo.evaluation.drawing.live_pipeline import build_pipeline
 from ds_dpo.miniature.kinds import SDXL_KIND, Parts, save_parts
 from ds_dpo.miniature.models import make_scheduler, make_text_parts, make_unet, make_vae
 from ds_dpo.models.sampler import ddim_from

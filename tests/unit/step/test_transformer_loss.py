@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import tiny_flux1
+import tiny_flux2
 import tiny_sd3
 import torch
-from diffusers import FluxPipeline
+from diffusers import Flux2KleinPipeline, FluxPipeline
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -52,11 +54,26 @@ def of_flux1(transformer: Any, noisy: Tensor, time: Tensor, text: Tensor, pooled
     return found
 
 
+def of_flux2(transformer: Any, noisy: Tensor, time: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+    patches = Flux2KleinPipeline._patchify_latents(noisy)
+    tokens = transformer(
+        Flux2KleinPipeline._pack_latents(patches),
+        encoder_hidden_states=text,
+        timestep=time / 1000,
+        img_ids=Flux2KleinPipeline._prepare_latent_ids(patches),
+        txt_ids=Flux2KleinPipeline._prepare_text_ids(text),
+    ).sample
+    found = Flux2KleinPipeline._unpatchify_latents(tokens.transpose(1, 2).unflatten(2, (SIDE // 2, SIDE // 2)))
+    assert isinstance(found, Tensor)
+    return found
+
+
 Call = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
 # by family: its tiny transformer, its widths of text and of pooled text, diffusers' own call for one image
 CASES: dict[str, tuple[Callable[[], Any], int, int, Call]] = {
     "sd3": (tiny_sd3.tiny_transformer, tiny_sd3.T5_WIDTH, sum(tiny_sd3.CLIP_WIDTHS), of_sd3),
     "flux1": (tiny_flux1.tiny_transformer, tiny_sd3.T5_WIDTH, tiny_flux1.CLIP_WIDTH, of_flux1),
+    "flux2_klein": (partial(tiny_flux2.tiny_transformer, in_channels=4 * CHANNELS), 48, 1, of_flux2),
 }
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
-from ds_dpo.evaluation.drawing.sampling import ValidationSampler, build_pipeline, draw_images
+from ds_dpo.evaluation.drawing.live_pipeline import build_pipeline
+from ds_dpo.evaluation.drawing.sampling import ValidationSampler, draw_images
 from ds_dpo.miniature.models import make_scheduler
 from ds_dpo.miniature.world import PROMPTS
 from ds_dpo.models.sampler import ddim_from

@@ -18,7 +18,8 @@ from ds_dpo.config.models import ModelConfig
 from ds_dpo.config.optimization import AdapterConfig
 from ds_dpo.diffusion.flow import Flow
 from ds_dpo.errors import ConfigError, ModelError
-from ds_dpo.evaluation.drawing.sampling import build_pipeline, draw_images
+from ds_dpo.evaluation.drawing.live_pipeline import build_pipeline
+from ds_dpo.evaluation.drawing.sampling import draw_images
 from ds_dpo.models.conditioning import describe_guidance, extras_of, guidance_of
 from ds_dpo.models.denoiser.adapters import add_adapter
 from ds_dpo.models.denoiser.attention import choose_attention, set_attention
