@@ -24,7 +24,7 @@ from ds_dpo.evaluation.drawing.model_folder import (
     readable,
     variant_of,
 )
-from ds_dpo.evaluation.drawing.pipeline_parts import INDEX_NAME
+from ds_dpo.evaluation.drawing.pipeline_parts import INDEX_NAME, family_in
 from ds_dpo.evaluation.drawing.single_file_model import (
     SUFFIX,
     SingleFile,
@@ -195,7 +195,8 @@ def _load_vae(source: ModelFolder | SingleFile, loading: Loading) -> Autoencoder
             f"--vae {loading.vae} for {source.name}: give the pipeline that it belongs to with --base MODEL"
         )
     variant = variant_of(source.rest / "vae", DIFFUSERS_STEM, asked=loading.variant)
-    wanted = ModelConfig(pretrained=str(source.rest), vae=loading.vae, variant=variant)
+    family = family_in(source.rest)
+    wanted = ModelConfig(pretrained=str(source.rest), family=family, vae=loading.vae, variant=variant)
     dtype = _vae_dtype(open_vae(wanted).config, loading)
     return load_vae(wanted.model_copy(update={"vae_dtype": dtype}))
 

@@ -14,6 +14,7 @@ import diffusers
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 
+from ds_dpo.config.families import FamilyName
 from ds_dpo.errors import ModelError, shown
 from ds_dpo.models.families.family import Family
 from ds_dpo.models.families.table import FAMILIES
@@ -47,6 +48,11 @@ def text_parts_of_file(path: Path, rest: Path, pipeline_class: str, *, dtype: to
         name: single.text_encoder(name, config=pipeline.text_config(name)) for name in pipeline.family.text_encoders
     }
     return _with_encoders(pipeline, encoders, dtype=dtype)
+
+
+def family_in(folder: Path) -> FamilyName:
+    """Return the name of the family of a folder's pipeline: the first one of its class."""
+    return _family(str(read_json(folder / INDEX_NAME).get("_class_name"))).name
 
 
 def _family(pipeline_class: str) -> Family:

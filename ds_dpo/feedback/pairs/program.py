@@ -11,6 +11,7 @@ from ds_dpo.config.models import ModelConfig
 from ds_dpo.errors import DataError
 from ds_dpo.evaluation.drawing.model_folder import ModelFolder
 from ds_dpo.evaluation.drawing.named_model import ModelChoice, find_models
+from ds_dpo.evaluation.drawing.pipeline_parts import family_in
 from ds_dpo.evaluation.results import Results
 from ds_dpo.feedback.pairs.forming import Rule, form_pairs
 from ds_dpo.feedback.pairs.names import PAIRS_NAME, RECORD_NAME
@@ -82,4 +83,5 @@ def noise_shape(request: PairRequest, *, resolution: int) -> tuple[int, int, int
     if folder is None:
         channels, factor = SHAPE_OF_SINGLE_FILES
         return channels, resolution // factor, resolution // factor
-    return latent_shape(ModelConfig(pretrained=str(folder), vae=request.vae), (resolution, resolution))
+    model = ModelConfig(pretrained=str(folder), family=family_in(folder), vae=request.vae)
+    return latent_shape(model, (resolution, resolution))

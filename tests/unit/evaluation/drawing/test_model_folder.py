@@ -8,6 +8,7 @@ from tiny_sd3 import save_tiny_sd3
 
 from ds_dpo.errors import ModelError
 from ds_dpo.evaluation.drawing.model_folder import find_model, load_pipeline
+from ds_dpo.evaluation.drawing.named_model import Loading, ModelChoice, find_models, load_model
 from ds_dpo.evaluation.drawing.sampling import draw_images
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -67,7 +68,8 @@ def test_a_pipeline_of_another_family_is_refused(model_folder: Path, tmp_path: P
 @pytest.mark.parametrize("with_t5", [True, False])
 def test_stable_diffusion_3_draws_as_its_own_pipeline(tmp_path: Path, with_t5: bool) -> None:
     folder = save_tiny_sd3(tmp_path / "sd3", with_t5=with_t5)
-    pipeline = load_pipeline(find_model(str(folder), base=None))
+    (found,) = find_models([ModelChoice(str(folder))], base=None, variant=None)
+    pipeline = load_model(found, Loading(dtype="fp32", device=torch.device("cpu"), sampler="ddim"))
     assert (pipeline.text_encoder_3 is None) != with_t5
     drawing = {"num_inference_steps": 2, "guidance_scale": 4.0}
     images = draw_images(pipeline, ["a red circle"], [5], resolution=32, **drawing)

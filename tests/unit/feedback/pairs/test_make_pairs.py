@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tiny_sd3 import save_tiny_sd3
 
 from ds_dpo.commands import make_pairs
 from ds_dpo.config.load import load_config
 from ds_dpo.data.reading.run_pairs import open_trained_on
 from ds_dpo.errors import ConfigError, DataError
+from ds_dpo.evaluation.drawing.named_model import ModelChoice
+from ds_dpo.feedback.pairs.program import PairRequest, noise_shape
 
 PROMPTS = ["a red circle on a white background", "a blue square on a black background"]
 MODEL = "ds_dpo://assets/miniature/model"
@@ -68,3 +71,17 @@ def test_what_cannot_give_pairs_is_refused_before_anything_is_drawn(tmp_path: Pa
     with pytest.raises(ConfigError, match="--model is missing"):
         make_pairs.main(["--out", str(tmp_path / "out"), "--prompts", "miniature", "--scorer", "reward"])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_noise_of_a_flow_model_has_its_own_channels(tmp_path: Path) -> None:
+    folder = save_tiny_sd3(tmp_path / "sd3")
+    request = PairRequest(
+        out=tmp_path,
+        rule="all",
+        least_margin=0,
+        models=[ModelChoice(str(folder))],
+        vae=None,
+        variant=None,
+        against=None,
+    )
+    assert noise_shape(request, resolution=32) == (16, 8, 8)
