@@ -25,7 +25,7 @@ from ds_dpo.models.families.table import FAMILIES
 from ds_dpo.models.loading import describe_loading, describe_model, load_denoiser, peak_host_gib
 from ds_dpo.models.pipelines.pretrained import fetch_models, open_denoiser_init, open_pipeline
 from ds_dpo.models.reference import FrozenCopy, HeldReference
-from ds_dpo.models.start import checkpoint_start
+from ds_dpo.models.start import CheckpointWeights, checkpoint_start
 from ds_dpo.objectives.losses import OBJECTIVES, Objective, with_terms
 from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
@@ -89,19 +89,8 @@ def load_models(
         keeps_reference=config.reference.residency == "cpu",
     )
     is_streamed = can_stream(config, resolved)
-    peak = peak_host_gib(
-        model,
-        dtype=dtype,
-        ranks_at_once=place.local_world_size if is_streamed else at_once,
-        start_bytes=None if earlier is None else earlier.num_bytes(),
-        parts=resolved.world_size if is_streamed else 1,
-    )
-    how = "one after another" if at_once == 1 else f"{at_once} at once, after the first one"
-    how = "each tensor of the denoiser once, and keep their parts" if is_streamed else f"the denoiser {how}"
-    verb = "read" if is_streamed else "load"
-    start.say(f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks {verb} {how}")
+    start.say(_describe_peak(config, resolved, place, ranks_at_once=at_once, earlier=earlier))
     start.part(loading)
-    uses_reference = residency is not None and objective_of(config).uses_reference
     streamed = None
     if is_streamed:
         streamed = stream_models(
@@ -109,26 +98,15 @@ def load_models(
             resolved,
             device=device,
             earlier=earlier,
-            with_reference=uses_reference and config.reference.residency == "zero3",
+            with_reference=_uses_reference(config) and config.reference.residency == "zero3",
             with_start=residency is None,
         )
-    predict = FAMILIES[model.family].denoiser.predict
     with node_turns(place, ranks_at_once=at_once):
         start.turn()
-        begun = streamed or _load_whole(
-            config, dtype=dtype, device=device, earlier=earlier, with_start=residency is None
-        )
+        begun = streamed or _load_whole(config, dtype=dtype, device=device, earlier=earlier)
         start.turn()
-        copy: Any = None
-        if residency is not None and uses_reference:
-            if begun.reference is not None:
-                copy = FrozenCopy.of_own(begun.reference, predict=predict)
-            elif streamed is None or config.reference.residency == "adapter":
-                copy = residency.copy(begun.policy, predict, dtype, device)
-            else:  # a whole copy on each rank is what the residency means
-                own = _load_whole(config, dtype=dtype, device=device, earlier=earlier, with_start=False)
-                copy = residency.copy(own.policy, predict, dtype, device)
-                del own
+        begun.policy.to(device)
+        copy = _copy_for_reference(config, begun, dtype=dtype, device=device, earlier=earlier, is_streamed=is_streamed)
         start.turn()
         # here and not where they encode: with a cache they only draw
         encoders = load_encoders(config, dtype=dtype, say=start.say).to(device) if with_encoders else None
@@ -147,21 +125,69 @@ def load_models(
     return Models(policy=policy, adapter=adapter, start=begun.start, reference=reference, encoders=encoders)
 
 
-def _load_whole(
+def _describe_peak(
     config: RunConfig,
+    resolved: ResolvedDeepSpeed,
+    place: RankEnvironment,
+    *,
+    ranks_at_once: int,
+    earlier: CheckpointWeights | None,
+) -> str:
+    """Return a line with the host memory that loading takes on a node, and how its ranks read the denoiser."""
+    # a reference on each rank is loaded whole after the policy, in turns
+    is_streamed = can_stream(config, resolved) and not _copies_whole(config)
+    peak = peak_host_gib(
+        config.model,
+        dtype=torch_dtype(resolved.precision),
+        ranks_at_once=place.local_world_size if is_streamed else ranks_at_once,
+        start_bytes=None if earlier is None else earlier.num_bytes(),
+        parts=resolved.world_size if is_streamed else 1,
+    )
+    how = "one after another" if ranks_at_once == 1 else f"{ranks_at_once} at once, after the first one"
+    read = "read each tensor of the denoiser once, and keep their parts" if is_streamed else f"load the denoiser {how}"
+    return f"loading takes up to {peak:.2f} GiB of a node's memory: its ranks {read}"
+
+
+def _load_whole(
+    config: RunConfig, *, dtype: torch.dtype, device: torch.device, earlier: Mapping[str, Tensor] | None
+) -> Begun:
+    """Return a policy that is whole on this rank, on the host. device: where it will predict."""
+    policy = load_denoiser(config.model, dtype=dtype, start=earlier)
+    attention = choose_attention(policy, config.model.attention, device=device, dtype=dtype)
+    set_attention(policy, attention)
+    has_start = RESIDENCIES[config.reference.residency] is None and is_main()
+    start = start_of_policy(policy, attention) if has_start else None
+    return Begun(policy=policy, reference=None, attention=attention, base=None, start=start)
+
+
+def _copy_for_reference(
+    config: RunConfig,
+    begun: Begun,
     *,
     dtype: torch.dtype,
     device: torch.device,
     earlier: Mapping[str, Tensor] | None,
-    with_start: bool,
-) -> Begun:
-    """Return a policy that is whole on this rank, on its device."""
-    policy = load_denoiser(config.model, dtype=dtype, start=earlier)
-    attention = choose_attention(policy, config.model.attention, device=device, dtype=dtype)
-    set_attention(policy, attention)
-    start = start_of_policy(policy, attention) if with_start and is_main() else None
-    policy.to(device)
-    return Begun(policy=policy, reference=None, attention=attention, base=None, start=start)
+    is_streamed: bool,
+) -> Any:
+    """Return what all ranks then settle as the reference; None if the run needs none."""
+    residency, predict = RESIDENCIES[config.reference.residency], FAMILIES[config.model.family].denoiser.predict
+    if residency is None or not _uses_reference(config):
+        return None
+    if begun.reference is not None:
+        return FrozenCopy.of_own(begun.reference, predict=predict)
+    if is_streamed and _copies_whole(config):
+        begun = _load_whole(config, dtype=dtype, device=device, earlier=earlier)
+    return residency.copy(begun.policy, predict, dtype, device)
+
+
+def _copies_whole(config: RunConfig) -> bool:
+    """Return whether each rank holds a reference of its own, beside a policy of any ZeRO stage."""
+    return _uses_reference(config) and config.reference.residency in ("replicated", "cpu")
+
+
+def _uses_reference(config: RunConfig) -> bool:
+    """Return whether a reference predicts during training."""
+    return RESIDENCIES[config.reference.residency] is not None and objective_of(config).uses_reference
 
 
 def objective_of(config: RunConfig) -> Objective:

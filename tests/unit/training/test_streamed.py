@@ -33,6 +33,13 @@ CASES: dict[str, dict[str, str]] = {
     "full_fp32": {"deepspeed_config": "zero3_fp32_cpu"},
     "full_bf16": {"deepspeed_config": "zero3_bf16", "model.freeze": "*norm*"},
     "lora_bf16": {"deepspeed_config": "zero3_bf16", "adapter.type": "lora", "adapter.rank": "3"},
+    "lora_unet": {  # convolutions too
+        "deepspeed_config": "zero3_bf16",
+        "adapter.type": "lora",
+        "adapter.targets": "all",
+        "model.pretrained": "ds_dpo://assets/miniature/model",
+        "model.family": "sdxl",
+    },
 }
 Stream = Callable[..., tuple[Any, Begun]]
 
@@ -149,6 +156,6 @@ def test_what_is_streamed(pipeline: Path) -> None:
         config = load_config(["--config=miniature", *(f"--{name}={value}" for name, value in options.items())]).config
         return can_stream(config, resolve_deepspeed(config, world_size=1))
 
-    assert [streams(case) for case in CASES] == [True] * 3
+    assert [streams(case) for case in CASES] == [True] * 4
     assert not streams("full_fp32", deepspeed_config="zero2_fp32_cpu")
     assert not streams("lora_bf16", **{"adapter.type": "dora"})
