@@ -8,6 +8,7 @@ from ds_dpo.engine.settings import resolve_deepspeed
 # pairs of a step, micro-batch x ranks x accumulation, peak rate, warm-up, steps, resolution, fields of the objective
 PRESETS = {
     "flux1_dev_lora": (16, 1, 1, 16, 1e-5, 0, 1500, 1024, {"type": "dpo", "beta": 2000}),
+    "flux2_klein_full_zero3": (8 * 16, 2, 8, 8, 5e-6, 100, 1000, 1024, {"type": "dpo", "beta": 1000}),
     "miniature": (16, 8, 2, 1, 2e-4, 20, 300, 32, {"type": "dpo", "beta": 500}),
     "sd15_kto": (4, 1, 4, 1, 1e-7, 200, 20000, 512, {"type": "kto", "beta": 2 * 1000, "utility": "sigmoid"}),
     "sd15_pickapic": (2048, 8, 16, 16, 1e-5, 500, 2000, 512, {"type": "dpo", "beta": 5000}),
@@ -21,7 +22,9 @@ PRESETS = {
     "sdxl_sdpo": (8 * 8 * 32, 4, 8, 64, 1e-9 * 2048, 500, 2000, 1024, {"type": "sdpo", "beta": 5000, "mu": 0.6}),
     "sdxl_turbo_pickapic": (2048, 4, 16, 32, 1e-5, 200, 2000, 512, {"type": "dpo", "beta": 5000}),
 }
-FLOWS = {"flux1_dev_lora": "flux1"}  # the family of presets that are not of sd3
+# the family of presets of flow models that are not of sd3
+FLOWS = {"flux1_dev_lora": "flux1", "flux2_klein_full_zero3": "flux2_klein"}
+DIVIDED = ("sd35l_pickapic", "flux2_klein_full_zero3")  # under ZeRO-3
 
 
 def test_every_preset_is_checked_here():
@@ -42,7 +45,7 @@ def test_a_preset_amounts_to_its_source(name):
     assert {field: found[field] for field in objective} == objective
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"miniature", "sd35l_pickapic"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"miniature", *DIVIDED}))
 def test_gradients_are_reduced_once_a_step(name):
     assert load_config(["--config", name]).config.deepspeed_config == "zero1_bf16"
 
@@ -60,12 +63,13 @@ def test_the_lora_needs_no_second_unet():
     assert config.reference.residency == "adapter"
 
 
-def test_what_does_not_fit_one_gpu_is_divided():
-    config = load_config(["--config", "sd35l_pickapic"]).config
+@pytest.mark.parametrize("name", DIVIDED)
+def test_what_does_not_fit_one_gpu_is_divided(name):
+    config = load_config(["--config", name]).config
     assert (config.deepspeed_config, config.reference.residency) == ("zero3_bf16", "zero3")
 
 
-@pytest.mark.parametrize("name", ["sd35m_pickapic", "sd35m_pickapic_lora", "sd35l_pickapic", "flux1_dev_lora"])
+@pytest.mark.parametrize("name", ["sd35m_pickapic", "sd35m_pickapic_lora", *DIVIDED, "flux1_dev_lora"])
 def test_flow_models_keep_their_own_times_and_the_weight_of_published_code(name):
     config = load_config(["--config", name]).config
     diffusion = config.diffusion
