@@ -19,12 +19,15 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +187,7 @@ def in_process(work: Callable[[], Any]) -> Any:
 
 
 def _send(sender: Any, work: Callable[[], Any]) -> None:
-    from ds_dpo.process.process_tree import die_with_parent
-
-    die_with_parent()  # which ends with this program
+    threading.Thread(target=_die_with_program, daemon=True).start()
     sys.path.insert(0, str(Path(__file__).parent))
     shown = os.dup(1)
     os.dup2(2, 1)  # what a run prints is not this program's
@@ -194,6 +195,14 @@ def _send(sender: Any, work: Callable[[], Any]) -> None:
     sender.close()
     os.dup2(shown, 1)
     os._exit(0)  # DeepSpeed's threads may abort an orderly end
+
+
+def _die_with_program() -> None:
+    """Wait for the end of this program, and kill the measurement, whose own parent is the process that imports."""
+    program = multiprocessing.parent_process()
+    assert program is not None
+    connection.wait([program.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def measured(each: Comparison, rounds: int) -> float:

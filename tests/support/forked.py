@@ -7,17 +7,18 @@ itself (what is imported when, what is printed first, DeepSpeed's launcher) star
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest import mock
 
-from ds_dpo.process.process_tree import die_with_parent
 from ds_dpo.process.quiet import QUIET_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +85,7 @@ def rank_places(ranks: int) -> list[dict[str, str]]:
 
 def become(command: list[str], environment: dict[str, str], folder: str, files: list[Path]) -> None:
     """Turn this process into the program's; it ends with the tests."""
-    die_with_parent()
+    threading.Thread(target=die_with_tests, daemon=True).start()
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
@@ -93,6 +94,14 @@ def become(command: list[str], environment: dict[str, str], folder: str, files: 
     sys.argv = command
     sys.path.insert(0, str(Path(command[0]).resolve().parent))
     runpy.run_path(command[0], run_name="__main__")
+
+
+def die_with_tests() -> None:
+    """Wait for the end of the process of tests, and kill this one, whose own parent is the process that imports."""
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    connection.wait([tests.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait(forks: list[ForkServerProcess]) -> int:
