@@ -4,6 +4,7 @@ A program starts as by its path in a process of its own, with its own environmen
 itself (what is imported when, what is printed first, DeepSpeed's launcher) start real processes.
 """
 
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -19,6 +20,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest import mock
 
+from ds_dpo.process import fault_points
 from ds_dpo.process.quiet import QUIET_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +92,7 @@ def become(command: list[str], environment: dict[str, str], folder: str, files: 
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
+    importlib.reload(fault_points)  # which reads its variable when it is imported
     os.chdir(folder)
     sys.argv = command
     sys.path.insert(0, str(Path(command[0]).resolve().parent))
