@@ -104,9 +104,12 @@ def _found_targets(denoiser: nn.Module, targets: list[str]) -> list[str]:
 
     Raises ConfigError for a target without a layer; peft silently ignores it if another target has one.
     """
-    layers = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    modules = dict(denoiser.named_modules())
+    layers = [name for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)]
     _require_targets(layers, targets)
-    if NAMED_TARGETS.keys() & set(targets):
+    # FLUX.2's to_out is a layer in some blocks and a list of layers in others, which peft refuses
+    has_others = any(is_target(name, targets) for name in modules.keys() - set(layers))
+    if has_others or NAMED_TARGETS.keys() & set(targets):
         return sorted(name for name in layers if is_target(name, targets))
     return sorted(set(targets))
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_flux2
 import torch
 from peft.tuners.lora import LoraLayer
 from tiny_sd3 import tiny_transformer
@@ -178,3 +179,11 @@ def test_a_kind_of_layers_names_a_unets_too(sdxl):
     found = {name for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
     assert found == {name for name in layers if ".attn1." in name or ".attn2." in name}
     assert found
+
+
+def test_a_target_may_name_other_modules_beside_its_layers():
+    """FLUX.2's to_out is a layer in single blocks, and a list of layers in double ones."""
+    transformer = tiny_flux2.tiny_transformer()
+    add_adapter(transformer, AdapterConfig(type="lora", rank=2, targets=["to_out"]), seed=3)
+    changed = {name.partition(".lora_")[0] for name in trained(transformer)}
+    assert changed == {f"single_transformer_blocks.{block}.attn.to_out" for block in range(2)}
