@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,9 @@ class _Run:
         feed = open_feed(config, precision=self.resolved.precision, say=say)
         errors = open_covering_errors(config, say=say) if config.reference.residency == "cached" else None
         quiet = Start(say=lambda line: None, is_asked=lambda: False)
-        models = load_models(
-            config, self.resolved, place, device=device, with_encoders=feed.needs_encoders, start=quiet
-        )
+        # one process computes the step with whole weights, however the run divided them
+        whole = replace(self.resolved, stage=0)
+        models = load_models(config, whole, place, device=device, with_encoders=feed.needs_encoders, start=quiet)
         if errors is not None:
             feed = with_reference_errors(
                 feed, errors, config=config, start=models.start, precision=self.resolved.precision
