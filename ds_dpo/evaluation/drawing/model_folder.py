@@ -96,7 +96,7 @@ def denoiser_in(folder: Path) -> DenoiserKind | None:
 
 
 def _folders() -> str:
-    return " or ".join(kind.folder for kind in KINDS.values())
+    return " or ".join(dict.fromkeys(kind.folder for kind in KINDS.values()))
 
 
 def load_pipeline(

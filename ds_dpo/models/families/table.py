@@ -37,5 +37,5 @@ def kind_of(config: Mapping[str, Any]) -> DenoiserKind:
     """
     class_name = config.get("_class_name", UNET.class_name)
     if not isinstance(class_name, str) or class_name not in KINDS:
-        raise ModelError(f"the model configuration is of {shown(class_name)}; {' or '.join(KINDS)} would fit")
+        raise ModelError(f"the model configuration is of {shown(class_name)}; {', '.join(KINDS)} would fit")
     return KINDS[class_name]

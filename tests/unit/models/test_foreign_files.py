@@ -84,7 +84,7 @@ def test_absurd_settings_end_in_one_line(folder, file, changes):
 
 @pytest.mark.parametrize("name", [["UNet2DConditionModel"], {}, None, 3, "x" * 10**6])
 def test_a_class_of_another_type_is_refused(name):
-    with pytest.raises(ModelError, match="UNet2DConditionModel or SD3Transformer2DModel would fit") as refused:
+    with pytest.raises(ModelError, match=r"UNet2DConditionModel, SD3Transformer2DModel, .* would fit") as refused:
         kind_of({"_class_name": name})
     assert len(str(refused.value)) < 500
 
