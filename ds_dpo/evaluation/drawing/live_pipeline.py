@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from diffusers import (
@@ -15,10 +17,41 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from torch import nn
 
 from ds_dpo.models.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A pipeline's class, and what goes into it.
+
+    denoiser: the class of its denoiser, which the pipeline has under the name place. numbers: of text encoders and of
+    tokenizers that it takes, the whole number first. settings: what it is given besides.
+    """
+
+    title: str
+    pipeline: Any
+    denoiser: type[nn.Module]
+    place: str
+    numbers: tuple[int, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def names(self, part: str) -> list[str]:
+        """Return the names of all text encoders or tokenizers: part, part_2, part_3."""
+        return [part if number == 1 else f"{part}_{number}" for number in range(1, self.numbers[0] + 1)]
+
+
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+ASSEMBLIES = (
+    Assembly("Stable Diffusion 3", StableDiffusion3Pipeline, SD3Transformer2DModel, "transformer", (3, 2)),
+    Assembly("FLUX.1", FluxPipeline, FluxTransformer2DModel, "transformer", (2,)),
+    Assembly("FLUX.2", Flux2KleinPipeline, Flux2Transformer2DModel, "transformer", (1,)),
+    Assembly("Stable Diffusion 1", StableDiffusionPipeline, UNet2DConditionModel, "unet", (1,), UNCHECKED),
+    Assembly("SDXL", StableDiffusionXLPipeline, UNet2DConditionModel, "unet", (2,), {"add_watermarker": False}),
+)
 
 
 def build_pipeline(
@@ -34,96 +67,18 @@ def build_pipeline(
     A transformer of Stable Diffusion 3 takes two CLIPs, or these and T5, one of FLUX.1 CLIP and T5, one of FLUX.2
     Qwen3. Raises ValueError for another number of text encoders or tokenizers.
     """
-    if isinstance(denoiser, SD3Transformer2DModel):
-        return _sd3_pipeline(denoiser, vae, tokenizers, text_encoders, scheduler)
-    if isinstance(denoiser, FluxTransformer2DModel):
-        return _flux_pipeline(denoiser, vae, tokenizers, text_encoders, scheduler)
-    if isinstance(denoiser, Flux2Transformer2DModel):
-        return _flux2_pipeline(denoiser, vae, tokenizers, text_encoders, scheduler)
-    if len(text_encoders) not in (1, 2) or len(tokenizers) != len(text_encoders):
-        raise ValueError(
-            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline needs 1 of each "
-            "(Stable Diffusion 1) or 2 of each (SDXL)"
-        )
-    shared = {"unet": denoiser, "vae": vae, "scheduler": scheduler}
-    if len(text_encoders) == 1:
-        return StableDiffusionPipeline(
-            **shared,
-            tokenizer=tokenizers[0],
-            text_encoder=text_encoders[0],
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    return StableDiffusionXLPipeline(
-        **shared,
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
-        text_encoder=text_encoders[0],
-        text_encoder_2=text_encoders[1],
-        add_watermarker=False,
-    )
-
-
-def _sd3_pipeline(
-    transformer: nn.Module,
-    vae: nn.Module,
-    tokenizers: Sequence[Any],
-    text_encoders: Sequence[nn.Module],
-    scheduler: Sampler,
-) -> DiffusionPipeline:
-    if len(text_encoders) not in (2, 3) or len(tokenizers) != len(text_encoders):
-        raise ValueError(
-            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline of Stable Diffusion 3 "
-            "needs 3 of each, or 2 of each without T5"
-        )
-    absent = (None,) * (3 - len(text_encoders))
-    return StableDiffusion3Pipeline(
-        transformer=transformer,
+    found = [each for each in ASSEMBLIES if isinstance(denoiser, each.denoiser)]
+    number = len(text_encoders)
+    assembly = next((each for each in found if number == len(tokenizers) and number in each.numbers), None)
+    if assembly is None:
+        needs = " or ".join(f"{' or '.join(map(str, each.numbers))} of each ({each.title})" for each in found)
+        raise ValueError(f"{number} text encoders and {len(tokenizers)} tokenizers: a pipeline needs {needs}")
+    pipeline: DiffusionPipeline = assembly.pipeline(
+        **{assembly.place: denoiser},
         vae=vae,
         scheduler=scheduler,
-        **dict(zip(("tokenizer", "tokenizer_2", "tokenizer_3"), (*tokenizers, *absent), strict=True)),
-        **dict(zip(("text_encoder", "text_encoder_2", "text_encoder_3"), (*text_encoders, *absent), strict=True)),
+        **dict(zip_longest(assembly.names("tokenizer"), tokenizers)),
+        **dict(zip_longest(assembly.names("text_encoder"), text_encoders)),
+        **assembly.settings,
     )
-
-
-def _flux_pipeline(
-    transformer: nn.Module,
-    vae: nn.Module,
-    tokenizers: Sequence[Any],
-    text_encoders: Sequence[nn.Module],
-    scheduler: Sampler,
-) -> DiffusionPipeline:
-    if len(text_encoders) != 2 or len(tokenizers) != 2:
-        raise ValueError(
-            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline of FLUX.1 needs 2 of each"
-        )
-    return FluxPipeline(
-        transformer=transformer,
-        vae=vae,
-        scheduler=scheduler,
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
-        text_encoder=text_encoders[0],
-        text_encoder_2=text_encoders[1],
-    )
-
-
-def _flux2_pipeline(
-    transformer: nn.Module,
-    vae: nn.Module,
-    tokenizers: Sequence[Any],
-    text_encoders: Sequence[nn.Module],
-    scheduler: Sampler,
-) -> DiffusionPipeline:
-    if len(text_encoders) != 1 or len(tokenizers) != 1:
-        raise ValueError(
-            f"{len(text_encoders)} text encoders and {len(tokenizers)} tokenizers: a pipeline of FLUX.2 needs 1 of each"
-        )
-    return Flux2KleinPipeline(
-        transformer=transformer,
-        vae=vae,
-        scheduler=scheduler,
-        tokenizer=tokenizers[0],
-        text_encoder=text_encoders[0],
-    )
+    return pipeline

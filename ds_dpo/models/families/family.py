@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from ds_dpo.config.families import FamilyName
+from ds_dpo.errors import ModelError
 from ds_dpo.models.denoiser.packing import NO_PACKING, Packing
 from ds_dpo.models.denoiser.predict import Predict
 from ds_dpo.models.families.text import EncodedPrompts, Frame, Tower
@@ -28,6 +29,20 @@ Extras = Callable[[Tensor], Mapping[str, Tensor]]
 def no_extras(time_ids: Tensor) -> dict[str, Tensor]:
     """Return nothing, for a family whose denoisers are not conditioned on sizes."""
     return {}
+
+
+def any_of_its_class(config: Mapping[str, Any], text_config: TextConfig | None) -> bool:
+    """Return True, for a family that has all denoisers of its class."""
+    return True
+
+
+def refused(message: str) -> Callable[..., NoReturn]:
+    """Return a function that raises ModelError, in place of one that reads or writes what a family has no form for."""
+
+    def refuse(*_: Any) -> NoReturn:
+        raise ModelError(message)
+
+    return refuse
 
 
 def no_tables(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ds_dpo.errors import ModelError
 from ds_dpo.models.denoiser.predict import FLUX_PACKING, predict_by_flux2_transformer
-from ds_dpo.models.families.family import DenoiserKind, Family, Published, TextConfig, TextPart
+from ds_dpo.models.families.family import DenoiserKind, Family, Published, TextConfig, TextPart, refused
 from ds_dpo.models.families.text import Frame, encode_flux2_klein
-from ds_dpo.models.weights.derived_configs import Config, Shapes
 from ds_dpo.models.weights.flux2_shapes import flux2_shapes
-from ds_dpo.models.weights.in_file import InFile
 from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
 from ds_dpo.models.weights.ldm_parts import same_names
 
@@ -19,18 +16,6 @@ QWEN3_TOKENS = 512
 # as Qwen3's chat template writes a user's message that is answered without thinking
 CHAT = Frame("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
 NO_SINGLE_FILE = "single files of FLUX.2 are neither read nor written; take a diffusers folder"
-
-
-def _no_file_names(names: Iterable[str], config: Mapping[str, Any]) -> Mapping[str, str]:
-    raise ModelError(NO_SINGLE_FILE)
-
-
-def _nothing_in_file(names: Iterable[str], config: Mapping[str, Any]) -> Mapping[str, InFile]:
-    raise ModelError(f"--format single-file: {NO_SINGLE_FILE} (--format denoiser or pipeline)")
-
-
-def _no_derived_config(shapes: Shapes, usual: Config) -> Config:
-    raise ModelError(NO_SINGLE_FILE)
 
 
 def _is_of(config: Mapping[str, Any], text_config: TextConfig | None) -> bool:
@@ -45,12 +30,12 @@ FLUX2_TRANSFORMER = DenoiserKind(
     prefix=UNET_PREFIX,
     file_beginning="double_blocks.",
     own_beginning="single_transformer_blocks.",
-    file_names=_no_file_names,
+    file_names=refused(NO_SINGLE_FILE),
     shapes=flux2_shapes,
-    derive=_no_derived_config,
+    derive=refused(NO_SINGLE_FILE),
     unseen_settings={},
     predict=predict_by_flux2_transformer,
-    in_file=_nothing_in_file,
+    in_file=refused(f"--format single-file: {NO_SINGLE_FILE} (--format denoiser or pipeline)"),
     packing=FLUX_PACKING,
 )
 FLUX2_KLEIN = Family(
@@ -62,7 +47,7 @@ FLUX2_KLEIN = Family(
             class_name="Qwen3ForCausalLM",
             prefix="text_encoders.qwen3.",
             places=same_names,
-            derive=_no_derived_config,
+            derive=refused(NO_SINGLE_FILE),
             tokenizer_class="Qwen2TokenizerFast",
             num_tokens=QWEN3_TOKENS,
             frame=CHAT,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from ds_dpo.errors import ModelError
 from ds_dpo.models.denoiser.predict import predict_by_sd3_transformer
 from ds_dpo.models.families.clip import clip_part
-from ds_dpo.models.families.family import CLIP_TOKENS, DenoiserKind, Family, Published, TextConfig, TextPart
+from ds_dpo.models.families.family import (
+    CLIP_TOKENS,
+    DenoiserKind,
+    Family,
+    Published,
+    TextPart,
+    any_of_its_class,
+    refused,
+)
 from ds_dpo.models.families.text import encode_sd3
-from ds_dpo.models.weights.derived_configs import Config, Shapes
 from ds_dpo.models.weights.ldm_keys import UNET_PREFIX
 from ds_dpo.models.weights.ldm_parts import same_names
 from ds_dpo.models.weights.sd3_keys import sd3_in_file
@@ -21,19 +24,6 @@ T5_TOKENS = 256
 NO_SINGLE_FILE = "single files of SD3 are written and not read; give a diffusers folder"
 
 
-def _no_file_names(names: Iterable[str], config: Mapping[str, Any]) -> Mapping[str, str]:
-    raise ModelError(NO_SINGLE_FILE)
-
-
-def _no_derived_config(shapes: Shapes, usual: Config) -> Config:
-    raise ModelError(NO_SINGLE_FILE)
-
-
-def _is_of(config: Mapping[str, Any], text_config: TextConfig | None) -> bool:
-    """Return True: its class shows a transformer of SD3, of any size."""
-    return True
-
-
 SD3_TRANSFORMER = DenoiserKind(
     class_name="SD3Transformer2DModel",
     title="transformer",
@@ -41,10 +31,10 @@ SD3_TRANSFORMER = DenoiserKind(
     prefix=UNET_PREFIX,
     file_beginning="joint_blocks.",
     own_beginning="transformer_blocks.",
-    file_names=_no_file_names,
+    file_names=refused(NO_SINGLE_FILE),
     shapes=sd3_shapes,
     tables=sd3_tables,
-    derive=_no_derived_config,
+    derive=refused(NO_SINGLE_FILE),
     unseen_settings={},
     predict=predict_by_sd3_transformer,
     in_file=sd3_in_file,
@@ -52,7 +42,7 @@ SD3_TRANSFORMER = DenoiserKind(
 SD3 = Family(
     name="sd3",
     denoiser=SD3_TRANSFORMER,
-    is_of=_is_of,
+    is_of=any_of_its_class,
     text_encoders={
         "text_encoder": clip_part(prefix="text_encoders.clip_l.transformer.", is_projected=True),
         "text_encoder_2": clip_part(prefix="text_encoders.clip_g.transformer.", is_projected=True),
@@ -60,7 +50,7 @@ SD3 = Family(
             class_name="T5EncoderModel",
             prefix="text_encoders.t5xxl.transformer.",
             places=same_names,
-            derive=_no_derived_config,
+            derive=refused(NO_SINGLE_FILE),
             tokenizer_class="T5TokenizerFast",
             num_tokens=T5_TOKENS,
             may_be_absent=True,
