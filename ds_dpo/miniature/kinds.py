@@ -181,7 +181,7 @@ FLOW_KIND = Kind(
     ),
     pipeline_class=StableDiffusion3Pipeline,
     pipeline_settings={},
-    steps=5000,
+    steps=20_000,
     batch=24,
     learning_rate=2e-3,
     average_decay=0.998,
