@@ -4,10 +4,11 @@
     python benchmarks/objectives.py --search      the candidates of each objective, on a seed that is not reported
     python benchmarks/objectives.py               the chosen setting of each, on the seeds that are
     python benchmarks/objectives.py --only dpo sft --seeds 0
+    python benchmarks/objectives.py --flow        the same on the flow miniature, in docs/objectives_flow.md
 
-Every run has the same pairs, steps, schedule and base; objectives differ in SETTINGS alone. A run is one process of one
-rank in fp32; --jobs of them run side by side. What is done is not done again. The page holds every run that there is;
-its last section is kept as it stands. About 15 minutes on two quiet cores, and as many for the search.
+Every run has the same pairs, steps, schedule and base; objectives differ by objectives_settings.py alone. A run is one
+process of one rank in fp32; --jobs of them run side by side. What is done is not done again. The page holds every run
+that there is; its last section is kept as it stands. About 15 minutes on two quiet cores, and as many for the search.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from objectives_settings import FIRST, FLOW, Miniature, Setting  # noqa: E402 (beside this file)
 
-PAGE = ROOT / "docs" / "objectives_table.md"
-BASE_MODEL = "ds_dpo://assets/miniature/model"
 BASE, CONTROL = "base", "sft"
 STEPS, PAIRS_PER_STEP = 100, 16
 SEEDS, SEARCH_SEED = (0, 1, 2), 100
@@ -44,76 +44,12 @@ SHARES = ("valid", "background", "shape", "colour_right")
 MOVEMENTS = ("chosen_difference", "rejected_difference", "implicit_accuracy")
 MOVEMENT_STEPS = 50
 COMMON = {
-    "config": "miniature",
     "deepspeed_config": "zero2_fp32_cpu",
     "batch.pairs_per_step": PAIRS_PER_STEP,
     "batch.micro_batch_pairs": PAIRS_PER_STEP,
     "cadence.log_every_steps": 50,
     "cadence.keep_checkpoints": 1,
     "cadence.sample_every_steps": "none",
-}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """An objective with its learning rate and its own options, as in the section `objective`."""
-
-    objective: str
-    learning_rate: float
-    options: Mapping[str, float | str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return ", ".join([*(f"{name} {value}" for name, value in self.options.items()), f"rate {self.learning_rate:g}"])
-
-
-# The first of each objective is the chosen one; the others are what --search chose it from.
-SETTINGS: dict[str, list[Setting]] = {
-    "sft": [Setting("sft", 8e-4), Setting("sft", 4e-4), Setting("sft", 2e-4), Setting("sft", 1.6e-3)],
-    "dpo": [
-        Setting("dpo", 4e-4, {"beta": 200}),
-        Setting("dpo", 4e-4, {"beta": 500}),
-        Setting("dpo", 2e-4, {"beta": 500}),
-        Setting("dpo", 2e-4, {"beta": 2000}),
-    ],
-    "ipo": [
-        Setting("ipo", 4e-4, {"beta": 50}),
-        Setting("ipo", 4e-4, {"beta": 200}),
-        Setting("ipo", 4e-4, {"beta": 500}),
-    ],
-    "hinge": [Setting("hinge", 4e-4, {"beta": 200}), Setting("hinge", 4e-4, {"beta": 500})],
-    "dmpo": [Setting("dmpo", 4e-4, {"beta": 500}), Setting("dmpo", 4e-4, {"beta": 200})],
-    "poly": [
-        Setting("poly", 4e-4, {"beta": 200}),
-        Setting("poly", 4e-4, {"beta": 500}),
-        Setting("poly", 4e-4, {"beta": 500, "poly_weight": 4}),
-    ],
-    "alpha": [
-        Setting("alpha", 4e-4, {"beta": 200}),
-        Setting("alpha", 4e-4, {"beta": 500}),
-        Setting("alpha", 8e-4, {"beta": 500}),
-    ],
-    "linear": [
-        Setting("linear", 4e-4, {"beta": 50}),
-        Setting("linear", 4e-4, {"beta": 200}),
-        Setting("linear", 4e-4, {"beta": 500}),
-        Setting("linear", 2e-4, {"beta": 500}),
-    ],
-    "sdpo": [
-        Setting("sdpo", 4e-4, {"beta": 200}),
-        Setting("sdpo", 4e-4, {"beta": 500}),
-        Setting("sdpo", 8e-4, {"beta": 500}),
-    ],
-    "kto": [
-        Setting("kto", 4e-4, {"beta": 200}),
-        Setting("kto", 4e-4, {"beta": 500}),
-        Setting("kto", 4e-4, {"beta": 2000}),
-    ],
-    "mapo": [Setting("mapo", 4e-4, {"ratio_weight": 0.1}), Setting("mapo", 4e-4, {"ratio_weight": 1})],
-    "orpo": [Setting("orpo", 8e-4, {"ratio_weight": 1}), Setting("orpo", 8e-4, {"ratio_weight": 0.1})],
-    "dspo": [
-        Setting("dspo", 8e-4, {"beta": 500, "shift": 0.05}),
-        Setting("dspo", 8e-4, {"beta": 500, "shift": 0.5}),
-    ],
 }
 
 
@@ -137,7 +73,7 @@ class Run:
 # ---- one run, in its own process ----
 
 
-def perform(run: Run, folder: Path) -> None:
+def perform(run: Run, folder: Path, miniature: Miniature) -> None:
     """Train, draw and judge; leaves folder/NAME.json, the last of all. Images without numbers count as failed."""
     import torch
 
@@ -146,11 +82,11 @@ def perform(run: Run, folder: Path) -> None:
     from ds_dpo.evaluation.miniature.report import diversity, judge
     from ds_dpo.miniature.world import TEST_PROMPTS
 
-    pipeline = load_pipeline(find_model(BASE_MODEL, base=None))
+    pipeline = load_pipeline(find_model(miniature.base, base=None))
     figures: dict[str, Any] = {"run": asdict(run), "commit": commit()}
     if run.setting is not None:
-        figures["movement"] = train(run, folder)
-        load_trained(pipeline.unet, folder / run.name)
+        figures["movement"] = train(run, folder, miniature)
+        load_trained(getattr(pipeline, miniature.denoiser), folder / run.name)
     prompts = [prompt for prompt in TEST_PROMPTS for _ in range(run.seeds_per_prompt)]
     images = draw_images(
         pipeline,
@@ -173,13 +109,14 @@ def perform(run: Run, folder: Path) -> None:
     shutil.rmtree(folder / run.name / "checkpoints", ignore_errors=True)
 
 
-def train(run: Run, folder: Path) -> dict[str, float]:
+def train(run: Run, folder: Path, miniature: Miniature) -> dict[str, float]:
     """Train as a user would; returns the means of MOVEMENTS over the last steps, where the objective has them."""
     from ds_dpo.train import main as train_main
 
     assert run.setting is not None
     options = {
         **COMMON,
+        "config": miniature.preset,
         "data.cache": folder / "cache",
         "output_dir": folder / run.name,
         "seed": run.seed,
@@ -195,13 +132,13 @@ def train(run: Run, folder: Path) -> dict[str, float]:
     return {name: sum(step[name] for step in steps) / len(steps) for name in MOVEMENTS if name in steps[0]}
 
 
-def load_trained(unet: Any, run_folder: Path) -> None:
-    """Put the newest checkpoint's fp32 master weights into a UNet."""
+def load_trained(denoiser: Any, run_folder: Path) -> None:
+    """Put the newest checkpoint's fp32 master weights into a denoiser."""
     from ds_dpo.zero_shards.reader import open_checkpoint
 
     (folder,) = (run_folder / "checkpoints").glob("step_*")
     checkpoint = open_checkpoint(folder)
-    unet.load_state_dict({name: checkpoint.read(name) for name in checkpoint.parameters})
+    denoiser.load_state_dict({name: checkpoint.read(name) for name in checkpoint.parameters})
 
 
 def commit() -> str:
@@ -212,7 +149,7 @@ def commit() -> str:
 # ---- all runs ----
 
 
-def perform_all(runs: Sequence[Run], folder: Path, *, jobs: int) -> None:
+def perform_all(runs: Sequence[Run], folder: Path, miniature: Miniature, *, jobs: int) -> None:
     """Perform what is not done yet, each in a process; exits naming those that failed, after the others."""
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [run for run in runs if not (folder / f"{run.name}.json").exists()]
@@ -221,24 +158,25 @@ def perform_all(runs: Sequence[Run], folder: Path, *, jobs: int) -> None:
         return
     os.environ.update(ENVIRONMENT)
     if not (folder / "cache").exists():
-        make_cache(folder)
+        make_cache(folder, miniature)
     processes = multiprocessing.get_context("forkserver")
     # their import takes seconds, so it is done once
     processes.set_forkserver_preload(["ds_dpo.training.assembly", "ds_dpo.evaluation.miniature.compare"])
     with processes.Pool(jobs, maxtasksperchild=1) as pool:
-        failed = [name for name in pool.imap(partial(perform_logged, folder=folder), waiting, chunksize=1) if name]
+        work = partial(perform_logged, folder=folder, miniature=miniature)
+        failed = [name for name in pool.imap(work, waiting, chunksize=1) if name]
     if failed:
         sys.exit(f"failed, see their .log in {folder}: {', '.join(failed)}")
 
 
-def perform_logged(run: Run, folder: Path) -> str | None:
+def perform_logged(run: Run, folder: Path, miniature: Miniature) -> str | None:
     """Perform a run with all that it prints in a file; returns its name if it failed."""
     log = os.open(folder / f"{run.name}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     own_output = os.dup(1)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        perform(run, folder)
+        perform(run, folder, miniature)
     except (Exception, SystemExit):
         traceback.print_exc()
         outcome = "failed"
@@ -249,38 +187,46 @@ def perform_logged(run: Run, folder: Path) -> str | None:
     return None if outcome == "done" else run.name
 
 
-def make_cache(folder: Path) -> None:
+def make_cache(folder: Path, miniature: Miniature) -> None:
     """Encode the pairs once for all runs: images and prompts are the same for every seed."""
-    options = [f"--{name}={value}" for name, value in {**COMMON, "output_dir": folder}.items()]
+    given = {**COMMON, "config": miniature.preset, "output_dir": folder}
+    options = [f"--{name}={value}" for name, value in given.items()]
     program = [str(ROOT / "scripts" / "cache.py"), *options, "--dtype=fp32", f"--out={folder / 'cache'}"]
     subprocess.run([sys.executable, *program], cwd=ROOT, check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="OBJECTIVE")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--flow", action="store_true", help="Train the flow miniature: docs/objectives_flow.md.")
+    parser.add_argument("--only", nargs="+", metavar="OBJECTIVE", help="Objectives to train (default: all).")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="Training seeds (default: 0 1 2).")
     parser.add_argument("--search", action="store_true", help=f"Run every candidate with seed {SEARCH_SEED}.")
     parser.add_argument("--jobs", type=int, default=2, help="Number of runs at the same time (default: 2).")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "objectives", help="Folder for the runs.")
+    parser.add_argument("--runs", type=Path, help="Folder for the runs (default: runs/objectives_PRESET).")
     arguments = parser.parse_args()
-    runs = searched(arguments.only) if arguments.search else reported(arguments.only, arguments.seeds)
-    perform_all(runs, arguments.runs.resolve(), jobs=arguments.jobs)
+    miniature = FLOW if arguments.flow else FIRST
+    only = arguments.only or list(miniature.settings)
+    if unknown := set(only) - set(miniature.settings):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is not one of {', '.join(miniature.settings)}")
+    runs = searched(miniature, only) if arguments.search else reported(miniature, only, arguments.seeds)
+    folder = (arguments.runs or ROOT / "runs" / f"objectives_{miniature.preset}").resolve()
+    perform_all(runs, folder, miniature, jobs=arguments.jobs)
     from objectives_page import write_page  # its libraries take seconds to import
 
-    print(write_page(arguments.runs.resolve()))
+    print(write_page(folder, miniature))
 
 
 BASE_RUN = Run(None, seed=0, steps=0)
 
 
-def reported(objectives: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+def reported(miniature: Miniature, objectives: Sequence[str], seeds: Sequence[int]) -> list[Run]:
     """The base, then seed by seed, so that a stop leaves whole seeds."""
-    return [BASE_RUN, *(Run(SETTINGS[name][0], seed, STEPS) for seed in seeds for name in objectives)]
+    return [BASE_RUN, *(Run(miniature.settings[name][0], seed, STEPS) for seed in seeds for name in objectives)]
 
 
-def searched(objectives: Sequence[str]) -> list[Run]:
-    return [BASE_RUN, *(Run(setting, SEARCH_SEED, STEPS) for name in objectives for setting in SETTINGS[name])]
+def searched(miniature: Miniature, objectives: Sequence[str]) -> list[Run]:
+    settings = [setting for name in objectives for setting in miniature.settings[name]]
+    return [BASE_RUN, *(Run(setting, SEARCH_SEED, STEPS) for setting in settings)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the runs of objectives.py reached, as the tables of docs/objectives_table.md: figures in, text out."""
+"""What the runs of objectives.py reached, as the tables of a page: figures in, text out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from objectives import CONTROL, MARGIN, PAGE, PAIRS_PER_STEP, SEARCH_SEED, SEEDS, SETTINGS, SHARES, STEPS, Setting
+from objectives import CONTROL, MARGIN, PAIRS_PER_STEP, SEARCH_SEED, SEEDS, SHARES, STEPS
+from objectives_settings import Miniature, Setting
 
 from ds_dpo.evaluation.statistics.bootstrap import Interval, bootstrap_interval
 
@@ -18,28 +19,35 @@ KEPT_SECTION = "## What it shows"
 Figures = dict[str, Any]
 
 
-def write_page(folder: Path) -> str:
+def write_page(folder: Path, miniature: Miniature) -> str:
     """Write the page from all runs in a folder, its last section as it stands; returns the new part."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     (base,) = (run for run in runs if run["run"]["setting"] is None)
     trained = [run for run in runs if run["run"]["setting"] is not None]
-    kept = PAGE.read_text(encoding="utf-8").partition(KEPT_SECTION)[2] if PAGE.exists() else "\n"
-    text = "\n".join([*introduction(base, runs), *reported(base, trained), *searched(base, trained)])
-    PAGE.write_text(f"{text}\n{KEPT_SECTION}{kept}", encoding="utf-8")
+    page = miniature.page
+    kept = page.read_text(encoding="utf-8").partition(KEPT_SECTION)[2] if page.exists() else "\n"
+    parts = (
+        introduction(base, runs, miniature),
+        reported(base, trained, miniature),
+        searched(base, trained, miniature),
+    )
+    text = "\n".join(line for part in parts for line in part)
+    page.write_text(f"{text}\n{KEPT_SECTION}{kept}", encoding="utf-8")
     return text
 
 
-def introduction(base: Figures, runs: Sequence[Figures]) -> list[str]:
+def introduction(base: Figures, runs: Sequence[Figures], miniature: Miniature) -> list[str]:
     commits = sorted({run["commit"] for run in runs})
     prompts = len(set(base["prompts"]))
     images = len(base["prompts"]) // prompts
     return [
-        "# Objectives on the miniature",
+        f"# {miniature.title}",
         "",
         f"`benchmarks/objectives.py` made this page on {datetime.now(UTC):%Y-%m-%d} (commits {', '.join(commits)}).",
         f"Every objective trains the shipped base for {STEPS} steps of {PAIRS_PER_STEP} pairs in fp32, all weights,",
         f"with 20 steps of warm-up and linear decay. The evaluation draws {prompts} prompts that no pair has, {images}",
-        "images each, from the same noise for all models, in 20 DDIM steps without guidance. A reward is at most 2.",
+        f"images each, from the same noise for all models, in 20 {miniature.sampler} steps without guidance. A reward",
+        "is at most 2.",
         "",
     ]
 
@@ -57,18 +65,20 @@ def setting_as_read(setting: Setting) -> dict[str, Any]:
     return json.loads(json.dumps(vars(setting)))
 
 
-def reported(base: Figures, trained: Sequence[Figures]) -> list[str]:
+def reported(base: Figures, trained: Sequence[Figures], miniature: Miniature) -> list[str]:
     titles = ["objective", "setting", "seeds", "reward", "gain on base", f"better by > {MARGIN}"]
     titles += [f"worse by > {MARGIN}", "gain on sft", *(name.replace("_", " ") for name in SHARES)]
     titles += ["diversity", "chosen error"]
-    chosen = {name: of_seeds(trained, settings[0]) for name, settings in SETTINGS.items()}
+    chosen = {name: of_seeds(trained, settings[0]) for name, settings in miniature.settings.items()}
     chosen = {name: runs for name, runs in chosen.items() if runs}
     lines = [f"## Over training seeds {', '.join(map(str, SEEDS))}", "", row(titles), "|---" * len(titles) + "|"]
     shares = [percent(fmean(base[name])) for name in SHARES]
     own = [f"{fmean(base['reward']):.3f}", "", "", "", "", *shares, f"{base['diversity']:.3f}", ""]
     lines.append(row(["base", "", "", *own]))
     for name, runs in chosen.items():
-        lines.append(row([name, str(SETTINGS[name][0]), str(len(runs)), *cells(base, runs, chosen.get(CONTROL, []))]))
+        lines.append(
+            row([name, str(miniature.settings[name][0]), str(len(runs)), *cells(base, runs, chosen.get(CONTROL, []))])
+        )
     return [*lines, "", *legend(), "", *verdicts(base, chosen), ""]
 
 
@@ -143,7 +153,7 @@ def gains(base: Figures, runs: Sequence[Figures]) -> list[float]:
 # ---- the search ----
 
 
-def searched(base: Figures, trained: Sequence[Figures]) -> list[str]:
+def searched(base: Figures, trained: Sequence[Figures], miniature: Miniature) -> list[str]:
     """The candidates on the seed that is not reported."""
     lines = [
         f"## The search, on training seed {SEARCH_SEED}",
@@ -154,7 +164,7 @@ def searched(base: Figures, trained: Sequence[Figures]) -> list[str]:
         row(["objective", "setting", "reward", "better", "worse", "valid", "background", "chosen"]),
         "|---" * 8 + "|",
     ]
-    for name, settings in SETTINGS.items():
+    for name, settings in miniature.settings.items():
         for setting in settings:
             for run in trained:
                 if run["run"]["setting"] == setting_as_read(setting) and run["run"]["seed"] == SEARCH_SEED:

@@ -2,6 +2,7 @@
 # Shows everything on a laptop's CPU in minutes: install, align the miniature with DPO on 2 ranks, train a control on the
 # preferred images alone, turn both runs' ZeRO shards into diffusers models, and compare them with the base model.
 #   scripts/quickstart.sh                              uses the run folder runs/quickstart
+#   scripts/quickstart.sh --flow                       the same with a flow model, shaped like Stable Diffusion 3.5
 #   scripts/quickstart.sh runs/other --seed 1          uses another run folder and options of ds_dpo/train.py
 # Safe to run again: finished parts stay, an interrupted part resumes.
 set -euo pipefail
@@ -9,12 +10,16 @@ cd "$(dirname "$0")/.."
 . scripts/setup_venv.sh requirements/run.txt
 trap 'exit 130' INT  # training then saves and exits with status 0, after which the next part would start
 
-run=runs/quickstart
+preset=miniature run=runs/quickstart pipeline=StableDiffusionXLPipeline
+if [ "${1:-}" = --flow ]; then
+  preset=miniature_flow run=runs/quickstart_flow pipeline=StableDiffusion3Pipeline
+  shift
+fi
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
   run=$1
   shift
 fi
-model=ds_dpo://assets/miniature/model
+model=ds_dpo://assets/$preset/model
 started=$(date +%s)
 
 # CPUs without bf16 of their own convert for each product and take several times as long as in fp32
@@ -26,7 +31,7 @@ print(faster_on_cpu('bf16'))")" = fp32 ]; then
 fi
 
 train() {
-  deepspeed --log_level error --num_accelerators 2 --master_port "$(free_port)" ds_dpo/train.py --config miniature \
+  deepspeed --log_level error --num_accelerators 2 --master_port "$(free_port)" ds_dpo/train.py --config "$preset" \
     --deepspeed_config "$deepspeed_config" "$@"
 }
 
@@ -49,7 +54,7 @@ python scripts/evaluate.py --base "$model" --tuned "$run/export" --sft "${run}_s
 
 cat <<END
 
-model        $run/export        (diffusers: StableDiffusionXLPipeline.from_pretrained)
+model        $run/export        (diffusers: $pipeline.from_pretrained)
 page         $run/evaluation/page.html   (win rates, gallery, blind votes)
 picture      $run/evaluation/grid.png
 numbers      $run/evaluation/summary.json

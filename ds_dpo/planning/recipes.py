@@ -29,7 +29,7 @@ class Recipe(BaseModel):
     optimizer: str
     pairs_per_step: int | None = Field(default=None, gt=0)
     trained: Literal["full", "lora"] = "full"
-    model: Literal["stable_diffusion", "flow", "miniature"] = "stable_diffusion"
+    model: Literal["stable_diffusion", "flow", "miniature", "miniature_flow"] = "stable_diffusion"
 
     @model_validator(mode="after")
     def has_beta_as_its_objective_has(self) -> Recipe:
@@ -62,9 +62,11 @@ def recipes_like(config: RunConfig) -> list[Recipe]:
     """Return the known recipes that fit a run: those of its objective or group and kind of model, full or LoRA."""
     group = config.objective.recipe_group or config.objective.type
     trained = "full" if config.adapter.type == "none" else "lora"
-    model = "flow" if LIMITS[config.model.family].is_flow else "stable_diffusion"
+    is_flow = LIMITS[config.model.family].is_flow
     if config.model.pretrained.startswith(f"{ASSET_PREFIX}assets/miniature"):
-        model = "miniature"
+        model = "miniature_flow" if is_flow else "miniature"
+    else:
+        model = "flow" if is_flow else "stable_diffusion"
     return [
         recipe for recipe in known_recipes() if (recipe.group, recipe.trained, recipe.model) == (group, trained, model)
     ]
