@@ -138,7 +138,10 @@ def load_trained(denoiser: Any, run_folder: Path) -> None:
 
     (folder,) = (run_folder / "checkpoints").glob("step_*")
     checkpoint = open_checkpoint(folder)
-    denoiser.load_state_dict({name: checkpoint.read(name) for name in checkpoint.parameters})
+    parameters = dict(denoiser.named_parameters())
+    assert parameters.keys() == checkpoint.parameters.keys()
+    for name, parameter in parameters.items():
+        parameter.data.copy_(checkpoint.read(name))
 
 
 def commit() -> str:
