@@ -76,7 +76,7 @@ def test_a_dry_run_may_reckon_with_other_ranks() -> None:
         ("--config sdxl_pickapik", "did you mean sdxl_pickapic"),
         (
             "--config sdxl_pickapik",
-            "(flux1_dev_lora, flux2_klein_full_zero3, miniature, sd15_kto, sd15_pickapic, sd35l_pickapic, ",
+            "(flux1_dev_lora, flux2_klein_full_zero3, miniature, miniature_flow, sd15_kto, sd15_pickapic, ",
         ),
         ("--config missing/run.yaml", "missing/run.yaml cannot be read: No such file"),
         ("--lerning_rate 1", "option --lerning_rate is not known; did you mean learning_rate?"),

@@ -84,7 +84,7 @@ def test_another_objective_inherits_nothing_of_the_presets() -> None:
         ("base: miniature\ntrane_steps: 1\nmax_train_stps: 3\n", "trane_steps is not known"),
         ("base: miniature\nobjectve: {type: dpo}\n", "objectve is not known; did you mean objective?"),
         ("base: miniature\noptimizer: {lr: 1}\n", "optimizer.lr is not known; did you mean optimizer.learning_rate?"),
-        ("base: miniatur\n", "nor a file; did you mean miniature?"),
+        ("base: miniatur\n", "nor a file; did you mean miniature or miniature_flow?"),
         ("base: miniature\nseed: 1\nseed: 2\n", "seed is given twice"),
         ("base: miniature\nlearning_rate: 1\noptimizer: {learning_rate: 2}\n", "optimizer.learning_rate is set twice"),
         ("base: miniature\nseed: true\n", "seed = true: the option is not a switch"),
