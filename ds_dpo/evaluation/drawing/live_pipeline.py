@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -19,17 +19,29 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from torch import nn
+from torch import Tensor, nn
 
+from ds_dpo.models.denoiser.packing import Packing
 from ds_dpo.models.sampler import Sampler
+
+
+def packed(packing: Packing, latents: Tensor) -> Tensor:
+    """Return latents (N, C, H, W) as a denoiser takes them: as they are, or as tokens."""
+    return packing.pack(latents)
+
+
+def grid_of_patches(packing: Packing, latents: Tensor) -> Tensor:
+    """Return the tokens of latents (N, C, H, W) as channels of a grid: (N, width of a token, H / side, W / side)."""
+    return packing.pack(latents).transpose(1, 2).unflatten(2, (latents.shape[2] // packing.side, -1))
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """A pipeline's class, and what goes into it.
+    """A pipeline's class, and what goes into it and out of it.
 
     denoiser: the class of its denoiser, which the pipeline has under the name place. numbers: of text encoders and of
-    tokenizers that it takes, the whole number first. settings: what it is given besides.
+    tokenizers that it takes, the whole number first. settings: what it is given besides. entering: makes the latents
+    that it takes. gives_scaled: whether latents that it returns are packed and scaled still.
     """
 
     title: str
@@ -38,6 +50,8 @@ class Assembly:
     place: str
     numbers: tuple[int, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    entering: Callable[[Packing, Tensor], Tensor] = packed
+    gives_scaled: bool = True
 
     def names(self, part: str) -> list[str]:
         """Return the names of all text encoders or tokenizers: part, part_2, part_3."""
@@ -48,10 +62,21 @@ UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety
 ASSEMBLIES = (
     Assembly("Stable Diffusion 3", StableDiffusion3Pipeline, SD3Transformer2DModel, "transformer", (3, 2)),
     Assembly("FLUX.1", FluxPipeline, FluxTransformer2DModel, "transformer", (2,)),
-    Assembly("FLUX.2", Flux2KleinPipeline, Flux2Transformer2DModel, "transformer", (1,)),
+    Assembly(
+        *("FLUX.2", Flux2KleinPipeline, Flux2Transformer2DModel, "transformer", (1,)),
+        entering=grid_of_patches,
+        gives_scaled=False,
+    ),
     Assembly("Stable Diffusion 1", StableDiffusionPipeline, UNet2DConditionModel, "unet", (1,), UNCHECKED),
     Assembly("SDXL", StableDiffusionXLPipeline, UNet2DConditionModel, "unet", (2,), {"add_watermarker": False}),
 )
+
+
+def assembly_of(pipeline: DiffusionPipeline) -> Assembly:
+    """Return the row of a pipeline's class or, of other pipelines of the same denoiser, of that."""
+    denoisers = tuple(type(part) for part in pipeline.components.values() if isinstance(part, nn.Module))
+    of_class = [each for each in ASSEMBLIES if isinstance(pipeline, each.pipeline)]
+    return (of_class or [each for each in ASSEMBLIES if each.denoiser in denoisers])[0]
 
 
 def build_pipeline(

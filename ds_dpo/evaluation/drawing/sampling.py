@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, Flux2KleinPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ds_dpo.evaluation.drawing.live_pipeline import build_pipeline
+from ds_dpo.evaluation.drawing.live_pipeline import assembly_of, build_pipeline
 from ds_dpo.models.denoiser.packing import Packing
 from ds_dpo.models.families.table import FAMILIES, KINDS
 from ds_dpo.models.pipelines.pretrained import tokenizer_of
@@ -71,7 +71,7 @@ def draw_images(
         }
         latents = pipeline(
             **shared,
-            latents=_entering(pipeline, _noise(pipeline, generators, resolution)),
+            latents=assembly_of(pipeline).entering(packing_of(pipeline), _noise(pipeline, generators, resolution)),
             height=resolution,
             width=resolution,
             **({} if refiner is None else {"denoising_end": 1 - REFINER_SHARE}),
@@ -93,17 +93,9 @@ def _text_length(pipeline: DiffusionPipeline) -> dict[str, int]:
     return {}
 
 
-def _entering(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
-    """Return latents (N, C, H, W) as a pipeline takes them: as they are, as tokens, or as a grid of patches."""
-    packed = packing_of(pipeline).pack(latents)
-    if isinstance(pipeline, Flux2KleinPipeline):
-        return packed.transpose(1, 2).unflatten(2, (latents.shape[2] // 2, -1))
-    return packed
-
-
 def _decoded(pipeline: DiffusionPipeline, latents: Tensor, *, side: int) -> Tensor:
-    """Return the images of what a pipeline gives: scaled latents in its packing, or unscaled ones, as FLUX.2's does."""
-    if isinstance(pipeline, Flux2KleinPipeline):
+    """Return the images of what a pipeline gives: scaled latents in its packing, or whole unscaled ones."""
+    if not assembly_of(pipeline).gives_scaled:
         return decode_latents(pipeline.vae, latents, are_scaled=False)
     return decode_latents(pipeline.vae, packing_of(pipeline).unpack(latents, height=side, width=side))
 

@@ -278,7 +278,7 @@ def test_models_that_cannot_be_drawn_are_refused_before_the_first_is(lora, chang
         str(tmp_path / "torn.safetensors"): r"torn.safetensors: cannot be read as safetensors",
         str(tmp_path / "absent.safetensors"): r"absent.safetensors: no such file",
         str(tmp_path / "absent"): r"absent: no such folder",
-        str(tmp_path / "run"): r"run: holds checkpoints; .*scripts/consolidate.py",
+        str(tmp_path / "run"): r"run: holds checkpoints; .*consolidate",
     }
     for name, message in cases.items():
         with pytest.raises(ModelError, match=message):
