@@ -72,24 +72,40 @@ FIRST_SETTINGS: dict[str, list[Setting]] = {
 }
 # a velocity's error is the larger one, so the betas are a tenth
 FLOW_SETTINGS: dict[str, list[Setting]] = {
-    "sft": [Setting("sft", 4e-4), Setting("sft", 8e-4), Setting("sft", 2e-4)],
+    "sft": [
+        Setting("sft", 3.2e-3),
+        Setting("sft", 1.6e-3),
+        Setting("sft", 8e-4),
+        Setting("sft", 4e-4),
+        Setting("sft", 2e-4),
+    ],
     "dpo": [
+        Setting("dpo", 8e-4, {"beta": 50}),
+        Setting("dpo", 1.6e-3, {"beta": 50}),
         Setting("dpo", 4e-4, {"beta": 50}),
         Setting("dpo", 4e-4, {"beta": 20}),
-        Setting("dpo", 8e-4, {"beta": 50}),
     ],
-    "kto": [Setting("kto", 4e-4, {"beta": 20}), Setting("kto", 8e-4, {"beta": 50})],
+    "kto": [
+        Setting("kto", 8e-4, {"beta": 50}),
+        Setting("kto", 1.6e-3, {"beta": 50}),
+        Setting("kto", 4e-4, {"beta": 20}),
+    ],
     "poly": [
+        Setting("poly", 1.6e-3, {"beta": 50}),
+        Setting("poly", 8e-4, {"beta": 50}),
         Setting("poly", 4e-4, {"beta": 20}),
         Setting("poly", 4e-4, {"beta": 50}),
         Setting("poly", 4e-4, {"beta": 50, "poly_weight": 4}),
     ],
     "alpha": [
-        Setting("alpha", 4e-4, {"beta": 20}),
-        Setting("alpha", 4e-4, {"beta": 50}),
         Setting("alpha", 8e-4, {"beta": 50}),
+        Setting("alpha", 1.6e-3, {"beta": 50}),
+        Setting("alpha", 4e-4, {"beta": 50}),
+        Setting("alpha", 4e-4, {"beta": 20}),
     ],
     "linear": [
+        Setting("linear", 8e-4, {"beta": 20}),
+        Setting("linear", 1.6e-3, {"beta": 20}),
         Setting("linear", 4e-4, {"beta": 5}),
         Setting("linear", 4e-4, {"beta": 20}),
         Setting("linear", 4e-4, {"beta": 50}),
