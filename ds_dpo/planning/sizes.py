@@ -138,11 +138,23 @@ def sent_gradient_bytes(trained: int, resolved: ResolvedDeepSpeed) -> float:
     return passes * trained * element * (ranks - 1) / ranks
 
 
-def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
-    """Return a line on memory and one on the network; none if the denoiser is not known."""
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes on each rank: of weights, gradients and optimizer of the policy, and of the reference's copy."""
+
+    policy: float
+    reference: float
+
+    @property
+    def total(self) -> float:
+        return self.policy + self.reference
+
+
+def state_bytes(config: RunConfig, resolved: ResolvedDeepSpeed) -> StateBytes | None:
+    """Return what a run's states take on each rank, offloaded ones among them; None if the denoiser is not known."""
     parameters = parameters_of(config)
     if parameters is None:
-        return []
+        return None
     weight_bytes = BYTES_OF[resolved.precision]
     held = model_bytes(
         parameters,
@@ -153,21 +165,30 @@ def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
         optimizer_bytes=optimizer_bytes(config),
     )
     copies = {"replicated": 1.0, "zero3": 1 / resolved.world_size}.get(config.reference.residency, 0.0)
-    has_copy = config.objective.reference_need != "none" and copies > 0
-    reference = parameters.total * weight_bytes * copies if has_copy else 0
+    if config.objective.reference_need == "none":
+        copies = 0.0
+    return StateBytes(policy=held, reference=parameters.total * weight_bytes * copies)
+
+
+def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
+    """Return a line on memory and one on the network; none if the denoiser is not known."""
+    parameters, states = parameters_of(config), state_bytes(config, resolved)
+    if parameters is None or states is None:
+        return []
     offloaded = resolved.offloads_optimizer or resolved.offloads_parameters
     lines = [
-        f"memory of a rank: {_gb(held + reference)} for weights, gradients and optimizer"
-        + (f", {_gb(reference)} of it for the reference" if has_copy else "")
+        f"memory of a rank: {gb(states.total)} for weights, gradients and optimizer"
+        + (f", {gb(states.reference)} of it for the reference" if states.reference else "")
         + ("; part of it is in host memory, as offloaded" if offloaded else "")
         + "; activations, encoders and buffers come on top"
     ]
     if resolved.world_size > 1:
         how = "once a step" if resolved.stage == 1 else f"in each of {resolved.accumulation_steps} micro-batches"
         sent = sent_gradient_bytes(parameters.trained, resolved)
-        lines.append(f"gradients: {_gb(sent)} a step over the network from each rank (reduced {how})")
+        lines.append(f"gradients: {gb(sent)} a step over the network from each rank (reduced {how})")
     return lines
 
 
-def _gb(number: float) -> str:
+def gb(number: float) -> str:
+    """Return bytes in words, in GB of 10^9."""
     return f"{number / 1e9:.3g} GB"

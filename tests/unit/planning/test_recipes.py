@@ -67,7 +67,9 @@ def test_a_run_is_compared_with_its_own_kind() -> None:
 def test_the_file_holds_what_the_sources_publish() -> None:
     known = known_recipes()
     assert len(known) == RECIPES_FILE.read_text(encoding="utf-8").count("- objective:") == 31
-    assert len({recipe.source for recipe in known if "miniature" not in recipe.model}) == 27, "each row has its own source"
+    assert len({recipe.source for recipe in known if "miniature" not in recipe.model}) == 27, (
+        "each row has its own source"
+    )
     sdxl = next(recipe for recipe in known if recipe.source.startswith("SalesforceAIResearch/DiffusionDPO sdxl.sh"))
     # the authors' 1e-8 x 2048 pairs of scale_lr
     assert sdxl.learning_rate == pytest.approx(1e-8 * 2048)
