@@ -13,7 +13,9 @@ from ds_dpo.models.weights.ldm_parts import same_names
 
 # the default of diffusers' FluxPipeline, and FLUX.1-dev's own; Black Forest Labs' code gives schnell 256
 T5_TOKENS = 512
-NO_SINGLE_FILE = "single files of FLUX.1 are written and not read; give a diffusers folder"
+NO_SINGLE_FILE = (
+    "of single files of FLUX.1 only the transformer is read, as model.denoiser_init; give a diffusers folder"
+)
 
 
 FLUX_TRANSFORMER = DenoiserKind(

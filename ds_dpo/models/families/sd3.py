@@ -21,7 +21,7 @@ from ds_dpo.models.weights.sd3_shapes import sd3_shapes, sd3_tables
 
 # of T5; the default of diffusers' StableDiffusion3Pipeline
 T5_TOKENS = 256
-NO_SINGLE_FILE = "single files of SD3 are written and not read; give a diffusers folder"
+NO_SINGLE_FILE = "of single files of SD3 only the transformer is read, as model.denoiser_init; give a diffusers folder"
 
 
 SD3_TRANSFORMER = DenoiserKind(

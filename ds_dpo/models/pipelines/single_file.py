@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ from ds_dpo.models.weights.parts import FilePart, skeleton
 
 VAE_PREFIX = "first_stage_model."
 _MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
-_FOREIGN = {  # beginnings of names in files of other kinds
-    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is read as a diffusers folder alone",
-    "model.diffusion_model.double_blocks.": "FLUX.1, which is read as a diffusers folder alone",
-    "double_blocks.": "FLUX.1's transformer alone, which is read as a diffusers folder alone",
-    "joint_blocks.": "Stable Diffusion 3's transformer alone, which is read as a diffusers folder alone",
+_FOREIGN = {  # beginnings of names in files of which the transformer alone is read
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
+    "model.diffusion_model.double_blocks.": "FLUX.1",
+    "double_blocks.": "FLUX.1's transformer",
+    "joint_blocks.": "Stable Diffusion 3's transformer",
 }
 
 
@@ -171,7 +172,10 @@ def _family_of(header: Header) -> Family:
         )
     for beginning, what in _FOREIGN.items():
         if any(name.startswith(beginning) for name in names):
-            raise ModelError(f"{header.path}: {what}; only single files of {', '.join(_READ)} are read")
+            raise ModelError(
+                f"{header.path}: {what} in one file; give a diffusers folder as model.pretrained and this file as "
+                f"model.denoiser_init; only single files of {', '.join(_READ)} are read whole"
+            )
     fitting = [
         family for family in _READ.values() if all(header.under(text.prefix) for text in family.text_encoders.values())
     ]
@@ -203,10 +207,26 @@ def denoiser_places(kind: DenoiserKind, config: Mapping[str, Any], *, prefix: st
     """Return the places of a denoiser's parameters in a file with that prefix."""
 
     def places(names: Iterable[str]) -> Mapping[str, Stored]:
-        found = kind.file_names(names, config)
-        return {name: Stored(prefix + own.removeprefix(kind.prefix)) for name, own in found.items()}
+        found: dict[str, Stored] = {}
+        shapes = {} if kind.in_file is None else shapes_of(kind, config)
+        for there, kept in kind.tensors_in_file(names, config).items():
+            own = Stored(prefix + there.removeprefix(kind.prefix), halves_swapped=kept.halves_swapped)
+            if len(kept.parts) == 1:
+                found[kept.parts[0]] = own
+                continue
+            sizes = tuple(shapes[part][0] for part in kept.parts)
+            found |= {part: replace(own, rows=(sizes, place)) for place, part in enumerate(kept.parts)}
+        return found
 
     return places
+
+
+def shapes_of(kind: DenoiserKind, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of a configuration's parameters, by name."""
+    shapes = kind.shapes(config)
+    if shapes is None:
+        shapes = {name: tuple(one.shape) for name, one in skeleton(kind.model_class(), config).state_dict().items()}
+    return shapes
 
 
 def prefixed(places: Places, prefix: str) -> Places:

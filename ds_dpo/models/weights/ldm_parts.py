@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -17,12 +18,16 @@ from torch import Tensor
 class Stored:
     """The tensor of a file that holds a parameter, and in which form.
 
-    third: 0, 1, 2 for the rows of query, key or value in their common projection. is_transposed: the matrix is stored
-    transposed. is_convolution: the matrix may be stored as a 1 x 1 convolution.
+    third: 0, 1, 2 for the rows of query, key or value in their common projection. rows: the numbers of rows of all
+    parameters that are joined there, in order, and the place of this one among them. halves_swapped: the second half of
+    all rows comes first. is_transposed: the matrix is stored transposed. is_convolution: the matrix may be stored as a
+    1 x 1 convolution.
     """
 
     name: str
     third: int | None = None
+    rows: tuple[tuple[int, ...], int] | None = None
+    halves_swapped: bool = False
     is_transposed: bool = False
     is_convolution: bool = False
 
@@ -31,7 +36,11 @@ class Stored:
         return replace(self, name=prefix + self.name)
 
     def take(self, tensor: Tensor) -> Tensor:
-        """Return the parameter in a file's tensor."""
+        """Return the parameter in a file's tensor, or the whole tensor if its number of rows is another."""
+        if self.halves_swapped:
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        if self.rows is not None and tensor.shape[0] == sum(self.rows[0]):
+            tensor = tensor.split(self.rows[0])[self.rows[1]]
         if self.third is not None:
             tensor = tensor.chunk(3)[self.third]
         if self.is_convolution:

@@ -1,4 +1,4 @@
-"""What is wrong with a model's weights, by name: values that are not finite, names of a wrapped module."""
+"""What is wrong with a model's weights, by name: values that are not finite, scales, names of a wrapped module."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from ds_dpo.errors import ModelError
 
 # prefixes of names that belong to no model: what wrote them
 WRAPPERS = {"module.": "DataParallel, DistributedDataParallel or DeepSpeed", "_orig_mod.": "torch.compile"}
+# ends of names of tensors by which 8-bit weights must be multiplied (ComfyUI, torchao)
+SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8")
+
+
+def require_no_scales(names: Iterable[str], *, source: str) -> None:
+    """Raise ModelError that names a tensor of scales: without them the weights beside them have other values."""
+    scale = next((name for name in names if name.endswith(SCALES)), None)
+    if scale is not None:
+        raise ModelError(f"{source}: {scale} scales weights of 8 bits; give a file of weights in fp32, bf16 or fp16")
 
 
 def require_finite(tensor: Tensor, name: str, *, source: str) -> None:

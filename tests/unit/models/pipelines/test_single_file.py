@@ -249,7 +249,10 @@ def test_a_file_of_another_family_is_named(tmp_path: Path, family: str) -> None:
         ),
         (["down_blocks.0.resnets.0.conv1.weight"], "a UNet without text encoder or VAE; .*model.denoiser_init"),
         (["double_blocks.0.img_attn.qkv.weight"], "FLUX.1.*only single files of sdxl"),
-        (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3, which is read as a diffusers folder"),
+        (
+            ["model.diffusion_model.joint_blocks.0.x"],
+            "Stable Diffusion 3 in one file; give a diffusers folder as model.pretrained and this file as",
+        ),
         (["encoder.conv_in.weight"], "not a checkpoint of sdxl, .*its first tensor is 'encoder.conv_in.weight'"),
     ],
 )
