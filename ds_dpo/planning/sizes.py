@@ -63,15 +63,26 @@ def denoiser_config(pretrained: str, family: str) -> dict[str, Any]:
 
     Raises OSError, and ValueError or TypeError for a file that does not hold names and values.
     """
+    own = own_denoiser_config(pretrained)
+    return _usual_config(family) if own is None else own
+
+
+def own_denoiser_config(pretrained: str) -> dict[str, Any] | None:
+    """Return the settings of a denoiser: of its folder or of a known model of the hub; None if they are not known.
+
+    Raises what denoiser_config does.
+    """
     place, assets = Path(resolve_asset(pretrained)).expanduser(), PACKAGE / "assets"
-    own = [place / folder / "config.json" for folder in ("unet", "transformer")]
-    for path in own:
+    for path in (place / folder / "config.json" for folder in ("unet", "transformer")):
         if path.is_file():
             return dict(json.loads(path.read_text(encoding="utf-8")))
     by_name = json.loads((assets / "hub_denoisers.json").read_text(encoding="utf-8"))
-    if pretrained in by_name:
-        return dict(by_name[pretrained])
-    shipped = assets / "model_configs" / family / "unet" / "config.json"
+    found = by_name.get(pretrained)  # settings, or the name of a family whose usual ones they are
+    return _usual_config(found) if isinstance(found, str) else found
+
+
+def _usual_config(family: str) -> dict[str, Any]:
+    shipped = PACKAGE / "assets" / "model_configs" / family / "unet" / "config.json"
     return dict(json.loads(shipped.read_text(encoding="utf-8")))
 
 

@@ -32,7 +32,7 @@ from ds_dpo.run_folder.trackers import GuardedTracker, open_trackers
 from ds_dpo.run_folder.usable import require_usable
 from ds_dpo.training.belonging import require_own_checkpoint
 from ds_dpo.training.start import Start
-from ds_dpo.training.states_fit import require_states_fit
+from ds_dpo.training.states_fit import describe_fit
 from ds_dpo.training.validation_scores import open_validation_scorers, validation_choices
 from ds_dpo.watch.held_out.setup import open_held_out_feed
 
@@ -99,12 +99,11 @@ def open_run(
         log.line(line)
     arithmetic = set_arithmetic(allow_tf32=config.allow_tf32, deterministic=config.deterministic, environ=os.environ)
     picked = pick_device(place.local_rank, os.environ)  # as before the meeting
-    for line in [f"device: {picked.words}", *picked.remarks(precision=resolved.precision), arithmetic]:
+    fit = describe_fit(config, resolved, place, device=picked.device)
+    for line in [f"device: {picked.words}", *picked.remarks(precision=resolved.precision), *fit, arithmetic]:
         log.line(line)
     timeout = timedelta(minutes=config.supervision.collective_timeout_minutes)
     start_communication(timeout=timeout, device=picked.device)
-    with raised_everywhere():
-        require_states_fit(config, resolved, place, device=picked.device, say=log.line)
     start.part(f"opening the pairs of {config.data.cache or config.data.dataset}")
     with node_turns(place):  # the node's first rank downloads and counts; the others find its files
         start.turn()

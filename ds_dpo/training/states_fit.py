@@ -7,10 +7,8 @@ import torch
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.engine.settings import ResolvedDeepSpeed
-from ds_dpo.errors import ConfigError
-from ds_dpo.planning.sizes import StateBytes, gb, state_bytes
+from ds_dpo.planning.sizes import StateBytes, gb, own_denoiser_config, state_bytes
 from ds_dpo.process.host_memory import available_bytes
-from ds_dpo.process.say import Say
 
 WAYS_OUT = (
     "take more ranks, a higher ZeRO stage (deepspeed_config zero3_bf16), reference.residency zero3, cpu or cached, or "
@@ -18,31 +16,32 @@ WAYS_OUT = (
 )
 
 
-def require_states_fit(
-    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, *, device: torch.device, say: Say
-) -> None:
-    """Say which share of the device's memory the states of a run take, as far as they are known and on the device.
+def describe_fit(
+    config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, *, device: torch.device
+) -> list[str]:
+    """Return a line on the share of the device's memory that a run's states take, a warning if they are more than all.
 
-    Raises ConfigError, on this rank alone, if they are more than all of it. Offloaded states are not compared.
+    There is none for a denoiser whose settings are not known before its file is read, and with offloaded states.
     """
     states = state_bytes(config, resolved)
     if states is None or resolved.offloads_optimizer or resolved.offloads_parameters:
-        return
+        return []
+    if own_denoiser_config(config.model.pretrained) is None:
+        return []
     if device.type == "cuda":
-        say(share_of_memory(states, torch.cuda.get_device_properties(device).total_memory, owner="this GPU"))
-    elif device.type == "cpu" and (available := available_bytes()) is not None:
-        owner = (
-            f"each of the {place.local_world_size} ranks of this host" if place.local_world_size > 1 else "this host"
-        )
-        say(share_of_memory(states, available / place.local_world_size, owner=owner))
+        return [share_of_memory(states, torch.cuda.get_device_properties(device).total_memory, owner="this GPU")]
+    if device.type != "cpu" or (available := available_bytes()) is None:
+        return []
+    owner = f"each of the {place.local_world_size} ranks of this host" if place.local_world_size > 1 else "this host"
+    return [share_of_memory(states, available / place.local_world_size, owner=owner)]
 
 
 def share_of_memory(states: StateBytes, memory: float, *, owner: str) -> str:
-    """Return a line on the share of a memory that states take.
+    """Return a line on the share of a memory that states take, or a warning that they are more.
 
-    memory: bytes. owner: whose memory it is, in words. Raises ConfigError if the states are more.
+    memory: bytes. owner: whose memory it is, in words.
     """
     words = f"weights, gradients, optimizer and reference take {gb(states.total)}"
     if states.total > memory:
-        raise ConfigError(f"{words} on each rank, and {owner} has {gb(memory)}: {WAYS_OUT}")
+        return f"warning: {words} on each rank, and {owner} has {gb(memory)}: {WAYS_OUT}"
     return f"memory: {words} of the {gb(memory)} of {owner} ({states.total / memory:.0%})"
