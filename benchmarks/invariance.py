@@ -102,7 +102,7 @@ def train_all(cases: Mapping[str, Case], folder: Path) -> None:
     waiting = {name: one for name, one in cases.items() if not is_done(folder / name, one)}
     print(f"{len(cases) - len(waiting)} of {len(cases)} runs are done", flush=True)
     if any("CACHE" in str(value) for one in waiting.values() for value in one.options.values()):
-        make_caches(folder)
+        make_caches(folder, BASELINES["dpo"].arguments(folder, "unused"))
     for ranks in sorted({one.ranks for one in waiting.values()}):
         starts = [one.arguments(folder, name) for name, one in waiting.items() if one.ranks == ranks]
         print(f"{datetime.now(UTC):%H:%M:%S} {len(starts)} runs on {ranks} ranks", flush=True)

@@ -1,5 +1,6 @@
 """The miniatures, a row each: one shaped like SDXL, which predicts noise, and one like Stable Diffusion 3, a flow."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,11 @@ def save_parts(parts: Parts, folder: Path) -> None:
     components = parts.text.components() | {"vae": parts.vae, kind.denoiser: parts.denoiser}
     pipeline = kind.pipeline_class(**components, scheduler=kind.scheduler(), **kind.pipeline_settings)
     pipeline.to(torch.float16).save_pretrained(folder)
+    for path in folder.glob("*/config.json"):
+        # diffusers writes from where a part was loaded, which is a path of this machine
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

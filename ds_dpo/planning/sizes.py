@@ -161,11 +161,8 @@ class StateBytes:
         return self.policy + self.reference
 
 
-def state_bytes(config: RunConfig, resolved: ResolvedDeepSpeed) -> StateBytes | None:
-    """Return what a run's states take on each rank, offloaded ones among them; None if the denoiser is not known."""
-    parameters = parameters_of(config)
-    if parameters is None:
-        return None
+def state_bytes(parameters: Parameters, config: RunConfig, resolved: ResolvedDeepSpeed) -> StateBytes:
+    """Return what a run's states take on each rank, offloaded ones among them."""
     weight_bytes = BYTES_OF[resolved.precision]
     held = model_bytes(
         parameters,
@@ -176,16 +173,16 @@ def state_bytes(config: RunConfig, resolved: ResolvedDeepSpeed) -> StateBytes | 
         optimizer_bytes=optimizer_bytes(config),
     )
     copies = {"replicated": 1.0, "zero3": 1 / resolved.world_size}.get(config.reference.residency, 0.0)
-    if config.objective.reference_need == "none":
-        copies = 0.0
+    copies = 0.0 if config.objective.reference_need == "none" else copies
     return StateBytes(policy=held, reference=parameters.total * weight_bytes * copies)
 
 
 def describe_sizes(config: RunConfig, resolved: ResolvedDeepSpeed) -> list[str]:
     """Return a line on memory and one on the network; none if the denoiser is not known."""
-    parameters, states = parameters_of(config), state_bytes(config, resolved)
-    if parameters is None or states is None:
+    parameters = parameters_of(config)
+    if parameters is None:
         return []
+    states = state_bytes(parameters, config, resolved)
     offloaded = resolved.offloads_optimizer or resolved.offloads_parameters
     lines = [
         f"memory of a rank: {gb(states.total)} for weights, gradients and optimizer"

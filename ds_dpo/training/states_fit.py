@@ -7,7 +7,7 @@ import torch
 from ds_dpo.config.run import RunConfig
 from ds_dpo.distributed.environment import RankEnvironment
 from ds_dpo.engine.settings import ResolvedDeepSpeed
-from ds_dpo.planning.sizes import StateBytes, gb, own_denoiser_config, state_bytes
+from ds_dpo.planning.sizes import StateBytes, gb, own_denoiser_config, parameters_of, state_bytes
 from ds_dpo.process.host_memory import available_bytes
 
 WAYS_OUT = (
@@ -19,15 +19,16 @@ WAYS_OUT = (
 def describe_fit(
     config: RunConfig, resolved: ResolvedDeepSpeed, place: RankEnvironment, *, device: torch.device
 ) -> list[str]:
-    """Return a line on the share of the device's memory that a run's states take, a warning if they are more than all.
+    """Return a line on the share of the device's memory that a run's states take; it warns if they are more than all.
 
-    There is none for a denoiser whose settings are not known before its file is read, and with offloaded states.
+    There is no line for a denoiser whose settings are not known before its file is read, and with offloaded states.
     """
-    states = state_bytes(config, resolved)
-    if states is None or resolved.offloads_optimizer or resolved.offloads_parameters:
+    parameters = parameters_of(config)
+    if parameters is None or own_denoiser_config(config.model.pretrained) is None:
         return []
-    if own_denoiser_config(config.model.pretrained) is None:
+    if resolved.offloads_optimizer or resolved.offloads_parameters:
         return []
+    states = state_bytes(parameters, config, resolved)
     if device.type == "cuda":
         return [share_of_memory(states, torch.cuda.get_device_properties(device).total_memory, owner="this GPU")]
     if device.type != "cpu" or (available := available_bytes()) is None:

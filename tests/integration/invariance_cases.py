@@ -131,9 +131,8 @@ STEP_ONE: dict[str, Case] = {
 }
 
 
-def make_caches(out: Path) -> None:
-    """Encode the pairs of all runs, and compute their reference's errors, as a user does."""
-    arguments = BASELINES["dpo"].arguments(out, "unused")
+def make_caches(out: Path, arguments: list[str]) -> None:
+    """Encode a run's pairs, and compute its reference's errors, as a user does. arguments: those of its start."""
     for own in (["--dtype=fp32", f"--out={out / 'latents'}"], ["--reference", f"--out={out / 'reference'}"]):
         done = forked.run([str(ROOT / "scripts" / "cache.py"), *arguments, *own], env=ENVIRONMENT)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

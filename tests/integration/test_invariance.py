@@ -19,7 +19,7 @@ STATISTICS = {"kto": "baseline", "automatic_beta": "beta"}
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    make_caches(out)
+    make_caches(out, BASELINES["dpo"].arguments(out, "unused"))
     for ranks in (1, 2, 4):
         starts = [case.arguments(out, name) for name, case in ALL.items() if case.ranks == ranks]
         launch(sorted(starts, key=zero_stage), out, ranks=ranks)

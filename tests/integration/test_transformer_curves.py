@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from invariance_cases import LARGEST_DEVIATION, STEPS, residuals
+from invariance_cases import LARGEST_DEVIATION, STEPS, make_caches, residuals
 from launching import curve, launch
 from tiny_flux1 import save_tiny_flux1
 from tiny_sd3 import save_tiny_sd3
-from transformer_curves import BASELINE, CASES, FAMILIES, INTERRUPTED, LAUNCHES, TWIN, make_caches, starts
+from transformer_curves import BASELINE, CASES, FAMILIES, INTERRUPTED, LAUNCHES, TWIN, arguments, starts
 
 from ds_dpo.zero_shards.reader import open_checkpoint
 
@@ -26,7 +26,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("curves")
     for family in FAMILIES:
         SAVE[family](out / f"{family}_pipeline")
-    make_caches(out)
+        make_caches(out / family, arguments(out, family, "unused", CASES[BASELINE]))
     for place, (ranks, *_) in enumerate(LAUNCHES):
         launch(starts(out, place), out, ranks=ranks)
     return out

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import forked
 from invariance_cases import STEPS, Case, case
-from launching import ENVIRONMENT, ROOT, zero_stage
+from launching import zero_stage
 
 # larger rates let rounding grow over 20 steps, for tiny transformers have no warm start
 OPTIONS: dict[str, object] = {"optimizer.learning_rate": 5e-4, "objective.beta": 200}
@@ -73,15 +72,3 @@ def _starts(out: Path, ranks: int, has_cases: bool, interrupted: dict[str, int])
             twin = CASES[TWIN]
             own = Case("dpo", ranks, start.stage, twin.micro if name == "resumed" else 4 // ranks, options=twin.options)
             yield arguments(out, family, name, own, max_train_steps=start.until)
-
-
-def make_caches(out: Path) -> None:
-    """Encode the pairs of each family, and compute its reference's errors, as a user does."""
-    for family in FAMILIES:
-        given = arguments(out, family, "unused", CASES[BASELINE])
-        for own in (
-            ["--dtype=fp32", f"--out={out / family / 'latents'}"],
-            ["--reference", f"--out={out / family / 'reference'}"],
-        ):
-            done = forked.run([str(ROOT / "scripts" / "cache.py"), *given, *own], env=ENVIRONMENT)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

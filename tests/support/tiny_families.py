@@ -102,8 +102,8 @@ def written(module: nn.Module, places: Mapping[str, Stored], *, prefix: str) -> 
     tensors = {}
     for name, tensor in module.state_dict().items():
         place = places[name]
-        if place.third is not None:
-            thirds.setdefault(place.name, {})[place.third] = tensor
+        if len(place.shares) > 1:
+            thirds.setdefault(place.name, {})[place.place] = tensor
             continue
         value = tensor.T if place.is_transposed else tensor
         tensors[prefix + place.name] = value[:, :, None, None] if place.is_convolution else value

@@ -59,3 +59,10 @@ def test_the_wheel_installs_the_program(wheel: zipfile.ZipFile) -> None:
     scripts.read_string(wheel.read(f"{info}/entry_points.txt").decode())
     assert dict(scripts["console_scripts"]) == {"ds-dpo": "ds_dpo.__main__:main"}
     assert f"\nVersion: {VERSION}\n" in wheel.read(f"{info}/METADATA").decode()
+
+
+def test_no_shipped_text_has_a_path_of_the_machine_that_made_it() -> None:
+    texts = [path for path in PACKAGE.rglob("*") if path.suffix in (".json", ".yaml", ".txt")]
+    assert len(texts) > 40
+    named = ('"_name_or_path"', "/home/", "/root/", "/tmp/", "/work/", "file://")
+    assert not [(path, word) for path in texts for word in named if word in path.read_text(encoding="utf-8")]

@@ -22,7 +22,7 @@ from ds_dpo.models.weights.derived_configs import derived_vae_config
 from ds_dpo.models.weights.files import DIFFUSERS_STEM, TEXT_STEM, find_weights, read_header, read_json
 from ds_dpo.models.weights.ldm_parts import Places, same_names, vae_places
 from ds_dpo.models.weights.parts import FilePart, FolderPart, Part
-from ds_dpo.models.weights.soundness import require_no_scales, wrapper_hint
+from ds_dpo.models.weights.soundness import wrapper_hint
 from ds_dpo.outside import check_all_regular
 from ds_dpo.process.quiet import quiet_output
 
@@ -231,7 +231,6 @@ def open_denoiser_init(model: ModelConfig, *, field: str = "denoiser_init") -> P
             f"model.{field} {place}: a LoRA, not a {kind.title}; fuse it into its model first, with "
             "diffusers' load_lora_weights, fuse_lora and save_pretrained"
         )
-    require_no_scales(names, source=f"model.{field} {place}")
     prefix = kind.prefix if any(name.startswith(kind.prefix) for name in names) else ""
     if any(name.startswith(prefix + kind.file_beginning) for name in names):
         places = denoiser_places(kind, config, prefix=prefix)

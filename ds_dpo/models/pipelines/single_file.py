@@ -211,11 +211,8 @@ def denoiser_places(kind: DenoiserKind, config: Mapping[str, Any], *, prefix: st
         shapes = {} if kind.in_file is None else shapes_of(kind, config)
         for there, kept in kind.tensors_in_file(names, config).items():
             own = Stored(prefix + there.removeprefix(kind.prefix), halves_swapped=kept.halves_swapped)
-            if len(kept.parts) == 1:
-                found[kept.parts[0]] = own
-                continue
-            sizes = tuple(shapes[part][0] for part in kept.parts)
-            found |= {part: replace(own, rows=(sizes, place)) for place, part in enumerate(kept.parts)}
+            shares = (1,) if len(kept.parts) == 1 else tuple(shapes[part][0] for part in kept.parts)
+            found |= {part: replace(own, shares=shares, place=place) for place, part in enumerate(kept.parts)}
         return found
 
     return places

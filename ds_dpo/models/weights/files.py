@@ -15,6 +15,7 @@ from torch import Tensor
 from ds_dpo.config import documents
 from ds_dpo.config.asset_paths import ASSET_PREFIX, resolve_asset
 from ds_dpo.errors import ConfigError, ModelError, cut
+from ds_dpo.models.weights.soundness import require_no_scales
 from ds_dpo.outside import check_regular
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -150,7 +151,9 @@ def _open(path: Path) -> Any:
 
     with _safetensors(path):
         check_regular(path)
-        return safe_open(path, framework="pt")
+        file = safe_open(path, framework="pt")
+    require_no_scales(file.keys(), source=str(path))
+    return file
 
 
 @contextlib.contextmanager

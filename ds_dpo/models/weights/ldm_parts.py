@@ -18,15 +18,14 @@ from torch import Tensor
 class Stored:
     """The tensor of a file that holds a parameter, and in which form.
 
-    third: 0, 1, 2 for the rows of query, key or value in their common projection. rows: the numbers of rows of all
-    parameters that are joined there, in order, and the place of this one among them. halves_swapped: the second half of
-    all rows comes first. is_transposed: the matrix is stored transposed. is_convolution: the matrix may be stored as a
-    1 x 1 convolution.
+    shares: how the rows are shared by all parameters that are joined there, in order, such as (1, 1, 1) for query, key
+    and value; place: that of this parameter among them. halves_swapped: the second half of all rows comes first.
+    is_transposed: the matrix is stored transposed. is_convolution: the matrix may be stored as a 1 x 1 convolution.
     """
 
     name: str
-    third: int | None = None
-    rows: tuple[tuple[int, ...], int] | None = None
+    shares: tuple[int, ...] = (1,)
+    place: int = 0
     halves_swapped: bool = False
     is_transposed: bool = False
     is_convolution: bool = False
@@ -36,13 +35,12 @@ class Stored:
         return replace(self, name=prefix + self.name)
 
     def take(self, tensor: Tensor) -> Tensor:
-        """Return the parameter in a file's tensor, or the whole tensor if its number of rows is another."""
+        """Return the parameter in a file's tensor, or the whole tensor if its rows cannot be shared in that way."""
         if self.halves_swapped:
             tensor = torch.cat(tensor.chunk(2)[::-1])
-        if self.rows is not None and tensor.shape[0] == sum(self.rows[0]):
-            tensor = tensor.split(self.rows[0])[self.rows[1]]
-        if self.third is not None:
-            tensor = tensor.chunk(3)[self.third]
+        if len(self.shares) > 1 and len(tensor) % sum(self.shares) == 0:
+            rows = len(tensor) // sum(self.shares)
+            tensor = tensor.split([rows * share for share in self.shares])[self.place]
         if self.is_convolution:
             tensor = tensor.flatten(1)
         return tensor.T if self.is_transposed else tensor
@@ -137,5 +135,5 @@ def _open_clip_place(name: str) -> Stored:
     assert match is not None, name
     block = f"transformer.resblocks.{match['layer']}"
     if third := _THIRD.fullmatch(match["module"]):
-        return Stored(f"{block}.attn.in_proj_{match['parameter']}", third="qkv".index(third["which"]))
+        return Stored(f"{block}.attn.in_proj_{match['parameter']}", shares=(1, 1, 1), place="qkv".index(third["which"]))
     return Stored(f"{block}.{_OPEN_CLIP_LAYER[match['module']]}.{match['parameter']}")

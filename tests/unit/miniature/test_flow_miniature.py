@@ -39,6 +39,12 @@ def pipeline(folder: Path) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
 
 
+def test_its_files_do_not_say_where_its_parts_came_from(folder: Path) -> None:
+    configs = list(folder.glob("*/config.json"))
+    assert len(configs) == 5
+    assert not [path for path in configs if "_name_or_path" in path.read_text()]
+
+
 @torch.no_grad()
 def test_texts_are_those_of_the_pipeline_and_of_training(
     folder: Path, parts: Parts, pipeline: StableDiffusion3Pipeline

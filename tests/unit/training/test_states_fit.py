@@ -6,7 +6,7 @@ import torch
 from ds_dpo.config.load import load_config
 from ds_dpo.distributed.environment import read_environment
 from ds_dpo.engine.settings import resolve_deepspeed
-from ds_dpo.planning.sizes import StateBytes, state_bytes
+from ds_dpo.planning.sizes import StateBytes, parameters_of, state_bytes
 from ds_dpo.training import states_fit
 from ds_dpo.training.states_fit import describe_fit, share_of_memory
 
@@ -25,7 +25,9 @@ def lines_of(*options: str, ranks: int = 1, available: int | None) -> list[str]:
 
 def test_the_states_of_zero1_in_bf16_on_one_rank() -> None:
     config = load_config(["--config", "sdxl_pickapic"]).config
-    found = state_bytes(config, resolve_deepspeed(config, world_size=1))
+    parameters = parameters_of(config)
+    assert parameters is not None
+    found = state_bytes(parameters, config, resolve_deepspeed(config, world_size=1))
     # bf16 weights and gradients, fp32 accumulated gradients, fp32 masters and two moments; a bf16 reference
     assert found == StateBytes(policy=(2 + 2 + 4 + 12) * SDXL, reference=2 * SDXL)
 

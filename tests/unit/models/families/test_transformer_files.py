@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,16 @@ def test_a_joined_matrix_of_another_size_and_scales_are_refused_by_name(
     save_file(tensors, tmp_path / "shorter.safetensors")
     with pytest.raises(ModelError, match=rf"lacks 1 tensors, such as {joined}"):
         load_denoiser(model_of(pipeline, family, tmp_path / "shorter.safetensors"), dtype=torch.float32)
+
+
+@each_family
+def test_scales_in_a_folder_are_refused_too(files: Any, tmp_path: Path, family: str) -> None:
+    pipeline, _, _ = files[family]
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    (file,) = (tmp_path / "pipeline" / "transformer").glob("*.safetensors")
+    save_file({**load_file(file), "scaled_fp8": torch.ones(())}, file)
+    with pytest.raises(ModelError, match=r"diffusion_pytorch_model.safetensors: scaled_fp8 scales weights of 8 bits"):
+        load_denoiser(ModelConfig(pretrained=str(tmp_path / "pipeline"), family=family), dtype=torch.float32)
 
 
 @each_family

@@ -253,6 +253,10 @@ def test_a_file_of_another_family_is_named(tmp_path: Path, family: str) -> None:
             ["model.diffusion_model.joint_blocks.0.x"],
             "Stable Diffusion 3 in one file; give a diffusers folder as model.pretrained and this file as",
         ),
+        (
+            ["model.diffusion_model.out.2.scale_weight"],
+            r"out\.2\.scale_weight scales weights of 8 bits; give a file of",
+        ),
         (["encoder.conv_in.weight"], "not a checkpoint of sdxl, .*its first tensor is 'encoder.conv_in.weight'"),
     ],
 )
