@@ -222,11 +222,11 @@ def _build_parser(shown: Mapping[str, Any]) -> argparse.ArgumentParser:
 def _number_of_values(spec: FieldSpec) -> dict[str, Any]:
     if spec.is_list:
         return {"nargs": "*"}
-    return {"nargs": "?", "const": "true"} if spec.kind is bool else {}
+    return {"nargs": "?", "const": "true"} if spec.is_switch else {}
 
 
 def _metavar(spec: FieldSpec) -> str:
-    choices = "{" + ",".join(spec.choices) + "}"
+    choices = "{" + ",".join([*spec.choices, *(["N"] if spec.has_number else [])]) + "}"
     if spec.choices:
         return choices if len(choices) <= MAX_CHOICES_WIDTH else "NAME"
     return {int: "N", float: "X", bool: "true|false"}.get(spec.kind, "TEXT")

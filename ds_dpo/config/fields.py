@@ -18,13 +18,19 @@ from ds_dpo.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:
-    """One field: its dotted name, its values and its meaning. kind: the type of a value, or of a list's elements."""
+    """One field: its dotted name, its values and its meaning.
+
+    kind: the type of a value, or of a list's elements. choices: words that it takes. has_number, is_switch: whether it
+    takes numbers beside the words, and whether its name alone, without a value, means true.
+    """
 
     path: str
     description: str
     is_identity: bool
     kind: type
     choices: tuple[str, ...]
+    has_number: bool
+    is_switch: bool
     is_optional: bool
     is_list: bool
     default: Any
@@ -61,7 +67,8 @@ def _spec(path: str, info: FieldInfo) -> FieldSpec:
     is_list = get_origin(annotation) is list
     if is_list:
         annotation = get_args(annotation)[0]
-    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    alternatives = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    choices = next((get_args(each) for each in alternatives if get_origin(each) is Literal), ())
     extra = info.json_schema_extra
     assert isinstance(extra, dict), f"{path} is made with identity_field or free_field"
     return FieldSpec(
@@ -70,6 +77,8 @@ def _spec(path: str, info: FieldInfo) -> FieldSpec:
         is_identity=bool(extra["identity"]),
         kind=str if choices else annotation if isinstance(annotation, type) else str,
         choices=choices,
+        has_number=bool(choices) and int in alternatives,
+        is_switch=bool in alternatives,
         is_optional=is_optional,
         is_list=is_list,
         default=None if info.is_required() else info.default,

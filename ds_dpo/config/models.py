@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ds_dpo.config.base import PathText, Section, free_field, identity_field
 from ds_dpo.config.families import DEFAULT_FAMILY, FamilyName
@@ -12,6 +12,13 @@ from ds_dpo.precision import Precision
 
 # What the check of policy and reference before the first update allows.
 Preflight = Literal["exact", "near"]
+# Which blocks compute their activations again in the backward pass; a number of blocks is an int.
+Recomputed = Literal["all", "none", "auto"]
+Checkpointing = Recomputed | int
+SWITCH_WORDS: dict[str, Recomputed] = {
+    **dict.fromkeys(("true", "yes", "on"), "all"),
+    **dict.fromkeys(("false", "no", "off", "0"), "none"),
+}
 
 
 class ModelConfig(Section):
@@ -60,9 +67,11 @@ class ModelConfig(Section):
     attention: Literal["auto", "xformers", "sdpa"] = free_field(
         "Attention kernels. auto: PyTorch's SDPA. xformers: checked on this device before it is used.", default="auto"
     )
-    gradient_checkpointing: bool = free_field(
-        "Recompute activations in the backward pass, which needs much less memory and about a third more time.",
-        default=True,
+    gradient_checkpointing: Checkpointing | bool = free_field(
+        "Which blocks compute their activations again in the backward pass instead of keeping them. all: every block, "
+        "which needs much less memory and about a third more time. auto: as few as fit the memory that is free at the "
+        "start. N: the N blocks that save most memory for their work. true and false mean all and none.",
+        default="all",
     )
     train: list[str] = identity_field(
         "Train only parameters whose names match one of these patterns, such as *.attn2.* (all if empty).", default=[]
@@ -70,6 +79,15 @@ class ModelConfig(Section):
     freeze: list[str] = identity_field(
         "Do not train parameters whose names match one of these patterns, even if model.train chooses them.", default=[]
     )
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def a_switch_means_all_or_none(cls, value: Any) -> Any:
+        word = str(value).lower()
+        value = SWITCH_WORDS.get(word, int(word) if word.isascii() and word.isdigit() and len(word) < 10 else value)
+        if value not in get_args(Recomputed) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError("give all, none, auto, or a number of blocks that are computed again")
+        return value
 
 
 class ReferenceConfig(Section):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ds_dpo.config.models import Checkpointing
 from ds_dpo.config.run import RunConfig
 from ds_dpo.precision import Precision
 
@@ -16,6 +17,7 @@ FILES: dict[Precision, dict[int, str]] = {
     "fp16": {stage: f"zero{stage}_fp16" for stage in (2, 3)},
     "fp32": {stage: f"zero{stage}_fp32_cpu" for stage in (1, 2, 3)},
 }
+EXTREMES: tuple[Checkpointing, ...] = ("all", "none")
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 
 
@@ -25,7 +27,7 @@ class Choice:
 
     stage: int
     residency: Residency
-    is_checkpointed: bool
+    checkpointing: Checkpointing
     micro_batch_pairs: int
 
     def options(self, *, precision: Precision) -> str:
@@ -33,7 +35,7 @@ class Choice:
         parts = [
             f"--deepspeed_config {FILES[precision][self.stage]}",
             f"--micro_batch_pairs {self.micro_batch_pairs}",
-            f"--gradient_checkpointing {str(self.is_checkpointed).lower()}",
+            f"--gradient_checkpointing {self.checkpointing}",
         ]
         if self.residency != "none":
             parts.append(f"--reference.residency {self.residency}")
@@ -59,7 +61,7 @@ def own_choice(config: RunConfig, *, stage: int) -> Choice:
     return Choice(
         stage=stage,
         residency=config.reference.residency if has_reference else "none",
-        is_checkpointed=config.model.gradient_checkpointing,
+        checkpointing=config.model.gradient_checkpointing,
         micro_batch_pairs=config.batch.micro_batch_pairs,
     )
 
@@ -68,12 +70,12 @@ def choices(config: RunConfig, *, ranks: int, precision: Precision) -> Iterator[
     """Return all choices whose micro-batches divide the pairs of a step among the ranks."""
     for stage in FILES[precision]:
         for residency in residencies(config):
-            for is_checkpointed in (True, False):
+            for checkpointing in EXTREMES:
                 for pairs in MICRO_BATCHES:
                     if config.batch.pairs_per_step % (pairs * ranks) == 0:
                         yield Choice(
                             stage=stage,
                             residency=residency,
-                            is_checkpointed=is_checkpointed,
+                            checkpointing=checkpointing,
                             micro_batch_pairs=pairs,
                         )

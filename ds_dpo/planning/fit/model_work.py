@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
 from ds_dpo.config.asset_paths import PACKAGE, resolve_asset
+from ds_dpo.config.models import Checkpointing
 from ds_dpo.config.run import RunConfig
 from ds_dpo.errors import ConfigError, cut
 from ds_dpo.models.conditioning import PLAIN_GUIDANCE, takes_guidance, with_guidance
@@ -23,6 +24,8 @@ from ds_dpo.models.denoiser.trainable import choose_trained
 from ds_dpo.models.families.family import CLIP_TOKENS
 from ds_dpo.models.families.table import FAMILIES, kind_of
 from ds_dpo.models.vae import PIXELS_AT_ONCE, encode_moments
+from ds_dpo.planning.fit.block_trace import trace_blocks
+from ds_dpo.planning.fit.blocks import BlockTable, Passes
 from ds_dpo.planning.fit.trace import Traced, trace
 from ds_dpo.planning.sizes import denoiser_config
 from ds_dpo.precision import Precision, torch_dtype
@@ -36,14 +39,15 @@ class ModelWork:
     """The work of one pair, in the precision of the run.
 
     parameters, trained_parameters: of the denoiser and its low-rank layers. policy: forward and backward of both
-    images, by whether blocks are checkpointed. reference: forward of both images. vae: encodes as many images as are
-    encoded at once; None without a known one. vae_bytes, text_bytes: weights. pair_encoding_flop: both images and the
-    prompt.
+    images, for all blocks checkpointed, none, and the number that the run asks for. blocks: what each of them takes.
+    reference: forward of both images. vae: encodes as many images as are encoded at once; None without a known one.
+    vae_bytes, text_bytes: weights. pair_encoding_flop: both images and the prompt.
     """
 
     parameters: int
     trained_parameters: int
-    policy: Mapping[bool, Traced]
+    policy: Mapping[Checkpointing, Passes]
+    blocks: BlockTable
     reference: Traced
     vae: Traced | None
     vae_bytes: int
@@ -54,12 +58,13 @@ class ModelWork:
 def model_work(config: RunConfig, *, precision: Precision) -> ModelWork:
     """Trace a run's models on the meta device. Raises ConfigError if the denoiser cannot be built from its settings."""
     dtype = torch_dtype(precision)
-    denoiser = _denoiser(config, dtype)
-    call, inputs = _call_of_pair(denoiser, config, dtype)
-    policy = {}
-    for is_checkpointed in (False, True):
-        (denoiser.enable_gradient_checkpointing if is_checkpointed else denoiser.disable_gradient_checkpointing)()
-        policy[is_checkpointed] = trace(denoiser, call, inputs=inputs, backward=True)
+    denoiser = _planned_denoiser(config, dtype)
+    call, inputs = _call_of_images(denoiser, config, dtype, images=IMAGES)
+    blocks = trace_blocks(denoiser, call, inputs=inputs)
+    policy: dict[Checkpointing, Passes] = {"all": blocks.passes(blocks.all), "none": blocks.passes([])}
+    asked = config.model.gradient_checkpointing
+    if isinstance(asked, int):
+        policy[asked] = blocks.passes(blocks.best(asked))
     reference = trace(denoiser, call, inputs=inputs, backward=False)
     vae = _vae(config)
     text_parameters, text_flop = _text(config)
@@ -68,6 +73,7 @@ def model_work(config: RunConfig, *, precision: Precision) -> ModelWork:
         parameters=_count(denoiser),
         trained_parameters=sum(each.numel() for each in denoiser.parameters() if each.requires_grad),
         policy=policy,
+        blocks=blocks,
         reference=reference,
         vae=traced_vae,
         vae_bytes=0 if vae is None else _bytes(vae),
@@ -76,17 +82,31 @@ def model_work(config: RunConfig, *, precision: Precision) -> ModelWork:
     )
 
 
-def _denoiser(config: RunConfig, dtype: torch.dtype) -> Any:
+def policy_blocks(settings: Mapping[str, Any], config: RunConfig, *, precision: Precision) -> BlockTable:
+    """Return what the blocks of a policy of these settings keep for the pairs that a rank has at once."""
+    dtype = torch_dtype(precision)
+    denoiser = _denoiser(settings, config, dtype)
+    images = IMAGES * config.batch.micro_batch_pairs
+    call, inputs = _call_of_images(denoiser, config, dtype, images=images)
+    return trace_blocks(denoiser, call, inputs=inputs)
+
+
+def _planned_denoiser(config: RunConfig, dtype: torch.dtype) -> Any:
     try:
         settings = denoiser_config(config.model.pretrained, config.model.family)
         settings.setdefault("_class_name", FAMILIES[config.model.family].denoiser.class_name)
-        with torch.device("meta"):
-            denoiser = kind_of(settings).model_class().from_config(settings)
+        return _denoiser(settings, config, dtype)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"model.pretrained {config.model.pretrained}: its denoiser cannot be built from its settings "
             f"({cut(str(error))})"
         ) from error
+
+
+def _denoiser(settings: Mapping[str, Any], config: RunConfig, dtype: torch.dtype) -> Any:
+    """Return a policy on the meta device, with its adapter."""
+    with torch.device("meta"):
+        denoiser = kind_of(settings).model_class().from_config(settings)
     denoiser.to(dtype).train()
     if config.adapter.type != "none":
         add_adapter(denoiser, config.adapter, seed=0)
@@ -96,20 +116,22 @@ def _denoiser(config: RunConfig, dtype: torch.dtype) -> Any:
     return denoiser
 
 
-def _call_of_pair(denoiser: Any, config: RunConfig, dtype: torch.dtype) -> tuple[Callable[[], Tensor], list[Tensor]]:
+def _call_of_images(
+    denoiser: Any, config: RunConfig, dtype: torch.dtype, *, images: int
+) -> tuple[Callable[[], Tensor], list[Tensor]]:
     family = FAMILIES[config.model.family]
     factor = _vae_factor(config)
     side = config.data.resolution // factor
-    latents = torch.empty(IMAGES, family.denoiser.packing.latent_channels(denoiser.config), side, side, device="meta")
-    time_ids = torch.zeros(IMAGES, TIME_IDS, device="meta")
+    latents = torch.empty(images, family.denoiser.packing.latent_channels(denoiser.config), side, side, device="meta")
+    time_ids = torch.zeros(images, TIME_IDS, device="meta")
     extras = with_guidance(family.extras, PLAIN_GUIDANCE if takes_guidance(denoiser.config) else None)(time_ids)
     width, pooled = _text_widths(denoiser.config, extras)
     conditioning = Conditioning(
-        text_states=torch.empty(IMAGES, family.text_tokens, width, device="meta", dtype=dtype),
-        pooled=None if pooled is None else torch.empty(IMAGES, pooled, device="meta", dtype=dtype),
+        text_states=torch.empty(images, family.text_tokens, width, device="meta", dtype=dtype),
+        pooled=None if pooled is None else torch.empty(images, pooled, device="meta", dtype=dtype),
         extras=extras,
     )
-    times = torch.zeros(IMAGES, dtype=torch.int64, device="meta")
+    times = torch.zeros(images, dtype=torch.int64, device="meta")
     inputs = [latents, conditioning.text_states, times, *extras.values()]
     inputs += [] if conditioning.pooled is None else [conditioning.pooled]
     return lambda: family.denoiser.predict(denoiser, latents, times, conditioning), inputs

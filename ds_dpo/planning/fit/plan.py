@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed
@@ -58,7 +58,7 @@ SHIPPED = {"use_multi_rank_bucket_allreduce": False}  # as ds_configs/ has it fo
 def make_plan(work: ModelWork, config: RunConfig, resolved: ResolvedDeepSpeed, gpu: Gpu, assumed: Assumptions) -> Plan:
     """Return the plan of a run on resolved.world_size GPUs of one kind."""
 
-    def row(choice: Choice, ranks: int) -> Row:
+    def row(choice: Choice, ranks: int, work: ModelWork = work) -> Row:
         parts = rank_memory(
             work,
             choice,
@@ -85,13 +85,23 @@ def make_plan(work: ModelWork, config: RunConfig, resolved: ResolvedDeepSpeed, g
     def rows_on(ranks: int) -> list[Row]:
         return [row(choice, ranks) for choice in choices(config, ranks=ranks, precision=resolved.precision)]
 
+    def own_row() -> Row:
+        own = own_choice(config, stage=resolved.stage)
+        if own.checkpointing != "auto":
+            return row(own, resolved.world_size)
+        kept = row(replace(own, checkpointing="none"), resolved.world_size)
+        others = kept.total_bytes - kept.parts["activations"]
+        limit = (gpu.memory_bytes * (1 - MARGIN) - others) / own.micro_batch_pairs
+        passes = work.blocks.passes(work.blocks.fewest(limit))
+        return row(own, resolved.world_size, replace(work, policy={**work.policy, "auto": passes}))
+
     rows = rows_on(resolved.world_size)
     # an export of an adapter reads the frozen weights from their own files
     has_frozen = config.adapter.type == "none" or config.model.denoiser_init is not None
     weights = work.parameters if has_frozen else work.trained_parameters
     saved = work.trained_parameters * optimizer_bytes(config) + weights * BYTES_OF[resolved.precision]
     return Plan(
-        own=row(own_choice(config, stage=resolved.stage), resolved.world_size),
+        own=own_row(),
         rows=rows,
         fastest=fastest(rows),
         leanest=min((each for each in rows if each.fits), key=lambda each: each.total_bytes, default=None),

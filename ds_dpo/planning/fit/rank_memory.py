@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ds_dpo.config.run import RunConfig
+from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.planning.fit.choices import Choice
 from ds_dpo.planning.fit.model_work import ModelWork
 from ds_dpo.planning.sizes import BYTES_OF, Parameters, model_bytes, optimizer_bytes
@@ -47,7 +48,7 @@ def rank_memory(
         optimizer_bytes=optimizer_bytes(config),
     )
     has_encoders = config.data.cache is None or config.cadence.sample_every_steps is not None
-    passes = [work.policy[choice.is_checkpointed].peak_bytes * choice.micro_batch_pairs]
+    passes = [work.policy[choice.checkpointing].peak_bytes * choice.micro_batch_pairs]
     if choice.residency in ("replicated", "zero3", "cpu", "adapter"):
         passes.append(work.reference.peak_bytes * choice.micro_batch_pairs)
     if config.data.cache is None and work.vae is not None:
@@ -59,7 +60,7 @@ def rank_memory(
         "reference": _reference(work.parameters * weight, choice, ranks),
         "encoders": work.vae_bytes + work.text_bytes if has_encoders else 0.0,
         "activations": max(passes),
-        "buffers": _buffers(work, choice, zero, gradient_bytes=gradient, weight_bytes=weight, ranks=ranks),
+        "buffers": _buffers(parameters, choice.stage, zero, gradient_bytes=gradient, weight_bytes=weight, ranks=ranks),
         "context": CONTEXT_BYTES,
     }
 
@@ -72,14 +73,46 @@ def _reference(copy_bytes: float, choice: Choice, ranks: int) -> float:
     }.get(choice.residency, 0.0)
 
 
+def bytes_to_come(parameters: Parameters, config: RunConfig, resolved: ResolvedDeepSpeed) -> float:
+    """Return the bytes that a rank takes after its models are loaded and before its first pass.
+
+    These are gradients, states of the optimizer, and buffers, as if nothing was offloaded.
+    """
+    weight, gradient = BYTES_OF[resolved.precision], BYTES_OF[resolved.accumulation_precision]
+    states = model_bytes(
+        parameters,
+        stage=resolved.stage,
+        ranks=resolved.world_size,
+        weight_bytes=weight,
+        gradient_bytes=gradient,
+        optimizer_bytes=optimizer_bytes(config),
+    )
+    weights = parameters.total * weight / (resolved.world_size if resolved.stage == 3 else 1)
+    buffers = _buffers(
+        parameters,
+        resolved.stage,
+        resolved.settings["zero_optimization"],
+        gradient_bytes=gradient,
+        weight_bytes=weight,
+        ranks=resolved.world_size,
+    )
+    return states - weights + buffers
+
+
 def _buffers(
-    work: ModelWork, choice: Choice, zero: Mapping[str, Any], *, gradient_bytes: int, weight_bytes: int, ranks: int
+    parameters: Parameters,
+    stage: int,
+    zero: Mapping[str, Any],
+    *,
+    gradient_bytes: int,
+    weight_bytes: int,
+    ranks: int,
 ) -> float:
     """Return DeepSpeed's buckets: one in which gradients are reduced, two if it overlaps, and gathered weights."""
-    bucket = min(zero.get("reduce_bucket_size", BUCKET_ELEMENTS), work.trained_parameters)
+    bucket = min(zero.get("reduce_bucket_size", BUCKET_ELEMENTS), parameters.trained)
     reducing = bucket * gradient_bytes * (2 if zero.get("overlap_comm") else 1) if ranks > 1 else 0.0
     gathered = zero.get("allgather_bucket_size", BUCKET_ELEMENTS)
-    if choice.stage == 3:
+    if stage == 3:
         gathered = zero.get("stage3_max_live_parameters", LIVE_ELEMENTS)
-    gathering = min(gathered, work.parameters if choice.stage == 3 else work.trained_parameters) * weight_bytes
+    gathering = min(gathered, parameters.total if stage == 3 else parameters.trained) * weight_bytes
     return float(reducing + (gathering if ranks > 1 else 0.0))

@@ -85,7 +85,7 @@ def _line(name: str, row: Row, steps: int) -> str:
     hours = row.time.seconds * steps / 3600
     return (
         f"{name:14}{row.ranks:>5}{row.choice.stage:>6}  {row.choice.residency:11}"
-        f"{'on' if row.choice.is_checkpointed else 'off':14}{row.choice.micro_batch_pairs:>13}"
+        f"{row.choice.checkpointing!s:14}{row.choice.micro_batch_pairs:>13}"
         f"{_gb(row.total_bytes):>11}{'yes' if row.fits else 'no':>6}{_seconds(row.time.seconds):>12}"
         f"{hours:>10.1f} h{hours * row.ranks:>11.1f}"
     )
@@ -110,7 +110,7 @@ def plan_fields(plan: Plan, work: ModelWork, config: RunConfig, gpu: Gpu, assume
             "gpus": found.ranks,
             "stage": choice.stage,
             "residency": choice.residency,
-            "gradient_checkpointing": choice.is_checkpointed,
+            "gradient_checkpointing": choice.checkpointing,
             "micro_batch_pairs": choice.micro_batch_pairs,
             "bytes": dict(found.parts),
             "total_bytes": found.total_bytes,

@@ -42,7 +42,7 @@ class StepTime:
 
 def flop_of_pair(work: ModelWork, choice: Choice, config: RunConfig) -> int:
     """Return the FLOP of a pair: policy, what is computed again, the reference if it is loaded, and encoding."""
-    flop = work.policy[choice.is_checkpointed].flop
+    flop = work.policy[choice.checkpointing].flop
     if choice.residency not in ("none", "cached"):
         flop += work.reference.flop
     return flop + (work.pair_encoding_flop if config.data.cache is None else 0)

@@ -29,8 +29,13 @@ class Traced:
     flop: int
 
 
-class _Ledger(TorchDispatchMode):
-    """Follows the storages of tensors from their creation to their end, and adds up FLOP."""
+class Ledger(TorchDispatchMode):
+    """Follows the storages of tensors from their creation to their end, and adds up FLOP.
+
+    live: bytes that exist now. peak: the most so far. on_end: called with the id of each storage that has ended.
+    """
+
+    on_end: Callable[[int], None] = staticmethod(lambda number: None)
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
@@ -62,6 +67,7 @@ class _Ledger(TorchDispatchMode):
     def _end(self, number: int, size: int) -> None:
         self._seen.discard(number)
         self.live -= size
+        self.on_end(number)
 
 
 def trace(module: nn.Module, call: Callable[[], Tensor], *, inputs: Sequence[Tensor], backward: bool) -> Traced:
@@ -70,19 +76,30 @@ def trace(module: nn.Module, call: Callable[[], Tensor], *, inputs: Sequence[Ten
     backward: also its backward pass, in which each gradient of a weight goes as soon as it is complete, as ZeRO's do.
     Attention is counted as a fused kernel keeps it: queries, keys, values, output, and a number for each row.
     """
+    with followed(module, inputs) as ledger, torch.set_grad_enabled(backward):
+        found = call()
+        stored = ledger.live
+        if backward:
+            run_backward(found)
+    return Traced(stored_bytes=stored, peak_bytes=ledger.peak, flop=ledger.flop)
+
+
+@contextmanager
+def followed(module: nn.Module, inputs: Sequence[Tensor]) -> Iterator[Ledger]:
+    """Follow what passes of a module on the meta device take; each gradient of a weight goes when it is complete."""
     parameters = list(module.parameters())
-    handles = [p.register_post_accumulate_grad_hook(_drop) for p in parameters if p.requires_grad] if backward else []
-    known = [*parameters, *module.buffers(), *inputs]
+    handles = [each.register_post_accumulate_grad_hook(_drop) for each in parameters if each.requires_grad]
     try:
-        with _Ledger(known) as ledger, _fused_attention(ledger), torch.set_grad_enabled(backward):
-            found = call()
-            stored = ledger.live
-            if backward:
-                found.float().square().mean().backward()
+        with Ledger([*parameters, *module.buffers(), *inputs]) as ledger, _fused_attention(ledger):
+            yield ledger
     finally:
         for handle in handles:
             handle.remove()
-    return Traced(stored_bytes=stored, peak_bytes=ledger.peak, flop=ledger.flop)
+
+
+def run_backward(prediction: Tensor) -> None:
+    """Run the backward pass of a loss that is the mean of squares."""
+    prediction.float().square().mean().backward()
 
 
 def _drop(parameter: Tensor) -> None:
@@ -90,7 +107,7 @@ def _drop(parameter: Tensor) -> None:
 
 
 @contextmanager
-def _fused_attention(ledger: _Ledger) -> Iterator[None]:
+def _fused_attention(ledger: Ledger) -> Iterator[None]:
     """Let attention be one operation: on the meta device torch would write out the whole matrix of scores."""
 
     class Attention(torch.autograd.Function):

@@ -14,6 +14,7 @@ from ds_dpo.config.load import load_config
 from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import resolve_deepspeed
 from ds_dpo.errors import ConfigError
+from ds_dpo.planning.fit.blocks import Block, BlockTable, Moment, Passes
 from ds_dpo.planning.fit.choices import Choice, choices
 from ds_dpo.planning.fit.gpus import Gpu
 from ds_dpo.planning.fit.model_work import ModelWork
@@ -26,13 +27,24 @@ from ds_dpo.planning.sizes import parameters_of
 from ds_dpo.reference.block_offload import MAX_BLOCK_BYTES, NUM_SLOTS
 
 P = 10**9
+# two blocks keep 2 and 3 GB, and compute 2 and 8 TFLOP again
+BLOCKS = BlockTable(
+    blocks=[
+        Block(name="first", kept_bytes=2 * 10**9, flop=2 * 10**12, inputs=frozenset()),
+        Block(name="second", kept_bytes=3 * 10**9, flop=8 * 10**12, inputs=frozenset()),
+    ],
+    moments=[Moment(peak_bytes=6 * 10**9, keeping=frozenset((0, 1)), turn=None, gone=frozenset())],
+    input_bytes=[],
+    flop=40 * 10**12,
+)
 WORK = ModelWork(
     parameters=P,
     trained_parameters=P,
     policy={
-        False: Traced(stored_bytes=0, peak_bytes=6 * 10**9, flop=40 * 10**12),
-        True: Traced(stored_bytes=0, peak_bytes=10**9, flop=50 * 10**12),
+        "none": Passes(peak_bytes=6 * 10**9, flop=40 * 10**12),
+        "all": Passes(peak_bytes=10**9, flop=50 * 10**12),
     },
+    blocks=BLOCKS,
     reference=Traced(stored_bytes=0, peak_bytes=10**8, flop=12 * 10**12),
     vae=Traced(stored_bytes=0, peak_bytes=2 * 10**9, flop=4 * 10**12),
     vae_bytes=10**8,
@@ -52,8 +64,8 @@ def memory(choice: Choice, *options: str, ranks: int = 4) -> dict[str, float]:
     )
 
 
-def choice(stage: int, residency: Any = "replicated", *, pairs: int = 1, is_checkpointed: bool = True) -> Choice:
-    return Choice(stage=stage, residency=residency, is_checkpointed=is_checkpointed, micro_batch_pairs=pairs)
+def choice(stage: int, residency: Any = "replicated", *, pairs: int = 1, checkpointing: Any = "all") -> Choice:
+    return Choice(stage=stage, residency=residency, checkpointing=checkpointing, micro_batch_pairs=pairs)
 
 
 def test_parts_of_a_rank_by_hand() -> None:
@@ -64,7 +76,7 @@ def test_parts_of_a_rank_by_hand() -> None:
     # encoding an image takes more than the checkpointed passes of one pair, and less than those of four
     assert first["activations"] == 2 * 10**9
     assert memory(choice(1, pairs=4))["activations"] == 4 * 10**9
-    assert memory(choice(1, is_checkpointed=False))["activations"] == 6 * 10**9
+    assert memory(choice(1, checkpointing="none"))["activations"] == 6 * 10**9
     # a moving average of the weights takes 4 bytes more, and so does a reference that moves
     averaged = memory(choice(1), "--ema.decay", "0.999", "--reference.ema_decay", "0.99")
     assert averaged["optimizer"] == 5 * P
@@ -122,7 +134,7 @@ def test_the_fastest_fits_and_the_fewest_gpus_are_found() -> None:
     assert plan.fastest is not None
     # in two micro-batches of 8 pairs stage 2 sends what stage 1 sends, and holds less; 16 pairs at once do not fit. A
     # divided reference takes 0.2 % longer and holds less.
-    assert plan.fastest.choice == choice(2, "zero3", pairs=8, is_checkpointed=False)
+    assert plan.fastest.choice == choice(2, "zero3", pairs=8, checkpointing="none")
     assert plan.leanest is not None
     assert plan.leanest.total_bytes == min(row.total_bytes for row in plan.rows)
     assert plan.fewest is not None
@@ -131,6 +143,22 @@ def test_the_fastest_fits_and_the_fewest_gpus_are_found() -> None:
     small = Gpu(title="small", memory_bytes=6e9, flop_per_second=1e12, link_bytes_per_second=1e9)
     none = make_plan(WORK, run, resolved, small, ASSUMED)
     assert (none.fastest, none.leanest) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("free", "activations", "flop"), [(6, 6, 40), (5, 4, 42), (3.5, 3, 48), (2, 1, 50), (0, 1, 50)]
+)
+def test_auto_computes_as_little_again_as_the_gpu_allows(free: float, activations: int, flop: int) -> None:
+    run = config("--pairs_per_step", "4", "--micro_batch_pairs", "1", "--gradient_checkpointing", "auto")
+    cached = run.model_copy(update={"data": run.data.model_copy(update={"cache": "made"})})
+    resolved = resolve_deepspeed(cached, world_size=4)
+    own = make_plan(WORK, cached, resolved, GPU, ASSUMED).own
+    others = own.total_bytes - own.parts["activations"]
+    small = replace(GPU, memory_bytes=(others + free * 1e9) / 0.94 + 1)
+    own = make_plan(WORK, cached, resolved, small, ASSUMED).own
+    assert own.choice.checkpointing == "auto"
+    assert own.parts["activations"] == activations * 10**9
+    assert own.time.flop == (flop + 12) * 10**12  # 12 of the reference
 
 
 def test_choices_divide_the_pairs_and_keep_what_the_run_fixes() -> None:
