@@ -31,6 +31,7 @@ from ds_dpo.precision import torch_dtype
 from ds_dpo.reference.cache.fingerprint import StartOfPolicy, start_of_policy
 from ds_dpo.reference.residency import RESIDENCIES
 from ds_dpo.training.load_turns import ranks_at_once
+from ds_dpo.training.recomputing import settle_recomputing
 from ds_dpo.training.start import Start
 from ds_dpo.training.streamed import Begun, can_stream, choose, stream_models
 
@@ -118,9 +119,8 @@ def load_models(
     if config.adapter.type != "none":
         adapter = AdapterPart(policy, seed=config.seed, rank=place.rank, base=begun.base)
     start.say(describe_trained(policy))
-    if model.gradient_checkpointing:
-        # that of diffusers is not re-entrant, so it recomputes less and works with ZeRO-3
-        policy.enable_gradient_checkpointing()
+    for line in settle_recomputing(policy, config, resolved, place, device=device):
+        start.say(line)
     start.say(begun.attention.sentence)
     return Models(policy=policy, adapter=adapter, start=begun.start, reference=reference, encoders=encoders)
 

@@ -38,7 +38,6 @@ GROUPS: dict[str, dict[str, object]] = {
     "kto": {"objective.type": "kto", "objective.beta": 500, "objective.undesirable_weight": 0.02},
     "automatic_beta": {"objective.target_gradient_factor": 0.3, "objective.gap_decay": 0.8},
 }
-CHECKPOINTING = {"model.gradient_checkpointing": "true"}
 # CACHE stands for the folder that make_caches fills.
 LATENTS = {"online": {}, "cached": {"data.cache": "CACHE/latents"}}
 RESIDENCIES: dict[str, dict[str, object]] = {
@@ -77,23 +76,25 @@ class Case:
 def case(group: str, *, ranks: int, stage: int, micro: int, **options: object) -> Case:
     """options: residency, latents, checkpointing, as the tables above name them."""
     residency, latents = options.pop("residency", "replicated"), options.pop("latents", "online")
-    checkpointing = CHECKPOINTING if options.pop("checkpointing", False) else {}
+    checkpointing = {"model.gradient_checkpointing": options.pop("checkpointing", "none")}
     own = {**RESIDENCIES[residency], **LATENTS[latents], **checkpointing, **options}
     return Case(group=group, ranks=ranks, stage=stage, micro=micro, options=own)
 
 
+SOME_BLOCKS = 5  # of the miniature's 11
 BASELINES = {group: Case(group) for group in GROUPS}
 CASES: dict[str, Case] = {
-    "micro1_checkpointing": case("dpo", ranks=1, stage=2, micro=1, checkpointing=True),
+    "micro1_checkpointing": case("dpo", ranks=1, stage=2, micro=1, checkpointing="true"),
+    "some_blocks_checkpointing": case("dpo", ranks=1, stage=2, micro=4, checkpointing=SOME_BLOCKS),
     "cpu_reference_cached_latents": case("dpo", ranks=1, stage=2, micro=4, residency="cpu", latents="cached"),
     "2_ranks_zero1": case("dpo", ranks=2, stage=1, micro=2),
     "2_ranks_zero2_cached_reference": case("dpo", ranks=2, stage=2, micro=1, residency="cached"),
-    "2_ranks_zero3_checkpointing": case("dpo", ranks=2, stage=3, micro=2, checkpointing=True),
+    "2_ranks_zero3_checkpointing": case("dpo", ranks=2, stage=3, micro=2, checkpointing="all"),
     "4_ranks_zero2": case("dpo", ranks=4, stage=2, micro=1),
     "4_ranks_zero3_reference_too": case("dpo", ranks=4, stage=3, micro=1, residency="zero3"),
     "lora_zero1_adapter_reference": case("lora", ranks=1, stage=1, micro=2, residency="adapter"),
     "lora_2_ranks_zero3_checkpointing": case(
-        "lora", ranks=2, stage=3, micro=1, residency="adapter", checkpointing=True
+        "lora", ranks=2, stage=3, micro=1, residency="adapter", checkpointing="auto"
     ),
     "kto_micro1": case("kto", ranks=1, stage=2, micro=1),
     "kto_2_ranks": case("kto", ranks=2, stage=2, micro=1),
@@ -123,7 +124,7 @@ STEP_ONE: dict[str, Case] = {
         micro=2,
         residency=residency,
         latents="online" if residency == "cached" else "cached",
-        checkpointing=stage.endswith("c"),
+        checkpointing="all" if stage.endswith("c") else "none",
         max_train_steps=1,
     )
     for (group, residency), stages in STARTS.items()

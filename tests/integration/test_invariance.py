@@ -7,7 +7,7 @@ import json
 import math
 
 import pytest
-from invariance_cases import BASELINES, CASES, CONTROL, STEP_ONE, make_caches, residuals
+from invariance_cases import BASELINES, CASES, CONTROL, SOME_BLOCKS, STEP_ONE, make_caches, residuals
 from launching import curve, launch, metrics, zero_stage
 
 pytestmark = pytest.mark.launch
@@ -30,6 +30,16 @@ def runs(tmp_path_factory):
 def test_a_curve_is_its_baselines(runs, name):
     found = residuals(runs / name, runs / CASES[name].group)
     assert found.are_rounding, found
+
+
+def test_recomputing_some_blocks_changes_no_bit(runs):
+    name = "some_blocks_checkpointing"
+    for quantity in ("loss", "gradient_norm", "chosen_difference"):
+        assert curve(runs / name, quantity) == curve(runs / "dpo", quantity)
+    assert f"gradient checkpointing: {SOME_BLOCKS} of 11 blocks" in (runs / name / "log.txt").read_text()
+    free = (runs / "lora_2_ranks_zero3_checkpointing" / "log.txt").read_text()
+    assert "gradient checkpointing: 0 of 11 blocks" in free
+    assert "that are free for them" in free
 
 
 @pytest.mark.parametrize("group", BASELINES)

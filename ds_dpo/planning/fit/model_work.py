@@ -84,11 +84,18 @@ def model_work(config: RunConfig, *, precision: Precision) -> ModelWork:
 
 def policy_blocks(settings: Mapping[str, Any], config: RunConfig, *, precision: Precision) -> BlockTable:
     """Return what the blocks of a policy of these settings keep for the pairs that a rank has at once."""
+    denoiser, call, inputs = policy_call(settings, config, precision=precision)
+    return trace_blocks(denoiser, call, inputs=inputs)
+
+
+def policy_call(
+    settings: Mapping[str, Any], config: RunConfig, *, precision: Precision
+) -> tuple[Any, Callable[[], Tensor], list[Tensor]]:
+    """Return a policy of these settings on the meta device, a call of it for a micro-batch, and the call's tensors."""
     dtype = torch_dtype(precision)
     denoiser = _denoiser(settings, config, dtype)
-    images = IMAGES * config.batch.micro_batch_pairs
-    call, inputs = _call_of_images(denoiser, config, dtype, images=images)
-    return trace_blocks(denoiser, call, inputs=inputs)
+    call, inputs = _call_of_images(denoiser, config, dtype, images=IMAGES * config.batch.micro_batch_pairs)
+    return denoiser, call, inputs
 
 
 def _planned_denoiser(config: RunConfig, dtype: torch.dtype) -> Any:

@@ -33,7 +33,7 @@ def test_a_field_has_many_spellings(argv: list[str]) -> None:
         ("--checkpointing_steps=7", "cadence", "save_every_steps", 7),
         ("--per_device_train_batch_size=2", "batch", "micro_batch_pairs", 2),
         ("--max_grad_norm=none", "optimizer", "max_grad_norm", None),
-        ("--gradient_checkpointing=false", "model", "gradient_checkpointing", False),
+        ("--gradient_checkpointing=false", "model", "gradient_checkpointing", "none"),
     ],
 )
 def test_names_of_other_trainers_are_understood(argument: str, section: str, field: str, value: object) -> None:
@@ -52,7 +52,7 @@ def test_switches_and_lists() -> None:
             "--validation.seeds=4",
         ]
     ).config
-    assert config.model.gradient_checkpointing is True
+    assert config.model.gradient_checkpointing == "all"
     assert config.validation.prompts == ["a red cross", "b"]
     assert config.validation.seeds == [4]
 

@@ -47,7 +47,7 @@ def test_none_unsets_every_optional_field(tmp_path: Path, way: str, word: str) -
         ("seed", "seed = none: the option must have a value; leave it out for 0"),
         ("data.split", "data.split = none: the option must have a value; leave it out for train"),
         ("output_dir", "output_dir = none: the option must have a value"),
-        ("model.gradient_checkpointing", "must have a value; leave it out for true"),
+        ("deterministic", "must have a value; leave it out for false"),
         ("data.flip", "data.flip = none: the option must have a value; leave it out for off"),
     ],
 )
@@ -90,9 +90,14 @@ def test_none_is_a_choice_where_it_is_one(tmp_path: Path, way: str) -> None:
         ("data.flip", "off", "off"),
         ("data.size_conditioning", "true", "true"),
         ("data.size_conditioning", "True", "true"),
-        ("model.gradient_checkpointing", "no", False),
-        ("model.gradient_checkpointing", "on", True),
-        ("model.gradient_checkpointing", "0", False),
+        ("model.gradient_checkpointing", "no", "none"),
+        ("model.gradient_checkpointing", "false", "none"),
+        ("model.gradient_checkpointing", "none", "none"),
+        ("model.gradient_checkpointing", "0", "none"),
+        ("model.gradient_checkpointing", "on", "all"),
+        ("model.gradient_checkpointing", "True", "all"),
+        ("model.gradient_checkpointing", "auto", "auto"),
+        ("model.gradient_checkpointing", "12", 12),
     ],
 )
 def test_a_word_is_read_as_its_field_needs(tmp_path: Path, way: str, path: str, word: str, value: Any) -> None:
@@ -111,7 +116,13 @@ def test_a_word_is_read_as_its_field_needs(tmp_path: Path, way: str, path: str, 
         ("seed", "true", "seed = true: the option is not a switch"),
         ("seed", "9" * 5000, "9999999999 ... 9999"),
         ("learning_rate", "1e999", "optimizer.learning_rate = inf"),
-        ("model.gradient_checkpointing", "2024-01-01", "model.gradient_checkpointing = 2024-01-01"),
+        ("model.gradient_checkpointing", "2024-01-01", "model.gradient_checkpointing = 2024-01-01: give all, none"),
+        ("model.gradient_checkpointing", "-1", "model.gradient_checkpointing = -1: give all, none, auto, or a number"),
+        (
+            "model.gradient_checkpointing",
+            "1.5",
+            "model.gradient_checkpointing = 1.5: give all, none, auto, or a number",
+        ),
     ],
 )
 def test_a_word_that_means_something_else_is_refused(
