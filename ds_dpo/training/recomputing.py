@@ -90,7 +90,7 @@ def _room(
 
 
 def decide_blocks(table: BlockTable, asked: int | str, *, room: float | None) -> Decision:
-    """Return so many blocks, or with auto the fewest with which both passes take no more than the room.
+    """Return a number of blocks, or with auto the fewest with which both passes take no more than the room.
 
     room: bytes for activations; None if they are not known, in which case auto takes all that save any.
     """

@@ -103,7 +103,7 @@ class BlockTable:
         return list(range(len(self.blocks)))
 
     def best(self, count: int) -> list[int]:
-        """Return so many blocks, those that save most bytes for their FLOP."""
+        """Return the `count` blocks that save most bytes for their FLOP."""
         return sorted(sorted(self.all, key=self._price)[:count])
 
     @cached_property

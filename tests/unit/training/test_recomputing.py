@@ -35,8 +35,8 @@ TABLE = BlockTable(
     [
         ("auto", 9.5 * GB, [], "0 of 2 blocks compute their activations again (0% more work); activations take up to "
          "9 GB of 9.5 GB that are free for them"),
-        ("auto", 7.5 * GB, ["small"], "1 of 2 blocks compute their activations again (10% more work); activations "
-         "take up to 7 GB of 7.5 GB that are free for them"),
+        ("auto", 7.5 * GB, ["large"], "1 of 2 blocks compute their activations again (10% more work); activations "
+         "take up to 3 GB of 7.5 GB that are free for them"),
         ("auto", -1.0, ["large", "small"], "2 of 2 blocks compute their activations again (20% more work); "
          "activations take up to 1 GB, and only 0 GB are free for them: if memory runs out, take a smaller "
          "batch.micro_batch_pairs"),

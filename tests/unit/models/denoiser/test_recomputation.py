@@ -16,18 +16,19 @@ from tiny_families import tiny_model
 from torch import Tensor, nn
 
 from ds_dpo.batch import Conditioning
+from ds_dpo.models.conditioning import takes_guidance, with_guidance
 from ds_dpo.models.denoiser.recomputation import call_blocks_by, recompute_all, recompute_blocks
 from ds_dpo.models.families.table import FAMILIES
 
 DENOISERS: dict[str, Callable[[], Any]] = {
     "sdxl": lambda: tiny_model("sdxl").modules["unet"],
     "sd15": lambda: tiny_model("sd15").modules["unet"],
-    "sd3": tiny_sd3.tiny_transformer,
+    "sd3": lambda: tiny_sd3.tiny_transformer(pos_embed_max_size=16),
     "flux1": tiny_flux1.tiny_transformer,
     "flux2_klein": tiny_flux2.tiny_transformer,
 }
 # blocks in forward order: a UNet's resnets and transformer blocks, except the first resnet in its middle
-BLOCKS = {"sdxl": 25, "sd15": 37, "sd3": 3, "flux1": 4, "flux2_klein": 4}
+BLOCKS = {"sdxl": 33, "sd15": 37, "sd3": 3, "flux1": 4, "flux2_klein": 4}
 
 
 def gradients(family: str, denoiser: Any) -> tuple[Tensor, list[Tensor | None]]:
@@ -40,7 +41,7 @@ def gradients(family: str, denoiser: Any) -> tuple[Tensor, list[Tensor | None]]:
     conditioning = Conditioning(
         text_states=torch.randn(1, 7, width, generator=draw),
         pooled=None if pooled is None else torch.randn(1, pooled, generator=draw),
-        extras=row.extras(torch.full((1, 6), 64.0)),
+        extras=with_guidance(row.extras, 1.0 if takes_guidance(settings) else None)(torch.full((1, 6), 64.0)),
     )
     denoiser.zero_grad()
     found = row.denoiser.predict(
