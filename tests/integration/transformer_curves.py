@@ -15,12 +15,12 @@ FAMILIES = ("sd3", "flux1")
 BASELINE = "baseline"
 CASES: dict[str, Case] = {
     BASELINE: case("dpo", ranks=1, stage=2, micro=4),
-    "micro1_zero1_cached_latents": case("dpo", ranks=1, stage=1, micro=1, latents="cached", checkpointing=True),
+    "micro1_zero1_cached_latents": case("dpo", ranks=1, stage=1, micro=1, latents="cached", checkpointing="all"),
     "2_ranks_zero1": case("dpo", ranks=2, stage=1, micro=2),
     "2_ranks_zero2_cached_reference": case("dpo", ranks=2, stage=2, micro=1, residency="cached"),
     "2_ranks_zero3": case("dpo", ranks=2, stage=3, micro=1, residency="zero3", latents="cached"),
     "4_ranks_zero2_cpu": case("dpo", ranks=4, stage=2, micro=1, residency="cpu"),
-    "4_ranks_zero3": case("dpo", ranks=4, stage=3, micro=1, residency="zero3", checkpointing=True),
+    "4_ranks_zero3": case("dpo", ranks=4, stage=3, micro=1, residency="zero3", checkpointing="all"),
 }
 TWIN = "2_ranks_zero3"  # RESUMED is this run, interrupted
 

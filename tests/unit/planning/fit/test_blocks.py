@@ -110,6 +110,7 @@ def traced(family: str, options: list[str], names: list[str] | None) -> Traced:
     return trace(denoiser, call, inputs=inputs, backward=True)
 
 
+@pytest.mark.slow
 def test_auto_never_exceeds_its_limit_in_random_settings() -> None:
     draw = random.Random(SEED)
     kept = 0
