@@ -18,7 +18,7 @@ from ds_dpo.planning.fit.blocks import BlockTable
 from ds_dpo.planning.fit.model_work import policy_blocks
 from ds_dpo.planning.fit.plan import MARGIN
 from ds_dpo.planning.fit.rank_memory import CONTEXT_BYTES, bytes_to_come
-from ds_dpo.planning.sizes import Parameters
+from ds_dpo.planning.sizes import Parameters, gb
 from ds_dpo.process.host_memory import available_bytes
 
 
@@ -108,7 +108,7 @@ def decide_blocks(table: BlockTable, asked: int | str, *, room: float | None) ->
     more = passes.flop / table.flop - 1
     line = (
         f"gradient checkpointing: {len(chosen)} of {count} blocks compute their activations again ({more:.0%} more "
-        f"work); activations take up to {_gb(passes.peak_bytes)}"
+        f"work); activations take up to {gb(passes.peak_bytes)}"
     )
     if asked == "auto":
         line += _against(passes.peak_bytes, room)
@@ -119,11 +119,7 @@ def _against(taken: int, room: float | None) -> str:
     if room is None:
         return "; free memory is not known here"
     if taken <= room:
-        return f" of {_gb(room)} that are free for them"
+        return f" of {gb(room)} that are free for them"
     return (
-        f", and only {_gb(max(room, 0))} are free for them: if memory runs out, take a smaller batch.micro_batch_pairs"
+        f", and only {gb(max(room, 0))} are free for them: if memory runs out, take a smaller batch.micro_batch_pairs"
     )
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"

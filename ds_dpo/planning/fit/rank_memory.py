@@ -9,7 +9,7 @@ from ds_dpo.config.run import RunConfig
 from ds_dpo.engine.settings import ResolvedDeepSpeed
 from ds_dpo.planning.fit.choices import Choice
 from ds_dpo.planning.fit.model_work import ModelWork
-from ds_dpo.planning.sizes import BYTES_OF, Parameters, model_bytes, optimizer_bytes
+from ds_dpo.planning.sizes import BYTES_OF, Parameters, model_bytes, optimizer_bytes, state_bytes
 from ds_dpo.precision import Precision
 
 # what CUDA, cuBLAS, cuDNN and NCCL take for themselves: assumed
@@ -79,14 +79,6 @@ def bytes_to_come(parameters: Parameters, config: RunConfig, resolved: ResolvedD
     These are gradients, states of the optimizer, and buffers, as if nothing was offloaded.
     """
     weight, gradient = BYTES_OF[resolved.precision], BYTES_OF[resolved.accumulation_precision]
-    states = model_bytes(
-        parameters,
-        stage=resolved.stage,
-        ranks=resolved.world_size,
-        weight_bytes=weight,
-        gradient_bytes=gradient,
-        optimizer_bytes=optimizer_bytes(config),
-    )
     weights = parameters.total * weight / (resolved.world_size if resolved.stage == 3 else 1)
     buffers = _buffers(
         parameters,
@@ -96,7 +88,7 @@ def bytes_to_come(parameters: Parameters, config: RunConfig, resolved: ResolvedD
         weight_bytes=weight,
         ranks=resolved.world_size,
     )
-    return states - weights + buffers
+    return state_bytes(parameters, config, resolved).policy - weights + buffers
 
 
 def _buffers(
